@@ -1,0 +1,98 @@
+//! One step's work as plain integers, and the plan a backend derives from it once per step. Knows no requests, only
+//! rows: sequences are `query_start` ranges of flat tokens.
+
+use candle_core::{Result, Tensor, bail};
+
+/// What the scheduler's batch becomes on its way to the model: flat, no padding.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardBatch {
+    /// Token ids `[tokens]`.
+    pub token_ids: Vec<u32>,
+    /// Absolute positions `[tokens]`, consecutive within a sequence.
+    pub positions: Vec<u32>,
+    /// Cache slot of each token `[tokens]`: `block * BLOCK_SIZE + offset`.
+    pub slot_mapping: Vec<u32>,
+    /// Prefix sums `[sequences + 1]`: sequence `s` owns tokens `query_start[s] .. query_start[s + 1]`.
+    pub query_start: Vec<u32>,
+    /// Tokens of each sequence in the cache once this step has written its own `[sequences]`.
+    pub context_lens: Vec<u32>,
+    /// Blocks of each sequence in order `[sequences][..]`, at least `context_len / BLOCK_SIZE` rounded up.
+    pub block_tables: Vec<Vec<u32>>,
+    /// Rows (token indices, ascending) whose logits are wanted.
+    pub logits_rows: Vec<u32>,
+    /// Recurrent state moves `[sequences]`; empty for models without recurrent layers.
+    pub states: Vec<StateStep>,
+}
+
+/// Where a sequence's recurrent state comes from and goes to in one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateStep {
+    /// Slot to start from; `None` starts from zeros.
+    pub source: Option<u32>,
+    /// Slot that holds the state after the step's last token.
+    pub target: u32,
+    /// (tokens of this step consumed, slot): copies of the state taken on the way, at block borders.
+    pub snapshots: Vec<(u32, u32)>,
+}
+
+impl ForwardBatch {
+    /// Number of flat tokens.
+    pub fn num_tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Number of sequences.
+    pub fn num_sequences(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    /// Token range of sequence `s`.
+    pub fn query_range(&self, s: usize) -> std::ops::Range<usize> {
+        self.query_start[s] as usize..self.query_start[s + 1] as usize
+    }
+
+    /// Checks that the arrays agree with one another and fit a cache of `num_blocks` blocks.
+    ///
+    /// # Errors
+    /// Names the first array that does not fit.
+    pub fn check(&self, num_blocks: usize) -> Result<()> {
+        let (tokens, sequences) = (self.num_tokens(), self.num_sequences());
+        if self.positions.len() != tokens || self.slot_mapping.len() != tokens {
+            bail!("positions and slot_mapping must have {tokens} entries");
+        }
+        if self.query_start.len() != sequences + 1
+            || self.block_tables.len() != sequences
+            || self.query_start.first() != Some(&0)
+            || self.query_start.last().map(|&end| end as usize) != Some(tokens)
+            || self.query_start.windows(2).any(|pair| pair[0] >= pair[1])
+        {
+            bail!("query_start must rise from 0 to {tokens} over {sequences} sequences");
+        }
+        if !self.states.is_empty() && self.states.len() != sequences {
+            bail!("states must be empty or have {sequences} entries");
+        }
+        for s in 0..sequences {
+            let needed = (self.context_lens[s] as usize).div_ceil(crate::BLOCK_SIZE);
+            let table = &self.block_tables[s];
+            if table.len() < needed || table[..needed].iter().any(|&block| block as usize >= num_blocks) {
+                bail!("block_tables[{s}] does not cover {} tokens in {num_blocks} blocks", self.context_lens[s]);
+            }
+        }
+        if self.slot_mapping.iter().any(|&slot| slot as usize >= num_blocks * crate::BLOCK_SIZE) {
+            bail!("slot_mapping leaves the cache of {num_blocks} blocks");
+        }
+        if self.logits_rows.iter().any(|&row| row as usize >= tokens) {
+            bail!("logits_rows leaves the {tokens} tokens of the batch");
+        }
+        Ok(())
+    }
+}
+
+/// What every layer of one step shares, derived once by `Kernels::plan`.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The batch itself.
+    pub batch: ForwardBatch,
+    /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`.
+    pub rope: Vec<(Tensor, Tensor)>,
+}

@@ -1,0 +1,26 @@
+//! What runs on the hardware: fused operations, each with a contract, a plain default and per-device overrides.
+//!
+//! Owns every `unsafe` block of the workspace and every byte layout of packed weights and caches. Knows no model
+//! names, no scheduling policy and no text.
+
+mod batch;
+mod cache;
+pub mod cpu;
+mod linear;
+mod mapped;
+mod ops;
+pub mod quant;
+mod weight;
+
+pub use batch::{ForwardBatch, Plan, StateStep};
+pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
+pub use linear::Linear;
+pub use mapped::{Bytes, MappedFile};
+pub use ops::{
+    Activation, AttentionSpec, DefaultKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, NormScope, QkvSpec, Rope,
+    RopeLayout, RouterScore,
+};
+pub use weight::{Weight, WeightKind};
+
+/// Tokens per block of the paged cache, for every device and model.
+pub const BLOCK_SIZE: usize = 16;

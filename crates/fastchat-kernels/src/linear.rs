@@ -1,0 +1,40 @@
+//! The opaque handle of a packed linear layer: one or more stacked weights sharing an input, and a bias. What a part
+//! looks like inside is the backend's affair.
+
+use candle_core::Tensor;
+
+/// `y = x W^T + b` with `W` of `[out_features, in_features]`, packed by `Kernels::pack`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    pub(crate) parts: Vec<Part>,
+    /// f32 `[out_features]`.
+    pub(crate) bias: Option<Tensor>,
+}
+
+/// One of the stacked weights, `rows` outputs high.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) rows: usize,
+    pub(crate) packed: Packed,
+}
+
+/// The layouts a part can have.
+#[derive(Clone, Debug)]
+pub(crate) enum Packed {
+    /// f32 `[rows, in_features]`: the default's layout.
+    Dense(Tensor),
+}
+
+impl Linear {
+    /// Length of an input row.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Length of an output row.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+}

@@ -1,0 +1,131 @@
+//! The contract of the hardware: one method per fused operation, each with a default body in plain candle that is slow
+//! and obviously right. Backends override what is worth it; the test of an override is: override == default.
+
+mod attention;
+mod embed;
+mod gated_delta;
+mod linear;
+mod mlp;
+mod norm;
+mod qkv;
+
+use std::fmt::Debug;
+
+use candle_core::{Device, Result, Tensor};
+
+pub use attention::AttentionSpec;
+pub use gated_delta::GatedDeltaSpec;
+pub use mlp::{Activation, MoeSpec, MoeWeights, RouterScore};
+pub use norm::NormScope;
+pub use qkv::{QkvSpec, Rope, RopeLayout};
+
+use crate::{ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
+
+/// Fused operations over flat `[tokens, ..]` f32 activations. All results of a row depend on that row's sequence only:
+/// never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on one backend).
+pub trait Kernels: Send + Sync + Debug {
+    /// Where the tensors live.
+    fn device(&self) -> &Device;
+
+    /// What serves the calls, for logs, `doctor` and the system fingerprint, e.g. `cpu-avx512-vnni`.
+    fn name(&self) -> String;
+
+    /// Packs weights that share an input into one layer; outputs are stacked in order. `bias` is f32 `[sum of rows]`.
+    /// Called once per layer at load; the stored bytes may be dropped afterwards.
+    fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+        linear::pack(weights, bias, self.device())
+    }
+
+    /// Derives what all layers of a step share; `ropes` are the model's distinct rope tables.
+    fn plan(&self, batch: &ForwardBatch, ropes: &[Rope]) -> Result<Plan> {
+        qkv::plan(batch, ropes, self.device())
+    }
+
+    /// Rows `ids` of a packed table: f32 `[ids, in_features]`.
+    fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        embed::embed(table, ids)
+    }
+
+    /// `x [tokens, in] -> [tokens, out]`.
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        linear::linear(x, layer)
+    }
+
+    /// Root mean square norm over the last dimension (arXiv 1910.07467); `weight` f32 `[hidden]`.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        norm::rms_norm(x, weight, eps)
+    }
+
+    /// Layer norm over the last dimension (arXiv 1607.06450); `weight`, `bias` f32 `[hidden]`.
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
+        norm::layer_norm(x, weight, bias, eps)
+    }
+
+    /// `sum = x + residual` and `rms_norm(sum)`: returns `(sum, normed)`.
+    fn add_rms_norm(&self, x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+        norm::add_rms_norm(x, residual, weight, eps)
+    }
+
+    /// Cuts `qkv [tokens, (heads + 2 kv_heads) * head_dim]` into q, k, v, norms and rotates q and k, writes k and v to
+    /// their cache slots, returns q `[tokens, heads * head_dim]`.
+    fn qk_norm_rope_write(&self, qkv: &Tensor, spec: &QkvSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
+        let (q, k, v) = qkv::qk_norm_rope(qkv, spec, plan)?;
+        self.write_kv(&k, Some(&v), cache, plan)?;
+        Ok(q)
+    }
+
+    /// Rotates `x [tokens, heads * head_dim]` by the plan's rope table `rope`, over the last `rotary_dim` elements of
+    /// each head when `tail`, else the first.
+    fn rope(&self, x: &Tensor, head_dim: usize, rope: &Rope, tail: bool, plan: &Plan) -> Result<Tensor> {
+        qkv::rope(x, head_dim, rope, tail, plan)
+    }
+
+    /// Writes keys `[tokens, kv_heads * head_dim]` (and values) to `plan.batch.slot_mapping`, rounding to the cache type.
+    fn write_kv(&self, k: &Tensor, v: Option<&Tensor>, cache: &KvCache, plan: &Plan) -> Result<()> {
+        attention::write_kv(k, v, cache, plan)
+    }
+
+    /// Causal paged attention of `q [tokens, heads * head_dim]` over the cache: `[tokens, heads * v_head_dim]`.
+    fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
+        attention::attention(q, spec, cache, plan)
+    }
+
+    /// `act(gate) * up` of `gate_up [tokens, 2 * inter]` (gate first): `[tokens, inter]`.
+    fn gated_act(&self, gate_up: &Tensor, act: Activation) -> Result<Tensor> {
+        mlp::gated_act(gate_up, act)
+    }
+
+    /// `act(x)`, element by element.
+    fn act(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
+        mlp::act(x, act)
+    }
+
+    /// Routed experts of `x [tokens, hidden]`, grouped by expert, so that cost grows with active experts.
+    fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor>;
+
+    /// Gated delta rule (arXiv 2412.06464) with its causal convolution, state read and written in `cache`.
+    /// `qkv [tokens, conv_channels]` before the convolution, `beta` and `decay` `[tokens, v_heads]`:
+    /// `[tokens, v_heads * v_head_dim]`.
+    fn gated_delta(&self, inputs: &[&Tensor; 3], spec: &GatedDeltaSpec, cache: &StateCache, plan: &Plan)
+    -> Result<Tensor> {
+        gated_delta::gated_delta(inputs, spec, cache, plan)
+    }
+}
+
+/// The plain candle bodies on a device, with nothing overridden: the reference of every test.
+#[derive(Debug)]
+pub struct DefaultKernels(pub Device);
+
+impl Kernels for DefaultKernels {
+    fn device(&self) -> &Device {
+        &self.0
+    }
+
+    fn name(&self) -> String {
+        "default".to_owned()
+    }
+
+    fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+        mlp::moe(self, x, spec, weights)
+    }
+}
