@@ -78,8 +78,20 @@ pub enum Step {
         /// Rows stored.
         total: usize,
     },
-    /// Row `i` becomes stored row `order[i]`.
-    Rows(Vec<usize>),
+    /// Of every block of `stride` rows, first the rows of the first range for all blocks, then of the next.
+    Groups {
+        /// Rows of a block.
+        stride: usize,
+        /// Ranges within a block.
+        within: Vec<Range<usize>>,
+    },
+    /// Heads whose first `rotary_dim` rows are interleaved pairs go back to the order of halves.
+    Unpair {
+        /// Rows of a head.
+        head_dim: usize,
+        /// Rows of it that are rotated.
+        rotary_dim: usize,
+    },
     /// Rows and columns change places.
     Transpose,
     /// Every element plus one.
@@ -157,16 +169,21 @@ impl Names {
     }
 }
 
-/// Rows of `heads` heads of `head_dim` elements whose first `rotary_dim` were stored as interleaved pairs, back in the
-/// order of halves.
-pub fn halves_from_pairs(heads: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
+/// Row order that brings interleaved pairs back to halves, for `rows` rows of whole heads.
+fn unpaired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
     let half = rotary_dim / 2;
     let within = |i: usize| match i {
         i if i < half => 2 * i,
         i if i < rotary_dim => 2 * (i - half) + 1,
         i => i,
     };
-    (0..heads * head_dim).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
+    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
+}
+
+/// Row order that takes `within` from every block of `stride` rows.
+fn grouped(rows: usize, stride: usize, within: &[Range<usize>]) -> Vec<usize> {
+    let blocks = || (0..rows / stride).map(|block| block * stride);
+    within.iter().flat_map(|range| blocks().flat_map(move |at| at + range.start..at + range.end)).collect()
 }
 
 /// Applies one step to a matrix; `part` is the expert or head asked for, `vector` whether it is a bias.
@@ -180,7 +197,13 @@ pub(crate) fn apply(step: &Step, weight: Weight, part: usize, vector: bool) -> R
         }
         Step::Range { total, .. } if *total != rows => Err(format!("has {rows} rows, expected {total}")),
         Step::Range { rows, .. } => weight.narrow(rows.start, rows.len()).map_err(text),
-        Step::Rows(order) => weight.select_rows(order).map_err(text),
+        Step::Groups { stride: block, .. } | Step::Unpair { head_dim: block, .. } if !rows.is_multiple_of(*block) => {
+            Err(format!("has {rows} rows, expected a multiple of {block}"))
+        }
+        Step::Groups { stride, within } => weight.select_rows(&grouped(rows, *stride, within)).map_err(text),
+        Step::Unpair { head_dim, rotary_dim } => {
+            weight.select_rows(&unpaired(rows, *head_dim, *rotary_dim)).map_err(text)
+        }
         Step::Transpose if vector => Ok(weight),
         Step::Transpose => crate::weights::transpose(&weight),
         Step::AddOne => crate::weights::map_f32(&weight, |x| x + 1.0),
