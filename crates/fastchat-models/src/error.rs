@@ -80,6 +80,10 @@ impl ModelError {
         Self::Tensor { file: file.to_owned(), tensor: short(tensor), problem: one_line(problem) }
     }
 
+    pub(crate) fn request(param: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self::Request { param, value: short(value), limit: one_line(limit) }
+    }
+
     pub(crate) fn io(file: &Path, source: std::io::Error) -> Self {
         Self::Io { file: file.to_owned(), source }
     }

@@ -64,6 +64,15 @@ pub enum Norm {
     },
 }
 
+impl Norm {
+    /// What keeps the root from zero.
+    pub fn eps(self) -> f32 {
+        match self {
+            Self::Rms { eps } | Self::Layer { eps, .. } => eps,
+        }
+    }
+}
+
 /// One rope table, resolved: every scaling kind ends as frequencies and a factor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RopeSpec {
@@ -215,6 +224,13 @@ pub struct GatedDeltaNet {
     pub conv_taps: usize,
     /// Of the gated norm of the output.
     pub eps: f32,
+}
+
+impl GatedDeltaNet {
+    /// Channels of q, k and v together, which pass through the convolution.
+    pub fn conv_channels(&self) -> usize {
+        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+    }
 }
 
 /// Mixing over channels.

@@ -53,6 +53,13 @@ pub struct TensorMap {
     pub tensors: BTreeMap<String, Stored>,
 }
 
+impl TensorMap {
+    /// Whether any tensor is stored in blocks of few bits.
+    pub fn is_quantized(&self) -> bool {
+        self.tensors.values().any(|stored| matches!(stored.kind, StoredKind::Weight(kind) if !kind.is_dense()))
+    }
+}
+
 /// Serves slots from a [`TensorMap`] and remembers what was used.
 #[derive(Debug)]
 pub(crate) struct Weights<'a> {

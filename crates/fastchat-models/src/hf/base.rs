@@ -1,26 +1,18 @@
 //! The decoder most families start from (pre-norm, grouped attention, gated MLP) in Hugging Face's names, and the edits
 //! families make to it. Knows fields and tensor names that several families share, no family.
 
-use fastchat_kernels::{Activation, NormScope, RouterScore};
+use fastchat_kernels::{Activation, RouterScore};
 
 use super::{config::Config, rope};
 use crate::ModelError;
-use crate::names::{Names, Slot, Source, Step};
+pub use crate::description::{Description, bias};
+use crate::names::{Names, Slot, Source};
 use crate::spec::{
-    Attention, Bias, DecoderSpec, Dense, Head, LayerSpec, Mixer, Mlp, Moe, Norm, OutputGate, QkNorm, Residual, Shared, Sinks,
+    Attention, Bias, DecoderSpec, Dense, Head, LayerSpec, Mixer, Mlp, Moe, Norm, OutputGate, Residual, Shared, Sinks,
 };
 
 /// Rows of all heads of one layer together; the widest models in use have 24,576.
 const MAX_HEAD_ROWS: usize = 1 << 18;
-
-/// A spec and the names of its tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Description {
-    /// What to compute.
-    pub spec: DecoderSpec,
-    /// From which tensors.
-    pub names: Names,
-}
 
 /// The common decoder of a config: every field that several families share, no biases, no q/k norm.
 pub fn standard(c: &Config) -> Result<Description, ModelError> {
@@ -131,40 +123,6 @@ pub fn layer_source(stem: &str) -> Source {
 }
 
 impl Description {
-    /// Edits every layer.
-    pub fn layers(&mut self, mut edit: impl FnMut(usize, &mut LayerSpec)) {
-        self.spec.layers.iter_mut().enumerate().for_each(|(i, layer)| edit(i, layer));
-    }
-
-    /// Edits the attention of every layer that has one.
-    pub fn attention(&mut self, mut edit: impl FnMut(usize, &mut Attention)) {
-        self.layers(|i, layer| {
-            if let Mixer::Attention(attention) = &mut layer.mixer {
-                edit(i, attention);
-            }
-        });
-    }
-
-    /// Edits the dense MLP of every layer that has one.
-    pub fn dense(&mut self, mut edit: impl FnMut(&mut Dense)) {
-        self.layers(|_, layer| {
-            if let Mlp::Gated(dense) | Mlp::Plain(dense) = &mut layer.mlp {
-                edit(dense);
-            }
-        });
-    }
-
-    /// Biases of q, k, v and of the output projection.
-    pub fn attention_bias(&mut self, qkv: bool, out: bool) {
-        self.attention(|_, a| (a.qkv_bias, a.out_bias) = (bias(qkv), bias(out)));
-    }
-
-    /// Norm of q and k.
-    pub fn qk_norm(&mut self, scope: NormScope) {
-        let Norm::Rms { eps } | Norm::Layer { eps, .. } = self.spec.final_norm;
-        self.attention(|_, a| a.qk_norm = Some(QkNorm { eps, scope }));
-    }
-
     /// Tied or separate output matrix by `tie_word_embeddings`; exporters often store the tied matrix all the same.
     pub fn tie(&mut self, c: &Config, default: bool) -> Result<(), ModelError> {
         let tied = c.flag_or("tie_word_embeddings", default)?;
@@ -185,26 +143,6 @@ impl Description {
         }
         self.attention(|i, a| a.window = window.filter(|_| types[i] == SLIDING));
         Ok(())
-    }
-
-    /// Layers of type `sliding_attention` use their own rope, the second table.
-    pub fn sliding_rope(&mut self, rope: crate::spec::RopeSpec) {
-        self.spec.ropes.push(rope);
-        self.attention(|_, a| a.rope = Some(usize::from(a.window.is_some())));
-    }
-
-    /// Replaces the MLP of the layers for which `sparse` holds.
-    pub fn experts(&mut self, moe: &Moe, sparse: impl Fn(usize) -> bool) {
-        self.layers(|i, layer| {
-            if sparse(i) {
-                layer.mlp = Mlp::Moe(moe.clone());
-            }
-        });
-    }
-
-    /// Norm weights stored as their difference from one.
-    pub fn norms_from_one(&mut self, slots: &[Slot]) {
-        self.names.push_all(slots, &Step::AddOne);
     }
 
     /// Four norms a layer, two before and two after, in the names of this layout.
@@ -228,11 +166,6 @@ pub const SLIDING: &str = "sliding_attention";
 pub const FULL: &str = "full_attention";
 /// Layer type with a recurrent state.
 pub const LINEAR: &str = "linear_attention";
-
-/// A flag as the spec's enum.
-pub fn bias(present: bool) -> Bias {
-    if present { Bias::Present } else { Bias::Absent }
-}
 
 /// Softmax-routed experts by the fields most families share.
 pub fn softmax_moe(c: &Config, inter: usize, act: Activation) -> Result<Moe, ModelError> {

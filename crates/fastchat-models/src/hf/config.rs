@@ -38,6 +38,12 @@ impl Config {
         Ok(Self { file, prefix: String::new(), fields, max_model_len })
     }
 
+    /// A JSON file beside config.json.
+    pub fn table_file(file: PathBuf) -> Result<Self, ModelError> {
+        let fields = read_json(&file)?;
+        Ok(Self { file, prefix: String::new(), fields, max_model_len: None })
+    }
+
     /// A nested table, if there is one.
     pub fn table(&self, field: &str) -> Result<Option<Self>, ModelError> {
         match self.get(field) {
@@ -102,6 +108,15 @@ impl Config {
         match number {
             Some(n) if (least..=MAX_SIZE).contains(&n) => Ok(n as usize),
             _ => Err(self.bad(field, value, format!("a whole number from {least} to {MAX_SIZE}"))),
+        }
+    }
+
+    /// Token ids: one, a list, or none.
+    pub fn token_ids(&self, field: &str) -> Result<Vec<u32>, ModelError> {
+        match self.get(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(|id| self.whole(field, id, 0).map(|id| id as u32)).collect(),
+            Some(id) => Ok(vec![self.whole(field, id, 0)? as u32]),
         }
     }
 

@@ -6,7 +6,7 @@ use super::base::{Description, grouped_moe, layer_source, standard};
 use super::{config::Config, rope};
 use crate::ModelError;
 use crate::names::{Slot, Step};
-use crate::spec::{Mixer, Mla, Norm};
+use crate::spec::{Mixer, Mla};
 
 pub fn describe(c: &Config) -> Result<Description, ModelError> {
     let mut d = standard(c)?;
@@ -17,7 +17,7 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
     if c.flag_or("rope_interleave", true)? {
         rope.spec.layout = RopeLayout::Interleaved;
     }
-    let Norm::Rms { eps } | Norm::Layer { eps, .. } = d.spec.final_norm;
+    let eps = d.spec.final_norm.eps();
     let mla = Mla {
         heads: c.size("num_attention_heads")?,
         q_lora_rank: c.size_opt("q_lora_rank")?,

@@ -7,7 +7,7 @@ use super::qwen2_moe::{routed, shared, sparse_layers};
 use super::config::Config;
 use crate::ModelError;
 use crate::names::{Slot, Source, Step};
-use crate::spec::{GatedDeltaNet, Mixer, Moe, Norm, OutputGate};
+use crate::spec::{GatedDeltaNet, Mixer, Moe, OutputGate};
 
 pub fn describe(c: &Config) -> Result<Description, ModelError> {
     let (mut d, delta) = hybrid(c)?;
@@ -34,7 +34,7 @@ pub fn hybrid(c: &Config) -> Result<(Description, GatedDeltaNet), ModelError> {
     d.attention_bias(bias, bias);
     d.qk_norm(NormScope::PerHead);
     d.norms_from_one(&[Slot::PreAttn, Slot::PreMlp, Slot::FinalNorm, Slot::QNorm, Slot::KNorm]);
-    let Norm::Rms { eps } | Norm::Layer { eps, .. } = d.spec.final_norm;
+    let eps = d.spec.final_norm.eps();
     let delta = GatedDeltaNet {
         k_heads: c.size("linear_num_key_heads")?,
         v_heads: c.size("linear_num_value_heads")?,
