@@ -97,11 +97,6 @@ impl<'a> Weights<'a> {
         format!("{root}{name}")
     }
 
-    /// Whether the checkpoint stores this slot.
-    pub fn has(&self, slot: Slot, at: At) -> bool {
-        self.source(slot).is_ok_and(|source| self.map.tensors.contains_key(&self.name(slot, &source.weight, at)))
-    }
-
     /// The slot's matrix, of exactly `rows x cols`.
     pub fn matrix(&self, slot: Slot, at: At, rows: usize, cols: usize) -> Result<Weight, ModelError> {
         let source = self.source(slot)?;

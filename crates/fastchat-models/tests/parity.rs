@@ -1,4 +1,5 @@
 //! Every family against the outputs of the reference implementation: whole, in every chunking, cached, in company.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod rows;
 
@@ -22,9 +23,7 @@ struct Golden {
 impl Golden {
     fn read(folder: &Path) -> Self {
         let file = folder.join("golden.safetensors");
-        let ids = |name| -> Vec<u32> {
-            golden(&file, name).to_dtype(DType::U32).unwrap().to_vec1().unwrap()
-        };
+        let ids = |name| -> Vec<u32> { golden(&file, name).to_dtype(DType::U32).unwrap().to_vec1().unwrap() };
         Self { ids: ids("input_ids"), logits: golden(&file, "logits").to_vec2().unwrap(), greedy: ids("greedy") }
     }
 
@@ -88,10 +87,7 @@ fn cached(name: &str, decoder: &Decoder, golden: &Golden) {
 fn company(name: &str, decoder: &Decoder, golden: &Golden) {
     let (cache, ids) = (cache(decoder, 3, DType::F32), &golden.ids);
     let [mut a, mut b, mut c] = [0, 1, 2].map(|i| Sequence::new(i, 3));
-    let mut early = [
-        Feed { sequence: &mut b, tokens: &ids[..21] },
-        Feed { sequence: &mut c, tokens: &ids[..33] },
-    ];
+    let mut early = [Feed { sequence: &mut b, tokens: &ids[..21] }, Feed { sequence: &mut c, tokens: &ids[..33] }];
     let rows = step(decoder, &cache, &mut early);
     golden.check(&format!("{name}, first of two"), 0, &rows[..21]);
     golden.check(&format!("{name}, second of two"), 0, &rows[21..]);

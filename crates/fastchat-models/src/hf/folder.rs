@@ -42,7 +42,8 @@ fn text_side(folder: &Path, config: &Config) -> Result<TextSide, ModelError> {
 }
 
 fn defaults(c: &Config) -> Result<GenerationDefaults, ModelError> {
-    let count = |field: &str| Ok::<_, ModelError>(c.get(field).map(|_| c.count_or(field, 0)).transpose()?.map(|n| n as u32));
+    let count =
+        |field: &str| Ok::<_, ModelError>(c.get(field).map(|_| c.count_or(field, 0)).transpose()?.map(|n| n as u32));
     let greedy = c.get("do_sample") == Some(&Value::Bool(false));
     Ok(GenerationDefaults {
         temperature: if greedy { Some(0.0) } else { c.float_opt("temperature")? },

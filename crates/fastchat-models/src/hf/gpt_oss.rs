@@ -29,7 +29,7 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
         let stem = format!("layers.{{l}}.mlp.experts.{name}");
         Source::exact(&stem, &format!("{stem}_bias")).then(Step::Pick).then(Step::Transpose)
     };
-    let every_other = |first: usize| Step::Groups { stride: 2, within: vec![first..first + 1] };
+    let every_other = |first: usize| Step::part_of(2, first..first + 1);
     d.names.set(Slot::ExpertGate, stack("gate_up_proj").then(every_other(0)));
     d.names.set(Slot::ExpertUp, stack("gate_up_proj").then(every_other(1)));
     d.names.set(Slot::ExpertDown, stack("down_proj"));

@@ -110,13 +110,14 @@ fn factor(t: &Config) -> Result<f32, ModelError> {
 }
 
 fn yarn(t: &Config, factor: f32, trained: usize) -> Result<Scaling, ModelError> {
-    let attention_factor = match (t.float_opt("attention_factor")?, t.float_opt("mscale")?, t.float_opt("mscale_all_dim")?) {
-        (Some(given), ..) => given,
-        (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-            yarn_mscale(factor, mscale) / yarn_mscale(factor, all)
-        }
-        _ => yarn_mscale(factor, 1.0),
-    };
+    let attention_factor =
+        match (t.float_opt("attention_factor")?, t.float_opt("mscale")?, t.float_opt("mscale_all_dim")?) {
+            (Some(given), ..) => given,
+            (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                yarn_mscale(factor, mscale) / yarn_mscale(factor, all)
+            }
+            _ => yarn_mscale(factor, 1.0),
+        };
     Ok(Scaling::Yarn {
         factor,
         original: trained as f32,

@@ -1,5 +1,6 @@
 //! Runs token sequences through a decoder as a scheduler would: owns block tables and state slots, scattered on purpose.
 //! Used by several test files.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +66,8 @@ impl Sequence {
     fn state_step(&mut self, fed: usize) -> StateStep {
         let (before, after) = (self.tokens.len(), self.tokens.len() + fed);
         let borders = (before / BLOCK_SIZE + 1)..=(after / BLOCK_SIZE);
-        let snapshots = borders.map(|block| ((block * BLOCK_SIZE - before) as u32, self.slots + block as u32)).collect();
+        let snapshots =
+            borders.map(|block| ((block * BLOCK_SIZE - before) as u32, self.slots + block as u32)).collect();
         let source = self.state.replace(self.slots);
         StateStep { source, target: self.slots, snapshots }
     }
