@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use fastchat_kernels::cpu::CpuKernels;
 use fastchat_kernels::{BLOCK_SIZE, DefaultKernels, Kernels};
 use fastchat_models::{Decoder, LoadOptions, load};
 use rows::{Feed, Sequence, argmax, cache, chunked, difference, golden, step};
@@ -34,7 +35,7 @@ impl Golden {
 }
 
 fn kernels() -> Vec<Arc<dyn Kernels>> {
-    vec![Arc::new(DefaultKernels(Device::Cpu))]
+    vec![Arc::new(DefaultKernels(Device::Cpu)), Arc::new(CpuKernels::new(None))]
 }
 
 fn family(name: &str) {
