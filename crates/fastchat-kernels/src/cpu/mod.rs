@@ -2,6 +2,7 @@
 //! set the machine has. Knows nothing of models; every override computes what the default in `ops` says.
 
 mod isa;
+pub(crate) mod linear;
 mod pool;
 
 use candle_core::{Device, Result, Tensor};
@@ -9,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 pub use isa::Isa;
 pub use pool::Pool;
 
-use crate::{Kernels, MoeSpec, MoeWeights};
+use crate::{Kernels, Linear, MoeSpec, MoeWeights, Weight};
 
 /// Kernels for the host's processor.
 #[derive(Debug)]
@@ -50,6 +51,18 @@ impl Kernels for CpuKernels {
 
     fn name(&self) -> String {
         format!("cpu-{}", self.isa)
+    }
+
+    fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+        self.pack_linear(weights, bias)
+    }
+
+    fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        Self::run_embed(table, ids)
+    }
+
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        self.run_linear(x, layer)
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
