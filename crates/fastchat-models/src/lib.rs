@@ -6,6 +6,7 @@ mod checkpoint;
 mod decoder;
 mod description;
 mod error;
+mod gguf;
 mod hf;
 mod inspect;
 mod layers;
