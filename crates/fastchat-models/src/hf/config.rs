@@ -58,6 +58,13 @@ impl Config {
         }
     }
 
+    /// The same config with the fields of `defaults` that it leaves out, for families whose published configs do.
+    pub fn with_defaults(&self, defaults: Value) -> Self {
+        let Value::Object(mut fields) = defaults else { return self.clone() };
+        fields.extend(self.fields.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+        Self { fields, ..self.clone() }
+    }
+
     /// The same file with no fields.
     pub fn empty(&self) -> Self {
         Self { fields: Map::new(), ..self.clone() }
