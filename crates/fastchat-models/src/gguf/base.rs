@@ -231,7 +231,7 @@ impl Description {
     }
 
     /// `attention.sliding_window` on the layers that the file's pattern names, else on those `default` does.
-    pub fn windows(&mut self, m: &Meta, default: impl Fn(usize) -> bool) -> Result<(), ModelError> {
+    pub fn sliding(&mut self, m: &Meta, default: impl Fn(usize) -> bool) -> Result<(), ModelError> {
         const PATTERN: &str = ".attention.sliding_window_pattern";
         let layers = self.spec.layers.len();
         let window = Some(m.count_or(".attention.sliding_window", 0)?).filter(|&window| window > 0);

@@ -12,7 +12,7 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let softcap = m.positive_opt(".attn_logit_softcapping")?.unwrap_or(50.0);
     d.spec.logit_softcap = Some(m.positive_opt(".final_logit_softcapping")?.unwrap_or(30.0));
     d.attention(|_, a| a.softcap = Some(softcap));
-    d.windows(m, |i| i % 2 == 0)?;
+    d.sliding(m, |i| i % 2 == 0)?;
     Ok(d)
 }
 

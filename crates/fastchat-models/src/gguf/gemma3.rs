@@ -12,7 +12,7 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let mut d = gemma2::base(m, 62)?;
     d.qk_norm(NormScope::PerHead);
     d.spec.logit_softcap = m.positive_opt(".final_logit_softcapping")?;
-    d.windows(m, |i| !(i + 1).is_multiple_of(6))?;
+    d.sliding(m, |i| !(i + 1).is_multiple_of(6))?;
     d.local_rope(m, 10_000.0)?;
     Ok(d)
 }

@@ -11,7 +11,7 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let mut d = standard(m, RopeLayout::Interleaved)?;
     let mlp = bias(m.has("blk.0.ffn_gate.bias"));
     d.dense(|dense| dense.bias = mlp);
-    d.windows(m, |_| true)?;
+    d.sliding(m, |_| true)?;
     if m.count_or(".expert_count", 0)? > 0 {
         let moe = moe(m, Activation::Silu)?;
         d.routed(m, &moe);
