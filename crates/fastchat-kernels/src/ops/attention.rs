@@ -95,7 +95,8 @@ pub(crate) fn check(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Pl
     if q.dims() != expected {
         bail!("queries are {:?}, expected {expected:?}", q.dims());
     }
-    let fits = if cache.v.is_some() { spec.v_head_dim == layout.v_head_dim } else { spec.v_head_dim <= layout.head_dim };
+    let fits =
+        if cache.v.is_some() { spec.v_head_dim == layout.v_head_dim } else { spec.v_head_dim <= layout.head_dim };
     if !fits {
         bail!("v_head_dim {} does not fit the cache {layout:?}", spec.v_head_dim);
     }

@@ -2,11 +2,11 @@
 //! and obviously right. Backends override what is worth it; the test of an override is: override == default.
 
 mod attention;
-mod embed;
+pub(crate) mod embed;
 mod gated_delta;
-mod linear;
+pub(crate) mod linear;
 mod mlp;
-mod moe;
+pub(crate) mod moe;
 mod norm;
 mod qkv;
 
@@ -109,8 +109,13 @@ pub trait Kernels: Send + Sync + Debug {
     /// `inputs` are `qkv [tokens, conv_channels]` before the convolution, `beta` and the log decay (at most 0), each
     /// `[tokens, v_heads]`; returns `[tokens, v_heads * v_head_dim]`. `plan.batch.states` says from which slot each
     /// sequence starts and where its state is left.
-    fn gated_delta(&self, inputs: &[&Tensor; 3], spec: &GatedDeltaSpec, cache: &StateCache, plan: &Plan)
-    -> Result<Tensor> {
+    fn gated_delta(
+        &self,
+        inputs: &[&Tensor; 3],
+        spec: &GatedDeltaSpec,
+        cache: &StateCache,
+        plan: &Plan,
+    ) -> Result<Tensor> {
         gated_delta::gated_delta(inputs, spec, cache, plan)
     }
 }

@@ -50,7 +50,7 @@ pub struct MoeWeights {
 }
 
 /// Experts are visited in ascending order and add to their tokens in that order, whoever else is in the batch.
-pub(super) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     check(spec, weights)?;
     let logits = kernels.linear(x, &weights.router)?.to_vec2::<f32>()?;
@@ -125,7 +125,9 @@ pub(crate) fn route(logits: &[f32], bias: Option<&[f32]>, spec: &MoeSpec) -> Vec
     if spec.renormalize {
         // DeepSeek-V3's guard against a sum of zero.
         let sum = factors.iter().sum::<f32>() + 1e-20;
-        factors.iter_mut().for_each(|factor| *factor /= sum);
+        for factor in &mut factors {
+            *factor /= sum;
+        }
     }
     candidates.into_iter().zip(factors.into_iter().map(|factor| factor * spec.scaling)).collect()
 }
