@@ -3,6 +3,7 @@
 
 mod bpe;
 mod byte_level;
+mod detokenizer;
 mod error;
 mod gguf_tokenizer;
 mod json_tokenizer;
@@ -10,8 +11,13 @@ mod sentencepiece;
 mod special_tokens;
 mod split;
 mod split_patterns;
+mod stop;
+#[cfg(test)]
+mod test_vocabulary;
 mod tokenizer;
 mod wordpiece;
 
+pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;
