@@ -32,6 +32,17 @@ pub enum TextError {
     /// The tokenizer refused a text.
     #[error("text could not be tokenized: {0}")]
     Encode(String),
+    /// A constraint that is too large, malformed or not supported; `kind` is what was asked for.
+    #[error("{kind}: {message}")]
+    Grammar {
+        /// `json_schema`, `regex`, `grammar`, `choice` or `json_object`.
+        kind: &'static str,
+        /// What is wrong with it, in one line.
+        message: String,
+    },
+    /// A constrained text went where its grammar does not, or the grammar became too expensive.
+    #[error("constrained text: {0}")]
+    Constraint(String),
 }
 
 impl TextError {

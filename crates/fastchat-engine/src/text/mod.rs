@@ -6,7 +6,12 @@ mod byte_level;
 mod detokenizer;
 mod error;
 mod gguf_tokenizer;
+mod grammar;
+mod grammar_cache;
+#[cfg(test)]
+mod grammar_tests;
 mod json_tokenizer;
+mod matcher;
 mod sentencepiece;
 mod special_tokens;
 mod split;
@@ -19,5 +24,7 @@ mod wordpiece;
 
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use grammar::{GrammarCompiler, GrammarSpec};
+pub use matcher::{Matcher, TokenMask};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;
