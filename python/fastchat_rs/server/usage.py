@@ -9,6 +9,8 @@ class UsageCounter:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
+        self.only_prompt = False
+        """Set when the client asked for no tokens at all."""
         self._completion: dict[tuple[int, int], int] = {}
         self._cached: dict[int, int] = {}
 
@@ -20,7 +22,7 @@ class UsageCounter:
     @property
     def completion_tokens(self) -> int:
         """Tokens written so far."""
-        return sum(self._completion.values())
+        return 0 if self.only_prompt else sum(self._completion.values())
 
     @property
     def cached_tokens(self) -> int:
