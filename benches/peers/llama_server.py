@@ -1,0 +1,34 @@
+"""Starts llama.cpp's own server out of the xllamacpp wheel, for the comparison. Runs in the peers' environment."""
+
+import argparse
+import signal
+
+import xllamacpp
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
+    args = parser.parse_args()
+    params = xllamacpp.CommonParams()
+    params.model.path = args.model
+    params.hostnames = ["127.0.0.1"]
+    params.port = args.port
+    params.cpuparams.n_threads = args.threads
+    params.cpuparams_batch.n_threads = args.threads
+    params.n_parallel = args.slots
+    params.n_ctx = args.context * args.slots
+    params.cont_batching = True
+    params.n_gpu_layers = 0
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main()
