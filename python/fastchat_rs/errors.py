@@ -1,4 +1,4 @@
-"""Errors of the Python layer. What the engine raises is `EngineError` (see `_engine.pyi`); this file does not know it."""
+"""Errors of the Python layer. What the engine raises is `EngineError` (see `_engine.pyi`)."""
 
 
 class FastchatError(Exception):

@@ -95,9 +95,8 @@ def _strftime_now(layout: str) -> str:
 
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.filters.update(tojson=_tojson)  # pyright: ignore[reportUnknownMemberType]
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)  # pyright: ignore[reportUnknownMemberType]
     return environment
 
 
@@ -112,7 +111,8 @@ class ChatTemplate:
             free = meta.find_undeclared_variables(environment.parse(source))
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the model's chat template is not valid: {error}") from error
-        self.variables: frozenset[str] = frozenset(free) - _RESERVED - set(environment.globals)
+        known: set[str] = set(environment.globals)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        self.variables: frozenset[str] = frozenset(free) - _RESERVED - known
         """Names a request may set through `chat_template_kwargs`: the template's free variables."""
 
     def render(

@@ -10,12 +10,17 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope
-
 from fastchat_rs.server import chat, completions, health, models, tokenize
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request
+from fastchat_rs.server.http import (
+    ApiError,
+    HTTPProtocol,
+    ProtocolClosed,
+    Reply,
+    Request,
+    Scope,
+)
 from fastchat_rs.server.keys import Keys
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.state import State
@@ -72,7 +77,7 @@ class App:
             if reply is not None:
                 request.send(reply)
         except ProtocolClosed:
-            request.status = request.status or 499
+            pass
         except Exception as error:
             request.send_error(to_api_error(error, request.id))
         finally:
@@ -122,6 +127,8 @@ class App:
 
     def _record(self, request: Request, route: str) -> None:
         path = route if route in ROUTES else "other"
+        # Nobody was there to get a status.
+        request.status = request.status or 499
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
         if self.state.config.access_log:
             print(json.dumps(_log_line(request)), file=sys.stderr)

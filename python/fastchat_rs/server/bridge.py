@@ -60,7 +60,7 @@ class Generation:
 
     def __init__(self, bridge: "Bridge", handles: Sequence[RequestHandle]) -> None:
         self._bridge = bridge
-        self._handles = list(handles)
+        self.handles = list(handles)
         self._waiter: asyncio.Future[None] | None = None
         self._stopped: BaseException | None = None
         self.aborted = False
@@ -69,16 +69,16 @@ class Generation:
     @property
     def prompt_token_ids(self) -> list[list[int]]:
         """Token ids of each prompt."""
-        return [handle.prompt_token_ids for handle in self._handles]
+        return [handle.prompt_token_ids for handle in self.handles]
 
     @property
     def finished(self) -> bool:
         """True once every choice of every prompt has ended and was read."""
-        return all(handle.finished for handle in self._handles)
+        return all(handle.finished for handle in self.handles)
 
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
         """Log-probabilities of a prompt; there from its first delta on."""
-        return self._handles[prompt].prompt_logprobs()
+        return self.handles[prompt].prompt_logprobs()
 
     async def news(self, timeout: float) -> list[tuple[int, Delta]]:
         """The next deltas with the index of their prompt; empty after `timeout` seconds, at the end, or once aborted.
@@ -90,7 +90,7 @@ class Generation:
         while True:
             if self._stopped is not None:
                 raise self._stopped
-            news = [(index, delta) for index, handle in enumerate(self._handles) for delta in handle.take()]
+            news = [(index, delta) for index, handle in enumerate(self.handles) for delta in handle.take()]
             for _, delta in news:
                 if delta.error is not None and not self.aborted:
                     raise delta.error
@@ -115,7 +115,7 @@ class Generation:
     def abort(self) -> None:
         """Ends the requests because nobody listens any more."""
         self.aborted = True
-        for handle in self._handles:
+        for handle in self.handles:
             handle.abort()
         self.ring()
 
@@ -127,9 +127,9 @@ class Generation:
     def close(self) -> None:
         """Must be called once, at the end."""
         if not self.finished:
-            for handle in self._handles:
+            for handle in self.handles:
                 handle.abort()
-        self._bridge.forget(self, self._handles)
+        self._bridge.forget(self, self.handles)
 
 
 class Bridge:
@@ -182,7 +182,8 @@ class Bridge:
 
     def close(self) -> None:
         """Stops listening; the engine itself is left as it is."""
-        self._loop.remove_reader(self._doorbell.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._doorbell.fileno())
         self._doorbell.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 

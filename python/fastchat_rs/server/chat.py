@@ -63,10 +63,12 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
             ids,
             served,
             usage,
-            n=params.n,
-            logprobs=logprobs is not None,
-            include_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
-            continuous_usage=bool(options and options.continuous_usage_stats),
+            Want(
+                n=params.n,
+                logprobs=logprobs is not None,
+                include_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
+                continuous_usage=bool(options and options.continuous_usage_stats),
+            ),
         ),
     )
 
@@ -117,6 +119,16 @@ async def _prompt(served: Served, body: ChatRequest) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Want:
+    """What the client asked to see."""
+
+    n: int
+    logprobs: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
 @dataclass
 class Piece:
     """What a delta adds to a message; later also tool calls and reasoning."""
@@ -150,24 +162,13 @@ class ChoiceReader:
 class ChatShape:
     """Words deltas as chat completions (see `stream.Shape`)."""
 
-    def __init__(
-        self,
-        ids: Ids,
-        served: Served,
-        usage: UsageCounter,
-        *,
-        n: int,
-        logprobs: bool,
-        include_usage: bool,
-        continuous_usage: bool,
-    ) -> None:
+    def __init__(self, ids: Ids, served: Served, usage: UsageCounter, want: Want) -> None:
         self._ids = ids
         self._served = served
         self.usage = usage
-        self.include_usage = include_usage
-        self._continuous = continuous_usage
-        self._logprobs = logprobs
-        self._choices = [ChoiceReader() for _ in range(n)]
+        self.include_usage = want.include_usage
+        self._want = want
+        self._choices = [ChoiceReader() for _ in range(want.n)]
 
     def opening(self) -> list[Struct]:
         """The role, once per choice."""
@@ -202,11 +203,11 @@ class ChatShape:
         return ChatCompletion(**self._ids.fields(), choices=choices, usage=self.usage.usage())
 
     def _shaped(self, steps: list[TokenLogprobs]) -> ChatLogprobs | None:
-        return chat_logprobs(self._served, steps) if self._logprobs else None
+        return chat_logprobs(self._served, steps) if self._want.logprobs else None
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         usage: Any = UNSET
-        if self._continuous:
+        if self._want.continuous_usage:
             usage = self.usage.usage()
         elif self.include_usage:
             usage = None

@@ -1,4 +1,4 @@
-"""What a handler sees of HTTP: the request with its bounds, the reply, and the one kind of error. No routes, no models."""
+"""What a handler sees of HTTP: the request with its bounds, the reply, the one kind of error. No routes, no models."""
 
 import asyncio
 import time
@@ -6,7 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+from granian._granian import RSGIHTTPProtocol as HTTPProtocol
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
+from granian._granian import RSGIProtocolError as ProtocolError
+from granian.rsgi import Scope
+
+__all__ = [
+    "ApiError",
+    "BodyLimits",
+    "HTTPProtocol",
+    "ProtocolClosed",
+    "Reply",
+    "Request",
+    "Scope",
+    "bad_field",
+    "encode_json",
+    "json_reply",
+]
 
 JSON = "application/json"
 _MAX_MESSAGE = 4000

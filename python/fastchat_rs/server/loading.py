@@ -22,7 +22,7 @@ async def load_models(state: State) -> None:
     template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
     defaults = info.generation_defaults if config.generation_config == "auto" else {}
     served = Served(located.name, Bridge(engine), template, defaults)
-    state.models.update({name: served for name in _names(config, located.name)})
+    state.models.update(dict.fromkeys(_names(config, located.name), served))
 
 
 def _load(path: str, config: ServeConfig) -> Engine:

@@ -76,7 +76,9 @@ def chat_template(served: Served) -> ChatTemplate:
     """The model's template, or a 400 that says what to do without one."""
     if served.template is None:
         raise bad_field(
-            "messages", "messages: this model has no chat template; send `prompt`, or use /v1/completions", "unsupported"
+            "messages",
+            "messages: this model has no chat template; send `prompt`, or use /v1/completions",
+            "unsupported",
         )
     return served.template
 

@@ -119,14 +119,16 @@ class Metrics:
 
     def __init__(self, state: State) -> None:
         self._registry = CollectorRegistry()
-        options = {"registry": self._registry}
-        self.requests = Counter("fastchat_http_requests", "Answered requests", ["path", "status"], **options)
+        registry = self._registry
+        self.requests = Counter("fastchat_http_requests", "Answered requests", ["path", "status"], registry=registry)
         self.first_token = Histogram(
-            "fastchat_time_to_first_token_seconds", "Submit to first token", buckets=_FIRST, **options
+            "fastchat_time_to_first_token_seconds", "Submit to first token", buckets=_FIRST, registry=registry
         )
-        self.between_tokens = Histogram("fastchat_inter_token_seconds", "Between tokens", buckets=_BETWEEN, **options)
-        self.whole = Histogram("fastchat_request_seconds", "Submit to last token", buckets=_WHOLE, **options)
-        self.finished = Counter("fastchat_finished", "Choices that ended", ["finished_reason"], **options)
+        self.between_tokens = Histogram(
+            "fastchat_inter_token_seconds", "Between tokens", buckets=_BETWEEN, registry=registry
+        )
+        self.whole = Histogram("fastchat_request_seconds", "Submit to last token", buckets=_WHOLE, registry=registry)
+        self.finished = Counter("fastchat_finished", "Choices that ended", ["finished_reason"], registry=registry)
         self._registry.register(_EngineCollector(state))
         self._aliases = CollectorRegistry()
         self._aliases.register(_AliasCollector(self._registry))

@@ -58,8 +58,7 @@ def sampling_params(
         "prompt_logprobs": prompt_logprobs,
         "stop": _stop(request.stop, limits.stop),
         "logit_bias": _logit_bias(request.logit_bias, served),
-        # OpenAI's seeds are signed; the engine's are 64 bits without a sign.
-        "seed": None if request.seed is None else request.seed % 2**64,
+        "seed": request.seed,
     }
     for field in _FROM_MODEL:
         value = getattr(request, field)

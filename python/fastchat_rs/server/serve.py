@@ -67,12 +67,18 @@ def raise_file_limit() -> int:
 def listening_sockets(port: int) -> Iterator[socket.socket]:
     """Our own listening sockets on the port, found among the open files; granian does not hand them out."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-        with suppress(OSError):
-            found = socket.socket(fileno=os.dup(int(name)))
-            is_ours = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port
-            if is_ours:
+        try:
+            number = os.dup(int(name))
+        except OSError:
+            continue
+        try:
+            found = socket.socket(fileno=number)
+        except OSError:
+            os.close(number)
+            continue
+        with found, suppress(OSError):
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
                 yield found
-            found.close()
 
 
 async def tune_listener(port: int, stall_seconds: float) -> None:
@@ -112,7 +118,9 @@ class Process:
             backlog=_BACKLOG,
             backpressure=raise_file_limit(),
             http1_settings=HTTP1Settings(
-                header_read_timeout=15_000, keep_alive=True, max_buffer_size=parse_bytes(config.max_header, "max_header")
+                header_read_timeout=15_000,
+                keep_alive=True,
+                max_buffer_size=parse_bytes(config.max_header, "max_header"),
             ),
             log_enabled=False,
         )
@@ -136,13 +144,16 @@ class Process:
             self._state.phase = Phase.READY
             self._announce(self._port, self._state)
             await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        status = 0 if signalled.done() else 1
+        if not signalled.done():
+            # granian ended by itself; its exception, when there is one, says why.
+            serving.result()
+            return 1
         await self._drain()
         self._server.stop()
         # granian waits for its connections without a limit; a stalled reader must not hold us.
         await asyncio.wait({serving}, timeout=1)
         tuning.cancel()
-        return status
+        return 0
 
     async def _drain(self) -> None:
         """New work gets 503, running requests get their time, then an error event."""
@@ -183,6 +194,9 @@ def serve(config: ServeConfig, announce: Callable[[int, State], None]) -> None:
         status = _run(main())
     except ConfigError as error:
         print(f"fastchat-rs: {error}", file=sys.stderr)
+        status = 1
+    except Exception:
+        log.exception("the server failed")
         status = 1
     with suppress(OSError, ValueError):
         sys.stdout.flush()

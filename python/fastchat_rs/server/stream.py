@@ -1,7 +1,8 @@
 """From a submitted generation to bytes on the socket: whole, or as server-sent events. Knows no fields of the API.
 
-granian queues without bound, so the rules that keep memory small are here: one write per engine step, bytes of all open
-streams counted, a deadline per request. A vanished client is found by the watcher, a stalled one by the socket's timeout.
+granian queues without bound, so the rules that keep memory small are here: one write per engine step, bytes of all
+open streams counted, a deadline per request. A vanished client is found by the watcher, a stalled one by the timeout of
+its socket.
 """
 
 import asyncio
@@ -9,12 +10,18 @@ import time
 from collections.abc import Awaitable
 from typing import Protocol
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed
 from msgspec import Struct
 
 from fastchat_rs.server.bridge import Delta, Generation
 from fastchat_rs.server.errors import to_api_error
-from fastchat_rs.server.http import ApiError, Request, encode_json, json_reply
+from fastchat_rs.server.http import (
+    ApiError,
+    HTTPProtocol,
+    ProtocolClosed,
+    Request,
+    encode_json,
+    json_reply,
+)
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.state import State
 from fastchat_rs.server.usage import UsageCounter
@@ -25,7 +32,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Shape(Protocol):
-    """How a route words its answer. Streams call `opening`, `chunk`, `usage_chunk`; whole replies `collect`, `whole`."""
+    """How a route words its answer: streams call `opening`, `chunk`, `usage_chunk`; others `collect`, `whole`."""
 
     usage: UsageCounter
     include_usage: bool
