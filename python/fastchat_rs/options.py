@@ -58,7 +58,7 @@ def _parameter(field: msgspec.structs.FieldInfo) -> inspect.Parameter:
 
 def _description(info: types.Type) -> str:
     extra: Any = cast(Any, info).extra_json_schema if isinstance(info, types.Metadata) else None
-    return (extra or {}).get("description", "")
+    return cast(str, extra["description"]) if extra else ""
 
 
 def _plain(info: types.Type) -> type:
