@@ -75,7 +75,7 @@ def resolve(model: str) -> Located:
     Ids are `org/name`, `org/name:Q4_K_M` or `org/name/file.gguf`; one that is cached needs no network.
     """
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         return Located(path, path.resolve().stem if path.is_file() else path.resolve().name)
     if model in DEMOS:
         return Located(fetch_demo(model), Path(DEMOS[model].file).stem)

@@ -12,4 +12,4 @@ async def health(context: Context, request: Request) -> Reply:
 
 async def metrics(context: Context, request: Request) -> Reply:
     """Prometheus."""
-    return Reply(context.metrics.text(), content_type="text/plain; version=1.0.0; charset=utf-8")
+    return Reply(context.metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
