@@ -62,7 +62,7 @@ class Generation:
         self._bridge = bridge
         self.handles = list(handles)
         self._waiter: asyncio.Future[None] | None = None
-        self._stopped: BaseException | None = None
+        self._stopped: Callable[[], Exception] | None = None
         self.aborted = False
         self.submitted_at = time.monotonic()
 
@@ -89,7 +89,7 @@ class Generation:
         until = loop.time() + timeout
         while True:
             if self._stopped is not None:
-                raise self._stopped
+                raise self._stopped()
             news = [(index, delta) for index, handle in enumerate(self.handles) for delta in handle.take()]
             for _, delta in news:
                 if delta.error is not None and not self.aborted:
@@ -119,8 +119,11 @@ class Generation:
             handle.abort()
         self.ring()
 
-    def stop(self, reason: BaseException) -> None:
-        """Ends the requests and makes the reader raise `reason`."""
+    def stop(self, reason: Callable[[], Exception]) -> None:
+        """Ends the requests and makes the reader raise `reason()`.
+
+        Made there and then: an exception kept elsewhere would keep the reader's frames, and so its stream, open.
+        """
         self._stopped = reason
         self.abort()
 

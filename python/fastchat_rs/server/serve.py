@@ -163,9 +163,8 @@ class Process:
         while self._state.in_flight and loop.time() < until and self._signals < 2:
             await asyncio.sleep(0.02)
         bridges = {served.bridge for served in self._state.models.values()}
-        reason = ApiError(503, "The server is shutting down", code="draining")
         for generation in {generation for bridge in bridges for generation in bridge.generations()}:
-            generation.stop(reason)
+            generation.stop(lambda: ApiError(503, "The server is shutting down", code="draining"))
         for _ in range(50):
             if not self._state.in_flight:
                 break
