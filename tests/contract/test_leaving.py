@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from live import Live, raw
@@ -92,15 +93,16 @@ def test_two_hundred_leave_at_random_points(live: Live) -> None:
 def test_a_waiting_stream_sends_comments(live: Live) -> None:
     body = live.chat("word " * 1500 + str(time.time()), stream=True, max_tokens=2)
     # Others keep the engine busy, so that the first token takes longer than a heartbeat.
-    busy = [connect(live, live.chat(f"{i} " * 600, max_tokens=200, ignore_eos=True)) for i in range(4)]
-    connection = connect(live, body)
     received = b""
-    while b"[DONE]" not in received:
-        part = connection.recv(65536)
-        assert part
-        received += part
-    for other in (*busy, connection):
-        other.close()
+    with ExitStack() as open_connections:
+        for other in range(4):
+            busy = live.chat(f"{other} " * 600, max_tokens=200, ignore_eos=True)
+            open_connections.enter_context(connect(live, busy))
+        connection = open_connections.enter_context(connect(live, body))
+        while b"[DONE]" not in received:
+            part = connection.recv(65536)
+            assert part
+            received += part
     assert b": ping\n\n" in received
     assert received.startswith(b"HTTP/1.1 200")
     assert b"\nid:" not in received and b"retry:" not in received
