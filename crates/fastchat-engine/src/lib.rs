@@ -1,1 +1,12 @@
-//! placeholder
+//! Who runs when: sequences, the scheduler with its paged blocks, sampling, text, and the thread that owns the model.
+//! Knows nothing of HTTP.
+
+pub mod block_manager;
+pub mod error;
+pub mod params;
+pub mod scheduler;
+pub mod sequence;
+pub mod state_pool;
+
+pub use error::EngineError;
+pub use params::SamplingParams;
