@@ -4,6 +4,9 @@
 pub mod block_manager;
 pub mod error;
 pub mod params;
+pub mod rng;
+pub mod rows;
+pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod state_pool;
