@@ -7,6 +7,7 @@ use super::tiles::{group_scales, unpack};
 /// One tile times a block of rows: sums `[row][tile row]`.
 pub(super) fn product(format: usize, tile: &[u8], block: RowBlock, sums: &mut [[f32; ROWS]]) {
     let layout = &FORMATS[format];
+    sums.fill([0.; ROWS]);
     let mut codes = [0; 512];
     let mut group = 0;
     for bytes in tile.chunks_exact(layout.block_bytes()) {

@@ -53,15 +53,15 @@ impl Tiles {
         self.layout().blocks(self.cols) * self.layout().block_bytes()
     }
 
-    /// The bytes of `count` tiles from `first` on.
-    pub(super) fn tiles(&self, first: usize, count: usize) -> &[u8] {
-        &self.buffer.bytes()[first * self.stride()..(first + count) * self.stride()]
+    /// The bytes of tile `index`.
+    pub(super) fn tile(&self, index: usize) -> &[u8] {
+        &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]
     }
 
     /// Decodes row `row`, bit-equal to `quant::dequantize`.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let (layout, lane) = (self.layout(), row % ROWS);
-        let blocks = self.tiles(row / ROWS, 1).chunks_exact(layout.block_bytes());
+        let blocks = self.tile(row / ROWS).chunks_exact(layout.block_bytes());
         for (block, out) in blocks.zip(out.chunks_mut(GROUP * layout.groups())) {
             let (header, groups) = block.split_at(layout.header_bytes());
             for (g, out) in out.chunks_mut(GROUP).enumerate() {
