@@ -53,6 +53,9 @@ fn run<const F: usize, const R: usize>(tile: &[u8], groups: &[Group], stride: us
         let (header, codes_of) = bytes.split_at(format.header_bytes());
         for (g, bytes) in codes_of.chunks_exact(format.group_bytes()).enumerate() {
             unpack(format, bytes, &mut codes.0);
+            if let Some(table) = const { &FORMATS[F].table } {
+                look_up(&mut codes, table);
+            }
             let scales = group_scales(format, header, g);
             let x = rows.next().and_then(|rows| rows.first_chunk::<R>());
             let x = x.expect("activations are padded to whole blocks; this is a bug");
@@ -68,6 +71,20 @@ fn run<const F: usize, const R: usize>(tile: &[u8], groups: &[Group], stride: us
         }
     }
     sums.copy_from_slice(&totals);
+}
+
+/// Replaces codes by what the table says.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn look_up(codes: &mut Codes, table: &[u8; 16]) {
+    // SAFETY: the table has 16 bytes, each chunk of the aligned codes 32.
+    unsafe {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        for codes in codes.0.chunks_exact_mut(32) {
+            let at = codes.as_mut_ptr().cast();
+            _mm256_store_si256(at, _mm256_shuffle_epi8(table, _mm256_load_si256(at)));
+        }
+    }
 }
 
 /// Integer sums of `quads` quads from `first` on, less the offset's share: `[row][tile half]`.

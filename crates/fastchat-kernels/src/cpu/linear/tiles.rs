@@ -95,7 +95,8 @@ fn code_at(layout: &Format, codes: &[u8], lane: usize, k: usize) -> u8 {
     layout.table.map_or(code, |table| table[usize::from(code)])
 }
 
-/// All codes of a group, `[quad][row][column]`. Plain loops over bytes: inlined, so that they take the caller's vectors.
+/// All codes of a group, `[quad][row][column]`, before the table. Plain loops over bytes: inlined, so that they take the
+/// caller's vectors.
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
@@ -124,11 +125,6 @@ pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
             }
         }
         Plane::Four | Plane::Eight => {}
-    }
-    if let Some(table) = layout.table {
-        for out in out.iter_mut() {
-            *out = table[usize::from(*out & 15)];
-        }
     }
 }
 
