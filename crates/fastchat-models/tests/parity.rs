@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{BLOCK_SIZE, DefaultKernels, Kernels};
 use fastchat_models::{Decoder, LoadOptions, load};
-use rows::{Feed, Sequence, argmax, cache, chunked, difference, golden, step};
+use rows::{Feed, Sequence, argmax, cache, chunked, chunked_in, difference, golden, step};
 
 /// Largest difference of a logit, both sides computed in f32.
 const TOLERANCE: f32 = 1e-4;
@@ -95,6 +95,9 @@ fn family(name: &str) {
         greedy(&name, &decoder, &golden);
         cached(&name, &decoder, &golden);
         company(&name, &decoder, &golden);
+        if exact {
+            half_caches(&name, &decoder, &golden);
+        }
     }
 }
 
@@ -102,6 +105,22 @@ fn chunks(name: &str, decoder: &Decoder, golden: &Golden) {
     for chunk in 1..=golden.ids.len() {
         let rows = chunked(decoder, &golden.ids, chunk);
         golden.check(&format!("{name}, chunks of {chunk}"), 0, &rows);
+    }
+}
+
+/// Half-width caches: near the reference, and still the same bits for every split.
+fn half_caches(name: &str, decoder: &Decoder, golden: &Golden) {
+    for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+        let whole = chunked_in(decoder, &golden.ids, golden.ids.len(), dtype);
+        // The middle row: where experts are close, rounding may rightly choose another, and that row is far off.
+        let mut rows: Vec<f32> = (0..whole.len()).map(|i| difference(&whole[i..=i], &golden.logits[i..=i])).collect();
+        rows.sort_by(f32::total_cmp);
+        let middle = rows[rows.len() / 2];
+        assert!(middle <= tolerance, "{name}, {dtype:?} cache: logits of the middle row differ by {middle}");
+        for chunk in [1, 7, 16] {
+            let rows = chunked_in(decoder, &golden.ids, chunk, dtype);
+            assert!(rows == whole, "{name}, {dtype:?} cache: chunks of {chunk} differ from the whole in some bit");
+        }
     }
 }
 
