@@ -1,0 +1,8 @@
+//! The CPU overrides against the plain defaults, on every instruction set of this machine, and bit by bit against
+//! themselves in other company.
+#![allow(clippy::unwrap_used)]
+
+mod attention;
+mod data;
+mod qkv;
+mod rows;
