@@ -2,9 +2,11 @@
 //! set the machine has. Knows nothing of models; every override computes what the default in `ops` says.
 
 mod attention;
+mod gated_delta;
 mod host;
 mod isa;
 mod mlp;
+mod moe;
 mod norm;
 mod pool;
 mod qkv;
@@ -16,7 +18,9 @@ use candle_core::{Device, Result, Tensor};
 pub use isa::Isa;
 pub use pool::Pool;
 
-use crate::{Activation, AttentionSpec, Kernels, KvCache, MoeSpec, MoeWeights, Plan, QkvSpec, Rope};
+use crate::{
+    Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, MoeSpec, MoeWeights, Plan, QkvSpec, Rope, StateCache,
+};
 
 /// Kernels for the host's processor.
 #[derive(Debug)]
@@ -96,6 +100,16 @@ impl Kernels for CpuKernels {
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
-        crate::ops::moe::moe(self, x, spec, weights)
+        moe::moe(self, x, spec, weights)
+    }
+
+    fn gated_delta(
+        &self,
+        inputs: &[&Tensor; 3],
+        spec: &GatedDeltaSpec,
+        cache: &StateCache,
+        plan: &Plan,
+    ) -> Result<Tensor> {
+        gated_delta::gated_delta(self, inputs, spec, cache, plan)
     }
 }

@@ -4,5 +4,7 @@
 
 mod attention;
 mod data;
+mod gated_delta;
+mod moe;
 mod qkv;
 mod rows;
