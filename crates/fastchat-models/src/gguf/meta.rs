@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use fastchat_kernels::WeightKind;
+
 use super::header::{Header, Metadata};
 use super::value::{List, Value};
 use crate::ModelError;
@@ -233,7 +235,7 @@ impl<'a> Meta<'a> {
     pub fn factors(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let Some(stored) = self.tensor(name) else { return Ok(None) };
         let bad = |problem: String| ModelError::tensor(self.file, name, problem);
-        if stored.kind != StoredKind::Weight(fastchat_kernels::WeightKind::F32) || stored.shape[..] != [len] {
+        if !matches!(stored.kind, StoredKind::Weight(WeightKind::F32)) || stored.shape[..] != [len] {
             let (kind, shape) = (stored.kind.name(), &stored.shape);
             return Err(bad(format!("is {kind} of shape {shape:?}: expected F32 of shape [{len}]")));
         }

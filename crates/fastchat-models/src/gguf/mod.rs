@@ -9,11 +9,24 @@ mod rope;
 mod value;
 mod vocab;
 
+mod cohere2;
+mod deepseek2;
 mod gemma2;
 mod gemma3;
+mod glm4;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod olmo2;
+mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen3moe;
+mod qwen3next;
+mod smollm3;
+mod starcoder2;
 
 use std::path::Path;
 
@@ -28,11 +41,25 @@ type Architecture = fn(&Meta) -> Result<Description, ModelError>;
 
 /// `general.architecture` to mapping.
 const ARCHITECTURES: &[(&str, Architecture)] = &[
+    ("cohere2", cohere2::describe),
+    ("deepseek2", deepseek2::describe),
     ("gemma2", gemma2::describe),
     ("gemma3", gemma3::describe),
+    ("glm4", glm4::describe),
+    ("gpt-oss", gpt_oss::describe),
+    ("granite", granite::describe),
     ("llama", llama::describe),
+    ("olmo2", olmo2::describe),
+    ("phi3", phi3::describe),
     ("qwen2", qwen2::describe),
+    ("qwen2moe", qwen2moe::describe),
     ("qwen3", qwen3::describe),
+    ("qwen35", qwen35::describe),
+    ("qwen35moe", qwen35::describe),
+    ("qwen3moe", qwen3moe::describe),
+    ("qwen3next", qwen3next::describe),
+    ("smollm3", smollm3::describe),
+    ("starcoder2", starcoder2::describe),
 ];
 
 /// Reads a file: its header is checked, its tensors stay mapped.
