@@ -2,7 +2,7 @@
 
 use fastchat_kernels::{Activation, RopeLayout, RouterScore};
 
-use super::base::{Description, body, layer_source, moe};
+use super::base::{Description, MAX_HEAD_ROWS, body, layer_source, moe};
 use super::meta::Meta;
 use super::rope;
 use crate::ModelError;
@@ -23,6 +23,9 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
         return Err(m.bad(".rope.dimension_count", rope_dim, format!("less than the {head_dim} of a head")));
     };
     let heads = m.size(".attention.head_count")?;
+    if heads * head_dim.max(v_dim) > MAX_HEAD_ROWS {
+        return Err(m.bad(".attention.head_count", heads, format!("at most {MAX_HEAD_ROWS} rows of heads")));
+    }
     let mut rope = rope::read(m, RopeLayout::Interleaved, rope_dim, head_dim)?;
     let mut scale = (head_dim as f32).powf(-0.5);
     // The factor of a long context goes to the scores instead of the positions.

@@ -33,9 +33,9 @@ impl<'a> Meta<'a> {
     pub fn new(header: &'a Header<'a>, file: &'a Path, max_model_len: Option<usize>) -> Result<Self, ModelError> {
         let values = &header.metadata;
         let mut meta = Self { file, arch: "", max_model_len, values, tensors: &header.tensors };
-        meta.arch = meta.text("general.architecture")?.ok_or_else(|| {
-            ModelError::field(file, "general.architecture", "nothing", "the name of an architecture")
-        })?;
+        meta.arch = meta
+            .text("general.architecture")?
+            .ok_or_else(|| ModelError::field(file, "general.architecture", "nothing", "the name of an architecture"))?;
         Ok(meta)
     }
 

@@ -2,7 +2,7 @@
 
 use fastchat_kernels::{Activation, NormScope, RopeLayout};
 
-use super::base::{Description, attention, layer_source, moe, standard};
+use super::base::{Description, MAX_HEAD_ROWS, attention, layer_source, moe, standard};
 use super::meta::Meta;
 use super::qwen2moe::with_shared;
 use crate::ModelError;
@@ -68,6 +68,10 @@ pub fn delta(m: &Meta) -> Result<GatedDeltaNet, ModelError> {
     }
     let eps = m.positive_or(".attention.layer_norm_rms_epsilon", 1e-6)?;
     let (k_dim, conv_taps) = (m.size(".ssm.state_size")?, m.size(".ssm.conv_kernel")?);
+    if v_heads * k_dim > MAX_HEAD_ROWS || inner > MAX_HEAD_ROWS {
+        let expected = format!("at most {MAX_HEAD_ROWS} rows of heads of {k_dim} or of ssm.inner_size {inner}");
+        return Err(m.bad(".ssm.time_step_rank", v_heads, expected));
+    }
     Ok(GatedDeltaNet { k_heads, v_heads, k_dim, v_dim: inner / v_heads, conv_taps, eps })
 }
 
