@@ -124,7 +124,7 @@ impl File {
         out
     }
 
-    fn body(&self) -> Vec<u8> {
+    fn body() -> Vec<u8> {
         let len = Self::good().tensors.iter().map(|tensor| tensor.offset as usize + tensor.bytes).max().unwrap();
         vec![0; len + SLACK]
     }
@@ -132,7 +132,7 @@ impl File {
     fn bytes(&self) -> Vec<u8> {
         let mut out = self.header();
         out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(self.body());
+        out.extend(Self::body());
         out.truncate(out.len() - self.cut);
         out
     }
@@ -187,7 +187,7 @@ fn rules(folder: &Folder) {
     check("overlap those of token_embd.weight", &|f| f.tensors[1].offset = 32);
     check("has offset 18446744073709551584", &|f| f.tensors[1].offset = u64::MAX - 31);
     check("blk.0.ffn_down.weight: has 2176 bytes at offset", &|f| f.cut = SLACK + 1);
-    check("tensor token_embd.weight: is stored twice", &|f| f.tensors[1].name = "token_embd.weight".to_owned());
+    check("tensor token_embd.weight: is stored twice", &|f| "token_embd.weight".clone_into(&mut f.tensors[1].name));
     check("general.architecture = mamba is not supported", &|f| *f.key("general.architecture") = string("mamba"));
     check("llama.block_count = 0", &|f| *f.key("llama.block_count") = whole(0));
     check("llama.block_count = 4096", &|f| *f.key("llama.block_count") = whole(4096));
@@ -256,7 +256,7 @@ fn damaged_files_are_refused() {
         // Most damages keep the body, some cut it too.
         if random.below(8) != 0 {
             bytes.resize(bytes.len().next_multiple_of(32), 0);
-            bytes.extend(good.body());
+            bytes.extend(File::body());
         }
         refused += u64::from(attempt(&folder, &bytes).is_err());
     }

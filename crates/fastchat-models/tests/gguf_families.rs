@@ -3,7 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod checkpoints;
-#[allow(dead_code)] // other tests use the rest
 mod rows;
 
 use std::path::{Path, PathBuf};

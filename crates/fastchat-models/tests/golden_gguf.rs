@@ -2,7 +2,6 @@
 //! likelihood of 1,024 tokens of text.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
-#[allow(dead_code)] // other tests use the rest
 mod rows;
 
 use std::path::{Path, PathBuf};

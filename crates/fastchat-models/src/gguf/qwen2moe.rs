@@ -11,11 +11,11 @@ use crate::spec::{Moe, Shared};
 pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let mut d = qwen2::describe(m)?;
     let routed = Moe { renormalize: m.flag_or(".expert_weights_norm", false)?, ..moe(m, Activation::Silu)? };
-    d.routed(m, &with_shared(m, routed)?);
+    d.routed(m, &Moe { shared: switched(m)?, ..routed });
     Ok(d)
 }
 
 /// The shared expert with its switch.
-pub fn with_shared(m: &Meta, moe: Moe) -> Result<Moe, ModelError> {
-    Ok(Moe { shared: Shared::Gated(m.size(".expert_shared_feed_forward_length")?), ..moe })
+pub fn switched(m: &Meta) -> Result<Shared, ModelError> {
+    Ok(Shared::Gated(m.size(".expert_shared_feed_forward_length")?))
 }

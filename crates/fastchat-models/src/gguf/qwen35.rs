@@ -17,7 +17,7 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     if ratio > 1 {
         let (keys, all) = (stored.k_heads * stored.k_dim, stored.conv_channels());
         let repeat = |range: std::ops::Range<usize>| std::iter::repeat_n(range, ratio);
-        let within = repeat(0..keys).chain(repeat(keys..2 * keys)).chain([2 * keys..all]).collect();
+        let within = repeat(0..keys).chain(repeat(keys..2 * keys)).chain(std::iter::once(2 * keys..all)).collect();
         d.names.push_all(&[Slot::DeltaQkv, Slot::DeltaConv], &Step::Groups { stride: all, within });
     }
     d.names.set(Slot::DeltaB, layer_source("ssm_beta"));

@@ -4,10 +4,10 @@ use fastchat_kernels::{Activation, NormScope, RopeLayout};
 
 use super::base::{Description, MAX_HEAD_ROWS, attention, layer_source, moe, standard};
 use super::meta::Meta;
-use super::qwen2moe::with_shared;
+use super::qwen2moe::switched;
 use crate::ModelError;
 use crate::names::{Names, Slot, Source, Step};
-use crate::spec::{GatedDeltaNet, Mixer, OutputGate};
+use crate::spec::{GatedDeltaNet, Mixer, Moe, OutputGate};
 
 pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let delta = delta(m)?;
@@ -42,7 +42,7 @@ pub fn hybrid(m: &Meta, delta: &GatedDeltaNet) -> Result<Description, ModelError
 
 /// Routed experts beside a switched one; newer files stack gate over up.
 pub fn experts(m: &Meta, d: &mut Description) -> Result<(), ModelError> {
-    let moe = with_shared(m, moe(m, Activation::Silu)?)?;
+    let moe = Moe { shared: switched(m)?, ..moe(m, Activation::Silu)? };
     if m.has("blk.0.ffn_gate_up_exps.weight") {
         let inter = moe.expert.inter;
         let part = |rows| {
