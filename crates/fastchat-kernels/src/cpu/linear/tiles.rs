@@ -53,15 +53,15 @@ impl Tiles {
         self.layout().blocks(self.cols) * self.layout().block_bytes()
     }
 
-    /// The bytes of `count` tiles from `first` on.
-    pub(super) fn tiles(&self, first: usize, count: usize) -> &[u8] {
-        &self.buffer.bytes()[first * self.stride()..(first + count) * self.stride()]
+    /// The bytes of tile `index`.
+    pub(super) fn tile(&self, index: usize) -> &[u8] {
+        &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]
     }
 
     /// Decodes row `row`, bit-equal to `quant::dequantize`.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let (layout, lane) = (self.layout(), row % ROWS);
-        let blocks = self.tiles(row / ROWS, 1).chunks_exact(layout.block_bytes());
+        let blocks = self.tile(row / ROWS).chunks_exact(layout.block_bytes());
         for (block, out) in blocks.zip(out.chunks_mut(GROUP * layout.groups())) {
             let (header, groups) = block.split_at(layout.header_bytes());
             for (g, out) in out.chunks_mut(GROUP).enumerate() {
@@ -95,7 +95,8 @@ fn code_at(layout: &Format, codes: &[u8], lane: usize, k: usize) -> u8 {
     layout.table.map_or(code, |table| table[usize::from(code)])
 }
 
-/// All codes of a group, `[quad][row][column]`. Plain loops over bytes: inlined, so that they take the caller's vectors.
+/// All codes of a group, `[quad][row][column]`, before the table. Plain loops over bytes: inlined, so that they take the
+/// caller's vectors.
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
@@ -124,11 +125,6 @@ pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
             }
         }
         Plane::Four | Plane::Eight => {}
-    }
-    if let Some(table) = layout.table {
-        for out in out.iter_mut() {
-            *out = table[usize::from(*out & 15)];
-        }
     }
 }
 
