@@ -110,11 +110,16 @@ macro_rules! twins {
 
 twins! {
     cohere2 "cohere2"
+    ernie4_5 "ernie4_5"
+    exaone4 "exaone4"
     glm4 "glm4"
+    glm4_moe "glm4moe"
     granite "granite"
     olmo2 "olmo2"
     olmo3 "olmo2"
+    olmoe "olmoe"
     qwen2_moe "qwen2moe"
+    seed_oss "seed_oss"
     starcoder2 "starcoder2"
 }
 

@@ -205,6 +205,12 @@ impl Description {
         self.layers(|_, layer| (layer.post_attn, layer.post_mlp) = (Some(norm), Some(norm)));
     }
 
+    /// Norms after each half and none before.
+    pub fn after_only(&mut self) {
+        self.sandwich();
+        self.layers(|_, layer| (layer.pre_attn, layer.pre_mlp) = (None, None));
+    }
+
     /// The norm between the halves stored under the name that others use for one after the first half.
     pub fn middle_norm(&mut self) {
         self.names.set(Slot::PreMlp, layer_source("post_attention_norm"));

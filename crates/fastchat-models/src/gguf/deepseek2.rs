@@ -51,7 +51,8 @@ pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     Ok(d)
 }
 
-fn experts(m: &Meta) -> Result<Moe, ModelError> {
+/// Routed experts in groups beside shared ones.
+pub fn experts(m: &Meta) -> Result<Moe, ModelError> {
     let mut moe = moe(m, Activation::Silu)?;
     moe.score = match m.count_or(".expert_gating_func", 1)? {
         0 | 1 => RouterScore::Softmax,

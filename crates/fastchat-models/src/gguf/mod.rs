@@ -11,13 +11,16 @@ mod vocab;
 
 mod cohere2;
 mod deepseek2;
+mod exaone4;
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4moe;
 mod gpt_oss;
 mod granite;
 mod llama;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
@@ -25,6 +28,7 @@ mod qwen3;
 mod qwen35;
 mod qwen3moe;
 mod qwen3next;
+mod seed_oss;
 mod smollm3;
 mod starcoder2;
 
@@ -43,13 +47,17 @@ type Architecture = fn(&Meta) -> Result<Description, ModelError>;
 const ARCHITECTURES: &[(&str, Architecture)] = &[
     ("cohere2", cohere2::describe),
     ("deepseek2", deepseek2::describe),
+    ("ernie4_5", llama::describe),
+    ("exaone4", exaone4::describe),
     ("gemma2", gemma2::describe),
     ("gemma3", gemma3::describe),
     ("glm4", glm4::describe),
+    ("glm4moe", glm4moe::describe),
     ("gpt-oss", gpt_oss::describe),
     ("granite", granite::describe),
     ("llama", llama::describe),
     ("olmo2", olmo2::describe),
+    ("olmoe", olmoe::describe),
     ("phi3", phi3::describe),
     ("qwen2", qwen2::describe),
     ("qwen2moe", qwen2moe::describe),
@@ -58,6 +66,7 @@ const ARCHITECTURES: &[(&str, Architecture)] = &[
     ("qwen35moe", qwen35::describe),
     ("qwen3moe", qwen3moe::describe),
     ("qwen3next", qwen3next::describe),
+    ("seed_oss", seed_oss::describe),
     ("smollm3", smollm3::describe),
     ("starcoder2", starcoder2::describe),
 ];

@@ -10,8 +10,7 @@ use crate::ModelError;
 pub fn describe(m: &Meta) -> Result<Description, ModelError> {
     let mut d = standard(m, RopeLayout::HalfSplit)?;
     d.qk_norm(NormScope::FullWidth);
-    d.sandwich();
-    d.layers(|_, layer| (layer.pre_attn, layer.pre_mlp) = (None, None));
+    d.after_only();
     if m.count_or(".attention.sliding_window", 0)? > 0 {
         d.sliding(m, |i| !(i + 1).is_multiple_of(4))?;
         d.local_rope(m, m.positive_or(".rope.freq_base", 500_000.0)?)?;

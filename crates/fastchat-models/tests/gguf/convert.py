@@ -44,8 +44,7 @@ def write(out: Path, config: dict, tensors: dict, arch: str, extra: dict) -> Non
     for key, value in keys.items():
         add(writer, f"{arch}.{key}", value)
     vocabulary(writer, config["vocab_size"])
-    layers = config["num_hidden_layers"]
-    names = gguf.get_tensor_name_map(ARCHITECTURES[arch], layers)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[arch], keys["block_count"])
     tensors = stack(tensors)
     for name, values in tensors.items():
         for target, part in convert(name, values, config, arch, names):
@@ -133,6 +132,10 @@ def metadata(c, arch):
         flags = [kind == "sliding_attention" for kind in c["layer_types"]]
         if arch not in ("gemma2", "gpt-oss"):
             keys["attention.sliding_window_pattern"] = flags
+    if arch == "glm4moe":
+        # Its draft layers are stored too.
+        keys["nextn_predict_layers"] = c["num_nextn_predict_layers"]
+        keys["block_count"] += c["num_nextn_predict_layers"]
     keys |= scaling(c, rope) | experts(c, arch) | latent(c, arch) | recurrent(c)
     return keys
 
@@ -146,10 +149,11 @@ def scaling(c, rope):
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
         }
     if kind == "longrope":
-        stretch = c["max_position_embeddings"] / rope["original_max_position_embeddings"]
+        original = rope["original_max_position_embeddings"]
+        stretch = c["max_position_embeddings"] / original
         return {
-            "rope.scaling.attn_factor": float(np.sqrt(1 + np.log(stretch) / np.log(rope["original_max_position_embeddings"]))),
-            "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+            "rope.scaling.attn_factor": float(np.sqrt(1 + np.log(stretch) / np.log(original))),
+            "rope.scaling.original_context_length": original,
         }
     return {}
 
@@ -162,8 +166,10 @@ def rope_factors(c):
         yield "rope_factors_short.weight", rope["short_factor"]
     if kind == "llama3":
         dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
-        wavelengths = 2 * np.pi * float(rope["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
-        original, low, high = (rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+        theta = float(rope.get("rope_theta") or c["rope_theta"])
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, dim, 2) / dim)
+        original, low = rope["original_max_position_embeddings"], rope["low_freq_factor"]
+        high = rope["high_freq_factor"]
         smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
         yield "rope_freqs.weight", 1 / ((1 - smooth) / rope["factor"] + smooth)
 
@@ -270,7 +276,8 @@ def convert(name, values, c, arch, names):
     if name.endswith("kv_b_proj.weight"):
         keys, width = c["qk_nope_head_dim"], c["v_head_dim"]
         heads = values.reshape(c["num_attention_heads"], keys + width, -1)
-        return [(f"{prefix}attn_k_b.weight", heads[:, :keys].swapaxes(1, 2)), (f"{prefix}attn_v_b.weight", heads[:, keys:])]
+        key, value = heads[:, :keys].swapaxes(1, 2), heads[:, keys:]
+        return [(f"{prefix}attn_k_b.weight", key), (f"{prefix}attn_v_b.weight", value)]
     if arch in ("qwen3next", "qwen35"):
         values, renamed = delta(name, values, c, arch, prefix)
         if renamed is not None:
@@ -290,7 +297,8 @@ def delta(name, values, c, arch, prefix):
         q, key, value, z = np.split(heads, [k, 2 * k, 2 * k + ratio * v], axis=1)
         rows = [part.reshape(-1, values.shape[1]) for part in (q, key, value)]
         qkv = np.concatenate(rows)
-        return values, [(f"{prefix}attn_qkv.weight", qkv), (f"{prefix}attn_gate.weight", z.reshape(-1, values.shape[1]))]
+        z = z.reshape(-1, values.shape[1])
+        return values, [(f"{prefix}attn_qkv.weight", qkv), (f"{prefix}attn_gate.weight", z)]
     if name.endswith("in_proj_qkv.weight") or name.endswith("conv1d.weight"):
         values = values.reshape(values.shape[0], -1)
         if tiled:
@@ -302,7 +310,12 @@ def delta(name, values, c, arch, prefix):
     if name.endswith(("A_log", "dt_bias", "in_proj_a.weight", "in_proj_b.weight")):
         if name.endswith("A_log"):
             values = -np.exp(values)
-        targets = {"A_log": "ssm_a", "dt_bias": "ssm_dt.bias", "in_proj_a.weight": "ssm_alpha.weight", "in_proj_b.weight": "ssm_beta.weight"}
+        targets = {
+            "A_log": "ssm_a",
+            "dt_bias": "ssm_dt.bias",
+            "in_proj_a.weight": "ssm_alpha.weight",
+            "in_proj_b.weight": "ssm_beta.weight",
+        }
         target = next(target for end, target in targets.items() if name.endswith(end))
         return values, [(f"{prefix}{target}", tile(values, c, 1) if tiled else values)]
     if name.endswith("linear_attn.out_proj.weight") and tiled:
