@@ -19,11 +19,11 @@ pub(super) fn product(format: usize, tile: &[u8], block: RowBlock<'_>, sums: &mu
                 if layout.halves() == 1 {
                     dots[0] = std::array::from_fn(|lane| dots[0][lane] + dots[1][lane]);
                 }
-                for half in 0..layout.halves() {
+                for (half, dots) in dots.iter().enumerate().take(layout.halves()) {
                     let which = if layout.halves() == 2 { 1 + half } else { 0 };
                     let offset = x.minus_sum[which] * layout.offset_value();
                     for (lane, sum) in sums.iter_mut().enumerate() {
-                        *sum += (dots[half][lane] + offset) as f32 * (scales.scale[half][lane] * x.scale);
+                        *sum += (dots[lane] + offset) as f32 * (scales.scale[half][lane] * x.scale);
                         if layout.has_shift() {
                             *sum += scales.shift[half][lane] * x.sum[which];
                         }
