@@ -5,6 +5,7 @@ mod attention;
 mod gated_delta;
 mod host;
 mod isa;
+pub(crate) mod linear;
 mod mlp;
 mod moe;
 mod norm;
@@ -19,7 +20,8 @@ pub use isa::Isa;
 pub use pool::Pool;
 
 use crate::{
-    Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, MoeSpec, MoeWeights, Plan, QkvSpec, Rope, StateCache,
+    Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope,
+    StateCache, Weight,
 };
 
 /// Kernels for the host's processor.
@@ -61,6 +63,18 @@ impl Kernels for CpuKernels {
 
     fn name(&self) -> String {
         format!("cpu-{}", self.isa)
+    }
+
+    fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+        self.pack_linear(weights, bias)
+    }
+
+    fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        Self::run_embed(table, ids)
+    }
+
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        self.run_linear(x, layer)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
