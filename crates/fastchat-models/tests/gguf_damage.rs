@@ -198,7 +198,10 @@ fn rules(folder: &Folder) {
     check("tokenizer.ggml.token_type = 1 entries", &|f| {
         *f.key("tokenizer.ggml.token_type") = list(5, 1, &[1, 0, 0, 0]);
     });
-    check("split.count = 2 is not supported", &|f| f.keys.push(("split.count".to_owned(), whole(2))));
+    check("split.no = 0: expected a file name that ends in -00001-of-00002.gguf", &|f| {
+        f.keys.push(("split.count".to_owned(), whole(2)));
+    });
+    check("split.count = 1025", &|f| f.keys.push(("split.count".to_owned(), whole(1025))));
     check("magic", &|f| f.cut = f.bytes().len() - 3);
 }
 

@@ -64,12 +64,12 @@ fn reference(name: &str, architecture: &str) {
 }
 
 /// Both formats of one checkpoint compute the same.
-fn twin(name: &str, from: &Path, architecture: &str, settings: &[&str]) {
+fn twin(name: &str, from: &Path, architecture: &str) {
     if !writer() {
         return;
     }
     let folder = Folder::new(&format!("gguf-{name}"));
-    let other = open(&convert(from, &folder, architecture, settings)).decoder;
+    let other = open(&convert(from, &folder, architecture, &[])).decoder;
     let one = open(from).decoder;
     let ids: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 256).collect();
     let most = difference(&chunked(&other, &ids, ids.len()), &chunked(&one, &ids, ids.len()));
@@ -103,7 +103,7 @@ macro_rules! twins {
     ($($name:ident $architecture:literal)*) => {
         $(#[test] fn $name() {
             let folder = checkpoints::random(stringify!($name), "gguf-source");
-            twin(stringify!($name), &folder.0, $architecture, &[]);
+            twin(stringify!($name), &folder.0, $architecture);
         })*
     };
 }
@@ -142,7 +142,27 @@ fn smollm3() {
         }
     }
     candle_core::safetensors::save(&tensors, folder.0.join("model.safetensors")).unwrap();
-    twin("smollm3", &folder.0, "smollm3", &[]);
+    twin("smollm3", &folder.0, "smollm3");
+}
+
+/// A model in several files is the same from any of them; a file of it that is gone is named.
+#[test]
+fn shards() {
+    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let (whole, cut) = (Folder::new("gguf-whole"), Folder::new("gguf-shards"));
+    let from = shared.join("text/qwen2");
+    let expected = open(&convert(&from, &whole, "qwen2", &[])).fingerprint;
+    convert(&from, &cut, "qwen2", &["10"]);
+    let part = |number: u32| cut.0.join(format!("model-{number:05}-of-00004.gguf"));
+    for number in 1..=4 {
+        assert_eq!(open(&part(number)).fingerprint, expected);
+    }
+    assert_eq!(open(&cut.0).fingerprint, expected);
+    let refused = || load(&part(1), Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default()).unwrap_err();
+    std::fs::rename(part(3), cut.0.join("away")).unwrap();
+    assert!(refused().to_string().contains("model-00003-of-00004.gguf"));
+    std::fs::copy(part(2), part(3)).unwrap();
+    assert!(refused().to_string().contains("model-00003-of-00004.gguf: split.no = 1: expected 2 of 4"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod cursor;
 mod header;
 mod meta;
 mod rope;
+mod shards;
 mod value;
 mod vocab;
 
@@ -40,6 +41,7 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::description::Description;
 use meta::Meta;
+pub(crate) use shards::one_model;
 
 type Architecture = fn(&Meta) -> Result<Description, ModelError>;
 
@@ -71,18 +73,22 @@ const ARCHITECTURES: &[(&str, Architecture)] = &[
     ("starcoder2", starcoder2::describe),
 ];
 
-/// Reads a file: its header is checked, its tensors stay mapped.
+/// Reads a file, or all files of a model cut into several: headers are checked, tensors stay mapped.
 pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
-    let header = header::read(&file)?;
+    let mut header = header::read(&file)?;
+    if let Some(place) = shards::place(&header, path)? {
+        let files = shards::files(path, place)?;
+        if place.0 > 0 {
+            return open(&files[0], max_model_len);
+        }
+        shards::join(&mut header, &files)?;
+    }
     let meta = Meta::new(&header, path, max_model_len)?;
     let Some((_, describe)) = ARCHITECTURES.iter().find(|(known, _)| *known == meta.arch) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(known, _)| *known).collect();
         return Err(meta.unsupported("general.architecture", meta.arch, format!("{} are", known.join(", "))));
     };
-    if let Some(parts) = Some(meta.count_or("split.count", 1)?).filter(|&parts| parts > 1) {
-        return Err(meta.unsupported("split.count", parts, "whole files are"));
-    }
     let description = describe(&meta)?;
     let text = vocab::read(&meta, description.spec.vocab_size)?;
     Ok(Checkpoint { format: "gguf", description, tensors: header.tensors, text })

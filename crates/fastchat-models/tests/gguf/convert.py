@@ -1,7 +1,7 @@
 """Writes a folder of config.json and model.safetensors as a GGUF file, in the layout that published converters use.
 
 Names come from the `gguf` package's own tables, so that the loader's name maps are checked against something else than
-themselves. Usage: convert.py FOLDER OUT ARCHITECTURE [KEY=VALUE ...], where a key adds or replaces metadata.
+themselves. Usage: convert.py FOLDER OUT ARCHITECTURE [TENSORS], the last for several files of that many tensors each.
 """
 
 import json
@@ -38,9 +38,9 @@ def read(folder: Path):
     return config, tensors
 
 
-def write(out: Path, config: dict, tensors: dict, arch: str, extra: dict) -> None:
-    writer = gguf.GGUFWriter(out, arch)
-    keys = metadata(config, arch) | extra
+def write(out: Path, config: dict, tensors: dict, arch: str, split: int) -> None:
+    writer = gguf.GGUFWriter(out, arch, split_max_tensors=split)
+    keys = metadata(config, arch)
     for key, value in keys.items():
         add(writer, f"{arch}.{key}", value)
     vocabulary(writer, config["vocab_size"])
@@ -333,10 +333,9 @@ def mapped(name, names):
     return found
 
 
-def main(folder, out, arch, *settings):
-    extra = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in settings)}
+def main(folder, out, arch, split="0"):
     config, tensors = read(Path(folder))
-    write(Path(out), config, tensors, arch, extra)
+    write(Path(out), config, tensors, arch, int(split))
 
 
 if __name__ == "__main__":
