@@ -82,14 +82,12 @@ fn locate(path: &Path) -> Result<Source, ModelError> {
         return Ok(Source::Folder(path.to_owned()));
     }
     let entries = std::fs::read_dir(path).map_err(|error| ModelError::io(path, error))?;
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
-    match (files.pop(), files.len()) {
-        (Some(file), 0) => Ok(Source::Gguf(file)),
-        (found, others) => {
-            let count = others + usize::from(found.is_some());
-            Err(ModelError::field(path, "*.gguf", format!("{count} files"), "config.json or exactly one *.gguf file"))
-        }
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    if let Some(file) = gguf::one_model(&files) {
+        return Ok(Source::Gguf(file.clone()));
     }
+    let expected = "config.json, or exactly one *.gguf file or model in several";
+    Err(ModelError::field(path, "*.gguf", format!("{} files", files.len()), expected))
 }
 
 /// Bytes read at the start, the middle and the end of every tensor.

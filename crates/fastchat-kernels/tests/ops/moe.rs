@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use fastchat_kernels::{Activation, Kernels, Linear, MoeSpec, MoeWeights, RouterScore, Weight, WeightKind};
 use proptest::prelude::*;
 
-use crate::data::{DEFAULT, Random, assert_close, backends};
+use crate::data::{DEFAULT, Random, assert_close, assert_same_bits, backends};
 
 fn weight(rows: usize, cols: usize, random: &mut Random) -> Weight {
     let bytes: Vec<u8> = random.floats(rows * cols, 0.5).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -50,6 +50,8 @@ proptest! {
             let weights = weights(&kernels, sizes, seed);
             let out = kernels.moe(&x, &spec, &weights).unwrap();
             assert_close(&kernels.name(), &out, &expected, 1e-5);
+            let last = kernels.moe(&x.narrow(0, tokens - 1, 1).unwrap(), &spec, &weights).unwrap();
+            assert_same_bits(&kernels.name(), &last, &out.narrow(0, tokens - 1, 1).unwrap());
         }
     }
 }

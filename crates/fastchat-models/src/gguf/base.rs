@@ -6,15 +6,15 @@ use fastchat_kernels::{Activation, RopeLayout, RouterScore};
 use super::meta::Meta;
 use super::rope;
 use crate::ModelError;
-use crate::description::bias;
 pub use crate::description::Description;
+use crate::description::bias;
 use crate::names::{Names, Slot, Source, Step};
 use crate::spec::{
     Attention, Bias, DecoderSpec, Dense, Head, LayerSpec, Mixer, Mlp, Moe, Norm, OutputGate, RopeSpec, Shared, Sinks,
 };
 
 /// Rows of all heads of one layer together; the widest models in use have 24,576.
-const MAX_HEAD_ROWS: usize = 1 << 18;
+pub const MAX_HEAD_ROWS: usize = 1 << 18;
 
 /// The common decoder of a file: biases of q, k, v and the output where they are stored, no q/k norm.
 pub fn standard(m: &Meta, layout: RopeLayout) -> Result<Description, ModelError> {
@@ -120,8 +120,7 @@ pub fn attention(m: &Meta) -> Result<Vec<Attention>, ModelError> {
 fn names() -> Names {
     // Rope factors have become part of the spec; the others are buffers of old exporters.
     let ignored = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd"];
-    let mut names =
-        Names { roots: vec![("", "")], ignored: ignored.map(str::to_owned).to_vec(), ..Names::default() };
+    let mut names = Names { roots: vec![("", "")], ignored: ignored.map(str::to_owned).to_vec(), ..Names::default() };
     names.set(Slot::Embed, Source::stem("token_embd"));
     names.set(Slot::Head, Source::stem("output"));
     names.set(Slot::FinalNorm, Source::stem("output_norm"));
@@ -149,11 +148,9 @@ fn names() -> Names {
     for (slot, stem) in in_layer {
         names.set(slot, layer_source(stem));
     }
-    for (slot, stem) in [
-        (Slot::ExpertGate, "ffn_gate_exps"),
-        (Slot::ExpertUp, "ffn_up_exps"),
-        (Slot::ExpertDown, "ffn_down_exps"),
-    ] {
+    for (slot, stem) in
+        [(Slot::ExpertGate, "ffn_gate_exps"), (Slot::ExpertUp, "ffn_up_exps"), (Slot::ExpertDown, "ffn_down_exps")]
+    {
         names.set(slot, layer_source(stem).then(Step::Pick));
     }
     names.set(Slot::ScoreBias, Source::exact("blk.{l}.exp_probs_b.bias", ""));
@@ -206,6 +203,12 @@ impl Description {
     pub fn sandwich(&mut self) {
         let norm = self.spec.final_norm;
         self.layers(|_, layer| (layer.post_attn, layer.post_mlp) = (Some(norm), Some(norm)));
+    }
+
+    /// Norms after each half and none before.
+    pub fn after_only(&mut self) {
+        self.sandwich();
+        self.layers(|_, layer| (layer.pre_attn, layer.pre_mlp) = (None, None));
     }
 
     /// The norm between the halves stored under the name that others use for one after the first half.

@@ -16,6 +16,7 @@ pub struct Problem {
 }
 
 impl Problem {
+    #[allow(clippy::needless_pass_by_value)] // messages are made in place
     pub fn new(value: impl ToString, expected: impl ToString) -> Self {
         Self { value: value.to_string(), expected: expected.to_string() }
     }

@@ -14,8 +14,8 @@ use crate::weights::{Stored, StoredKind, TensorMap};
 
 /// More keys than any exporter writes.
 const MAX_KEYS: u64 = 1 << 16;
-/// Longest key, by the format.
-const MAX_KEY: u64 = (1 << 16) - 1;
+/// Longest key; the longest in use have 60 bytes.
+const MAX_KEY: u64 = 1024;
 /// More tensors than the largest mixtures have with one tensor per expert.
 const MAX_TENSORS: u64 = 1 << 18;
 /// Four times the format's own limit on tensor names.
@@ -72,8 +72,12 @@ fn metadata<'a>(cursor: &mut Cursor<'a>, count: usize, path: &Path) -> Result<Me
     for index in 0..count {
         let field = format!("key {index}");
         let bad = |field: &str, problem: Problem| ModelError::field(path, field, problem.value, problem.expected);
-        let key = cursor.text(MAX_KEY).map_err(|problem| bad(&field, problem))?;
-        let key = std::str::from_utf8(key).map_err(|error| ModelError::field(path, &field, error, "UTF-8 text"))?;
+        let text = cursor.text(MAX_KEY).map_err(|problem| bad(&field, problem))?;
+        // Keys stand in messages, so that they must not forge any.
+        let printable = std::str::from_utf8(text).ok().filter(|key| key.bytes().all(|byte| byte.is_ascii_graphic()));
+        let Some(key) = printable else {
+            return Err(bad(&field, Problem::new(String::from_utf8_lossy(text), "printable ASCII")));
+        };
         let value = cursor.u32().and_then(|kind| Value::read(kind, cursor)).map_err(|problem| bad(key, problem))?;
         if map.insert(key, value).is_some() {
             return Err(ModelError::field(path, key, "two values", "each key once"));
@@ -106,8 +110,9 @@ struct Info<'a> {
 impl<'a> Info<'a> {
     fn read(cursor: &mut Cursor<'a>, index: usize, path: &Path) -> Result<Self, ModelError> {
         let field = format!("name of tensor {index}");
-        let text =
-            cursor.text(MAX_NAME).map_err(|problem| ModelError::field(path, &field, problem.value, problem.expected))?;
+        let text = cursor
+            .text(MAX_NAME)
+            .map_err(|problem| ModelError::field(path, &field, problem.value, problem.expected))?;
         let name = std::str::from_utf8(text).map_err(|error| ModelError::field(path, &field, error, "UTF-8 text"))?;
         Self::describe(name, cursor).map_err(|problem| {
             ModelError::tensor(path, name, format!("has {}: expected {}", problem.value, problem.expected))
@@ -127,7 +132,8 @@ impl<'a> Info<'a> {
             return Err(Problem::new(value, format_args!("a multiple of {elements}")));
         }
         let product = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim).filter(|&all| all > 0));
-        let bytes = product.and_then(|all| (all / elements).checked_mul(size)).and_then(|all| usize::try_from(all).ok());
+        let bytes =
+            product.and_then(|all| (all / elements).checked_mul(size)).and_then(|all| usize::try_from(all).ok());
         let Some(bytes) = bytes else {
             return Err(Problem::new(format_args!("shape {shape:?}"), "sizes above 0 whose product fits a file"));
         };
@@ -138,7 +144,12 @@ impl<'a> Info<'a> {
 }
 
 /// Gives every tensor its bytes: inside the file, aligned, under one name, and not over another's.
-fn place(mut infos: Vec<Info>, file: &Arc<MappedFile>, start: usize, alignment: usize) -> Result<TensorMap, ModelError> {
+fn place(
+    mut infos: Vec<Info>,
+    file: &Arc<MappedFile>,
+    start: usize,
+    alignment: usize,
+) -> Result<TensorMap, ModelError> {
     let path: Arc<Path> = file.path().into();
     let mut map = TensorMap { origin: path.to_path_buf(), ..TensorMap::default() };
     infos.sort_by_key(|info| info.offset);

@@ -1,4 +1,5 @@
-//! Llama, Mistral and Mixtral: rotated pairs lie side by side, as the exporter permutes the rows of q and k.
+//! Llama, Mistral, Mixtral and what is built like them: rotated pairs lie side by side, as exporters permute the rows of
+//! q and k (ERNIE 4.5 is published that way).
 
 use fastchat_kernels::{Activation, RopeLayout};
 

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use fastchat_kernels::WeightKind;
+
 use super::header::{Header, Metadata};
 use super::value::{List, Value};
 use crate::ModelError;
@@ -31,9 +33,9 @@ impl<'a> Meta<'a> {
     pub fn new(header: &'a Header<'a>, file: &'a Path, max_model_len: Option<usize>) -> Result<Self, ModelError> {
         let values = &header.metadata;
         let mut meta = Self { file, arch: "", max_model_len, values, tensors: &header.tensors };
-        meta.arch = meta.text("general.architecture")?.ok_or_else(|| {
-            ModelError::field(file, "general.architecture", "nothing", "the name of an architecture")
-        })?;
+        meta.arch = meta
+            .text("general.architecture")?
+            .ok_or_else(|| ModelError::field(file, "general.architecture", "nothing", "the name of an architecture"))?;
         Ok(meta)
     }
 
@@ -233,7 +235,7 @@ impl<'a> Meta<'a> {
     pub fn factors(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let Some(stored) = self.tensor(name) else { return Ok(None) };
         let bad = |problem: String| ModelError::tensor(self.file, name, problem);
-        if stored.kind != StoredKind::Weight(fastchat_kernels::WeightKind::F32) || stored.shape[..] != [len] {
+        if !matches!(stored.kind, StoredKind::Weight(WeightKind::F32)) || stored.shape[..] != [len] {
             let (kind, shape) = (stored.kind.name(), &stored.shape);
             return Err(bad(format!("is {kind} of shape {shape:?}: expected F32 of shape [{len}]")));
         }

@@ -7,6 +7,9 @@ use crate::ModelError;
 use crate::rope::{Scaling, frequencies, yarn_mscale};
 use crate::spec::RopeSpec;
 
+/// Above any stretch in use; the longest reach is 40 times the trained one.
+const MAX_STRETCH: f32 = 65536.0;
+
 /// A rope table and the longest sequence it serves.
 #[derive(Debug)]
 pub struct Rope {
@@ -34,13 +37,22 @@ pub fn stretch(m: &Meta) -> Result<f32, ModelError> {
     let key = if m.get(".rope.scaling.factor").is_some() { ".rope.scaling.factor" } else { ".rope.scale_linear" };
     match m.float_opt(key)? {
         None | Some(0.0) => Ok(1.0),
-        Some(factor) if factor > 0.0 => Ok(factor),
-        Some(factor) => Err(m.bad(key, factor, "a number above 0, or 0 for none")),
+        Some(factor) if (0.0..=MAX_STRETCH).contains(&factor) => Ok(factor),
+        Some(factor) => Err(m.bad(key, factor, format!("a number up to {MAX_STRETCH}, 0 for none"))),
     }
 }
 
 /// The rope of the file, over `dim` elements of heads of `head_dim`.
 pub fn read(m: &Meta, layout: RopeLayout, dim: usize, head_dim: usize) -> Result<Rope, ModelError> {
+    resolve(m, layout, (dim, head_dim), true)
+}
+
+/// The same where yarn's ramp does not end at whole pairs; the format has no key for it.
+pub fn untruncated(m: &Meta, layout: RopeLayout, dim: usize) -> Result<Rope, ModelError> {
+    resolve(m, layout, (dim, dim), false)
+}
+
+fn resolve(m: &Meta, layout: RopeLayout, (dim, head_dim): (usize, usize), truncate: bool) -> Result<Rope, ModelError> {
     if dim > head_dim || !dim.is_multiple_of(2) {
         let expected = format!("an even number of at most {head_dim}, the elements of a head");
         return Err(m.bad(".rope.dimension_count", dim, expected));
@@ -75,7 +87,7 @@ pub fn read(m: &Meta, layout: RopeLayout, dim: usize, head_dim: usize) -> Result
                 original: trained as f32,
                 beta_fast: m.positive_or(".rope.scaling.yarn_beta_fast", 32.0)?,
                 beta_slow: m.positive_or(".rope.scaling.yarn_beta_slow", 1.0)?,
-                truncate: true,
+                truncate,
                 attention_factor: given * yarn_mscale(factor, 1.0),
             }
         }

@@ -82,9 +82,9 @@ pub(super) fn gated_delta(
         };
         let tasks = steps.len() * num_v_heads;
         if tokens * num_v_heads * size < SERIAL {
-            (0..tasks).for_each(run)
+            (0..tasks).for_each(run);
         } else {
-            kernels.pool.run(tasks, &run)
+            kernels.pool.run(tasks, &run);
         }
         Ok(())
     })?;

@@ -1,6 +1,7 @@
 //! Lanes in one AVX-512 register or two AVX2 registers. Values of these types are made only inside the two functions
 //! that enable their instructions.
 
+#[allow(clippy::wildcard_imports)] // some fifty intrinsics
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -60,7 +61,7 @@ impl Simd for Avx512 {
         }
         fn store(x: __m512, out: &mut [f32; LANES]) { _mm512_storeu_ps(out.as_mut_ptr(), x) }
         fn store_f16(x: __m512, out: &mut [f16; LANES]) {
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         }
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
