@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use super::test_vocabulary::byte_level;
 use super::{GrammarCompiler, GrammarSpec, Matcher, TextError, Tokenizer};
 
-const END: u32 = 257;
+pub(crate) const END: u32 = 257;
 
 fn compiler(tokenizer: &Tokenizer) -> GrammarCompiler {
     GrammarCompiler::new(tokenizer, &[END]).unwrap()
 }
 
 /// Follows random allowed tokens, rarely blanks; calls `check` with every prefix and whether it may end there.
-fn walk(
+pub(crate) fn walk(
     tokenizer: &Tokenizer,
     matcher: &mut Matcher,
     random: &mut impl FnMut(usize) -> usize,
@@ -40,6 +40,15 @@ fn walk(
         matcher.accept(id).unwrap();
     }
     None
+}
+
+/// Numbers below a limit, the same for the same seed.
+pub(crate) fn random(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed | 1;
+    move |limit| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % limit
+    }
 }
 
 fn schemas() -> impl Strategy<Value = Value> {
@@ -110,11 +119,7 @@ proptest! {
     fn every_path_of_a_schema_is_valid_json(schema in schemas(), seed in any::<u64>()) {
         let tokenizer = byte_level();
         let mut matcher = compiler(&tokenizer).compile(&GrammarSpec::JsonSchema(schema.clone())).unwrap();
-        let mut state = seed | 1;
-        let mut random = |limit: usize| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) as usize % limit
-        };
+        let mut random = random(seed);
         let mut check = |bytes: &[u8], may_end: bool| {
             let value = serde_json::from_slice::<Value>(bytes).ok();
             let complete = value.as_ref().is_some_and(|value| accepts(&schema, value));
