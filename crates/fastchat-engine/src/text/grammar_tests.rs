@@ -44,7 +44,7 @@ pub(crate) fn walk(
 
 /// Numbers below a limit, the same for the same seed.
 pub(crate) fn random(seed: u64) -> impl FnMut(usize) -> usize {
-    let mut state = seed | 1;
+    let mut state = (seed ^ 0x5851_f42d).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     move |limit| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as usize % limit

@@ -13,11 +13,11 @@ mod grammar_tests;
 mod json_tokenizer;
 mod lark;
 mod matcher;
+mod reasoning;
 mod sentencepiece;
 mod special_tokens;
 mod split;
 mod split_patterns;
-mod reasoning;
 mod stop;
 #[cfg(test)]
 mod test_vocabulary;

@@ -44,9 +44,13 @@ pub struct ReasoningDelta {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// Nothing but blanks so far; an opening marker may come.
-    Start { opened: bool },
+    Start {
+        opened: bool,
+    },
     /// Inside; `blank` until the first letter.
-    Thinking { blank: bool },
+    Thinking {
+        blank: bool,
+    },
     /// Behind the closing marker, blanks are dropped.
     Closed,
     Answering,

@@ -118,7 +118,8 @@ impl Writer<'_> {
         if !end.starts_with("<[") {
             return String::new();
         }
-        let (channel, message, start) = (self.marker("<|channel|>"), self.marker("<|message|>"), self.marker("<|start|>"));
+        let (channel, message, start) =
+            (self.marker("<|channel|>"), self.marker("<|message|>"), self.marker("<|start|>"));
         format!("({channel} \"analysis\" {message} /(?s:.*)/ {end} {start} \"assistant\")?")
     }
 
@@ -163,7 +164,8 @@ impl Writer<'_> {
                 format!("{open} {} {separator} {} {}", text(name), json(&schema), self.marker("<｜tool▁call▁end｜>"))
             }
             ToolFormat::KimiK2 => {
-                let (open, separator) = (self.marker("<|tool_call_begin|>"), self.marker("<|tool_call_argument_begin|>"));
+                let (open, separator) =
+                    (self.marker("<|tool_call_begin|>"), self.marker("<|tool_call_argument_begin|>"));
                 let head = text(&format!("functions.{name}:"));
                 let close = self.marker("<|tool_call_end|>");
                 format!("{open} {head} /[0-9]{{1,3}}/ {separator} {} {close}", json(&schema))

@@ -111,7 +111,8 @@ impl CallReader {
         let Ok(key) = serde_json::from_str::<String>(&self.raw) else { return Progress::Malformed };
         // Without a marker the first keys decide, so that other JSON is not held back.
         let ordinary = ["type", "id", "tool_call_id"].contains(&key.as_str());
-        if known.is_some() && !(ordinary || NAME_KEYS.contains(&key.as_str()) || ARGUMENT_KEYS.contains(&key.as_str())) {
+        if known.is_some() && !(ordinary || NAME_KEYS.contains(&key.as_str()) || ARGUMENT_KEYS.contains(&key.as_str()))
+        {
             return if self.started { self.go(Place::Colon) } else { Progress::Malformed };
         }
         self.key = key;
@@ -144,7 +145,9 @@ impl CallReader {
     /// Uses the value in `raw`; false if it makes the object no call.
     fn keep(&mut self, known: Option<&[String]>) -> bool {
         let Ok(value) = serde_json::from_str::<Value>(&self.raw) else { return false };
-        let named = |value: &Value| value.as_str().filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES).map(str::to_owned);
+        let named = |value: &Value| {
+            value.as_str().filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES).map(str::to_owned)
+        };
         let argued = |value: &Value, raw: &str| match value {
             Value::String(text) => text.clone(),
             Value::Null => "{}".to_owned(),

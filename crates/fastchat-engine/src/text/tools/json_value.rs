@@ -50,11 +50,35 @@ impl ValueScanner {
                 self.closers.push(if letter == '{' { '}' } else { ']' });
                 Scan::Inside
             }
-            '}' | ']' if top => if self.in_scalar { Scan::After } else { Scan::Broken },
+            '}' | ']' if top => {
+                if self.in_scalar {
+                    Scan::After
+                } else {
+                    Scan::Broken
+                }
+            }
             '}' | ']' if self.closers.pop() != Some(letter) => Scan::Broken,
-            '}' | ']' => if self.closers.is_empty() { Scan::Last } else { Scan::Inside },
-            ',' if top => if self.in_scalar { Scan::After } else { Scan::Broken },
-            _ if top && letter.is_whitespace() => if self.in_scalar { Scan::After } else { Scan::Broken },
+            '}' | ']' => {
+                if self.closers.is_empty() {
+                    Scan::Last
+                } else {
+                    Scan::Inside
+                }
+            }
+            ',' if top => {
+                if self.in_scalar {
+                    Scan::After
+                } else {
+                    Scan::Broken
+                }
+            }
+            _ if top && letter.is_whitespace() => {
+                if self.in_scalar {
+                    Scan::After
+                } else {
+                    Scan::Broken
+                }
+            }
             _ if top && !(letter.is_ascii_alphanumeric() || "+-.".contains(letter)) => Scan::Broken,
             _ => {
                 self.in_scalar |= top;

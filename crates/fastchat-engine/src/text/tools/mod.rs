@@ -85,8 +85,12 @@ impl ToolParser {
         let format: Box<dyn Format> = match format {
             ToolFormat::Hermes => Box::new(tagged::Tagged::new(&["<tool_call>"], &["</tool_call>"], Some(names))),
             ToolFormat::Llama3 => Box::new(tagged::Tagged::new(&["<|python_tag|>"], &[";"], Some(names))),
-            ToolFormat::Granite => Box::new(tagged::Tagged::new(&["<|tool_call|>", "<tool_call>"], &["</tool_call>"], None)),
-            ToolFormat::Phi4 => Box::new(tagged::Tagged::new(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None)),
+            ToolFormat::Granite => {
+                Box::new(tagged::Tagged::new(&["<|tool_call|>", "<tool_call>"], &["</tool_call>"], None))
+            }
+            ToolFormat::Phi4 => {
+                Box::new(tagged::Tagged::new(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None))
+            }
             ToolFormat::MistralList | ToolFormat::MistralNamed => Box::new(named::Named::new(named::MISTRAL)),
             ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => Box::new(named::Named::new(named::DEEPSEEK)),
             ToolFormat::KimiK2 => Box::new(named::Named::new(named::KIMI)),

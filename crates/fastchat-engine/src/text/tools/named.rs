@@ -21,8 +21,14 @@ pub(super) struct Markers {
     lists: bool,
 }
 
-pub(super) const MISTRAL: Markers =
-    Markers { call: "[TOOL_CALLS]", separator: "[ARGS]", end: "", section: &["[/TOOL_CALLS]"], kind: None, lists: true };
+pub(super) const MISTRAL: Markers = Markers {
+    call: "[TOOL_CALLS]",
+    separator: "[ARGS]",
+    end: "",
+    section: &["[/TOOL_CALLS]"],
+    kind: None,
+    lists: true,
+};
 pub(super) const DEEPSEEK: Markers = Markers {
     call: "<｜tool▁call▁begin｜>",
     separator: "<｜tool▁sep｜>",

@@ -164,7 +164,7 @@ fn bare_json_is_a_call_only_with_a_known_name() {
     }
     // Its first key says that it is none, so it is not held back.
     let mut parser = ToolParser::new(ToolFormat::Hermes, &tools());
-assert_eq!(parser.push("{\"age\":"), [ToolEvent::Content("{\"age\":".into())]);
+    assert_eq!(parser.push("{\"age\":"), [ToolEvent::Content("{\"age\":".into())]);
 }
 
 #[test]
@@ -210,12 +210,56 @@ fn xml_values_have_their_schemas_types() {
 
 fn pieces() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
-        "<tool_call>", "</tool_call>", "{\"name\": \"now\"", "{\"name\": \"weather\", ", "\"arguments\": {", "\"a\": [1, ",
-        "]", "}", "}}", ", ", "[", "(", ")", "now", "weather", "city=", "'x'", "\"", "\\", "\n", " ", "é", "x",
-        "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "function", "<｜tool▁call▁end｜>",
-        "<|tool_call_begin|>", "functions.now:0", "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|channel|>",
-        "analysis", "final", "commentary to=functions.now", "<|message|>", "<|call|>", "<|end|>", "<|start|>",
-        "<function=now>", "<parameter=a>", "</parameter>", "</function>", "<|tool_call|>", "<|/tool_call|>", "<", "<|python_tag|>",
+        "<tool_call>",
+        "</tool_call>",
+        "{\"name\": \"now\"",
+        "{\"name\": \"weather\", ",
+        "\"arguments\": {",
+        "\"a\": [1, ",
+        "]",
+        "}",
+        "}}",
+        ", ",
+        "[",
+        "(",
+        ")",
+        "now",
+        "weather",
+        "city=",
+        "'x'",
+        "\"",
+        "\\",
+        "\n",
+        " ",
+        "é",
+        "x",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+        "function",
+        "<｜tool▁call▁end｜>",
+        "<|tool_call_begin|>",
+        "functions.now:0",
+        "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>",
+        "<|channel|>",
+        "analysis",
+        "final",
+        "commentary to=functions.now",
+        "<|message|>",
+        "<|call|>",
+        "<|end|>",
+        "<|start|>",
+        "<function=now>",
+        "<parameter=a>",
+        "</parameter>",
+        "</function>",
+        "<|tool_call|>",
+        "<|/tool_call|>",
+        "<",
+        "<|python_tag|>",
     ])
 }
 
