@@ -91,7 +91,9 @@ impl ReasoningSplitter {
         let held = std::mem::take(&mut self.held);
         match self.place {
             Place::Start { opened: false } | Place::Answering => delta.content = held,
-            Place::Start { opened: true } | Place::Thinking { .. } => delta.reasoning = held.trim_end().to_owned(),
+            Place::Start { opened: true } | Place::Thinking { .. } => {
+                held.trim_end().clone_into(&mut delta.reasoning);
+            }
             Place::Closed => {}
         }
         delta

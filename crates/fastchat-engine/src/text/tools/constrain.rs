@@ -175,27 +175,9 @@ impl Writer<'_> {
                 let head = text(&format!("commentary to=functions.{name} "));
                 format!("{channel} {head} {} \"json\" {message} {}", self.marker("<|constrain|>"), json(&schema))
             }
-            ToolFormat::Pythonic => self.python_call(name, &schema),
+            ToolFormat::Pythonic => python_call(name, &schema),
             ToolFormat::QwenXml => self.xml_call(name, &schema),
         }
-    }
-
-    fn python_call(&mut self, name: &str, schema: &Value) -> String {
-        let (required, optional): (Vec<_>, Vec<_>) = properties(schema).into_iter().partition(|field| field.required);
-        let write = |field: &Field| format!("{} {}", text(&format!("{}=", field.name)), json(&field.schema));
-        let after = |fields: &[Field]| -> String {
-            fields.iter().fold(String::new(), |rest, field| rest + &format!(" (\", \" {})?", write(field)))
-        };
-        let arguments = if required.is_empty() {
-            // Any of the optional ones may come first.
-            let firsts = (0..optional.len()).map(|at| write(&optional[at]) + &after(&optional[at + 1..]));
-            let firsts: Vec<String> = firsts.collect();
-            if firsts.is_empty() { String::new() } else { format!("({})?", firsts.join(" | ")) }
-        } else {
-            let required: Vec<String> = required.iter().map(write).collect();
-            required.join(" \", \" ") + &after(&optional)
-        };
-        format!("{} {arguments} \")\"", text(&format!("{name}(")))
     }
 
     fn xml_call(&mut self, name: &str, schema: &Value) -> String {
@@ -220,6 +202,24 @@ impl Writer<'_> {
         }
         format!("{call} \"</function>\\n\" {}", self.marker("</tool_call>"))
     }
+}
+
+fn python_call(name: &str, schema: &Value) -> String {
+    let (required, optional): (Vec<_>, Vec<_>) = properties(schema).into_iter().partition(|field| field.required);
+    let write = |field: &Field| format!("{} {}", text(&format!("{}=", field.name)), json(&field.schema));
+    let after = |fields: &[Field]| -> String {
+        fields.iter().fold(String::new(), |rest, field| rest + &format!(" (\", \" {})?", write(field)))
+    };
+    let arguments = if required.is_empty() {
+        // Any of the optional ones may come first.
+        let firsts = (0..optional.len()).map(|at| write(&optional[at]) + &after(&optional[at + 1..]));
+        let firsts: Vec<String> = firsts.collect();
+        if firsts.is_empty() { String::new() } else { format!("({})?", firsts.join(" | ")) }
+    } else {
+        let required: Vec<String> = required.iter().map(write).collect();
+        required.join(" \", \" ") + &after(&optional)
+    };
+    format!("{} {arguments} \")\"", text(&format!("{name}(")))
 }
 
 struct Field {

@@ -26,7 +26,7 @@ pub enum ToolEvent {
 /// Collects events. Blanks in content are held: those around calls belong to the format, not to the text.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    events: Vec<ToolEvent>,
+    queue: Vec<ToolEvent>,
     calls: u32,
     blanks: String,
     has_content: bool,
@@ -47,9 +47,9 @@ impl Events {
         self.has_content = true;
         self.after_call = false;
         text.push(letter);
-        match self.events.last_mut() {
+        match self.queue.last_mut() {
             Some(ToolEvent::Content(last)) => last.push_str(&text),
-            _ => self.events.push(ToolEvent::Content(text)),
+            _ => self.queue.push(ToolEvent::Content(text)),
         }
     }
 
@@ -58,24 +58,24 @@ impl Events {
     }
 
     pub(super) fn reasoning(&mut self, letter: char) {
-        match self.events.last_mut() {
+        match self.queue.last_mut() {
             Some(ToolEvent::Reasoning(last)) => last.push(letter),
-            _ => self.events.push(ToolEvent::Reasoning(letter.into())),
+            _ => self.queue.push(ToolEvent::Reasoning(letter.into())),
         }
     }
 
     pub(super) fn start(&mut self, name: &str) {
         self.blanks.clear();
-        self.events.push(ToolEvent::Start { index: self.calls, name: name.to_owned() });
+        self.queue.push(ToolEvent::Start { index: self.calls, name: name.to_owned() });
         self.calls += 1;
         self.after_call = true;
     }
 
     /// Appends to the arguments of the call begun last.
     pub(super) fn arguments(&mut self, text: &str) {
-        match self.events.last_mut() {
+        match self.queue.last_mut() {
             Some(ToolEvent::Arguments { delta, .. }) => delta.push_str(text),
-            _ => self.events.push(ToolEvent::Arguments { index: self.calls.saturating_sub(1), delta: text.to_owned() }),
+            _ => self.queue.push(ToolEvent::Arguments { index: self.calls.saturating_sub(1), delta: text.to_owned() }),
         }
     }
 
@@ -93,16 +93,16 @@ impl Events {
     }
 
     pub(super) fn take(&mut self) -> Vec<ToolEvent> {
-        std::mem::take(&mut self.events)
+        std::mem::take(&mut self.queue)
     }
 
     /// The output has ended: blanks at the end are text unless calls came.
     pub(super) fn end(&mut self) {
         let blanks = std::mem::take(&mut self.blanks);
         if self.calls == 0 && !blanks.is_empty() {
-            match self.events.last_mut() {
+            match self.queue.last_mut() {
                 Some(ToolEvent::Content(last)) => last.push_str(&blanks),
-                _ => self.events.push(ToolEvent::Content(blanks)),
+                _ => self.queue.push(ToolEvent::Content(blanks)),
             }
         }
     }

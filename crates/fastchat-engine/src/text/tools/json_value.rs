@@ -39,6 +39,10 @@ impl ValueScanner {
             return Scan::Inside;
         }
         let top = self.closers.is_empty();
+        // What can only follow a value: it ends a number or a word, and begins nothing.
+        if top && (letter.is_whitespace() || "}],".contains(letter)) {
+            return if self.in_scalar { Scan::After } else { Scan::Broken };
+        }
         match letter {
             '"' | '{' | '[' if top && self.in_scalar => Scan::Broken,
             '"' => {
@@ -50,33 +54,12 @@ impl ValueScanner {
                 self.closers.push(if letter == '{' { '}' } else { ']' });
                 Scan::Inside
             }
-            '}' | ']' if top => {
-                if self.in_scalar {
-                    Scan::After
-                } else {
-                    Scan::Broken
-                }
-            }
             '}' | ']' if self.closers.pop() != Some(letter) => Scan::Broken,
             '}' | ']' => {
                 if self.closers.is_empty() {
                     Scan::Last
                 } else {
                     Scan::Inside
-                }
-            }
-            ',' if top => {
-                if self.in_scalar {
-                    Scan::After
-                } else {
-                    Scan::Broken
-                }
-            }
-            _ if top && letter.is_whitespace() => {
-                if self.in_scalar {
-                    Scan::After
-                } else {
-                    Scan::Broken
                 }
             }
             _ if top && !(letter.is_ascii_alphanumeric() || "+-.".contains(letter)) => Scan::Broken,
