@@ -237,3 +237,13 @@ fn a_cached_grammar_starts_afresh() {
     assert!(first.is_finished() && !second.is_finished());
     assert!(second.mask().unwrap().allows(u32::from(b'a')));
 }
+
+#[test]
+fn what_threads_share_may_be_shared() {
+    fn sent<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    sent::<Matcher>();
+    sent::<super::tools::ToolParser>();
+    shared::<GrammarCompiler>();
+    shared::<Tokenizer>();
+}

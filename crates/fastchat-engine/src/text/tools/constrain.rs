@@ -88,13 +88,17 @@ impl Writer<'_> {
             more => format!("call ({} call){{0,{more}}}", text(between)),
         };
         match self.format {
-            ToolFormat::Hermes | ToolFormat::QwenXml => more("\n"),
+            ToolFormat::Hermes | ToolFormat::QwenXml | ToolFormat::Glm => more("\n"),
             ToolFormat::Llama3 => more("; "),
             ToolFormat::MistralNamed => more(""),
             ToolFormat::MistralList => format!("{} \"[\" {} \"]\"", self.marker("[TOOL_CALLS]"), more(", ")),
             ToolFormat::Granite => format!("{} \"[\" {} \"]\"", self.marker("<|tool_call|>"), more(", ")),
             ToolFormat::Phi4 => {
                 let (open, close) = (self.marker("<|tool_call|>"), self.marker("<|/tool_call|>"));
+                format!("{open} \"[\" {} \"]\" {close}", more(", "))
+            }
+            ToolFormat::Nemotron => {
+                let (open, close) = (self.marker("<TOOLCALL>"), self.marker("</TOOLCALL>"));
                 format!("{open} \"[\" {} \"]\" {close}", more(", "))
             }
             ToolFormat::Pythonic => format!("\"[\" {} \"]\"", more(", ")),
@@ -126,14 +130,13 @@ impl Writer<'_> {
     /// A block of thoughts before the calls.
     fn thought(&mut self, thinking: Option<(ReasoningMarkers, bool)>) -> String {
         let Some((markers, opened)) = thinking else { return String::new() };
-        let close = self.marker(markers.close);
-        if close.starts_with("<[") {
-            let _ = writeln!(self.rules, "thought: /(?s:.*)/ {close}");
-        } else {
-            self.rules.push_str(&rule_until("thought", markers.close, None));
-        }
+        let thought = self.text_until(markers.close, None);
         let blanks = r"/\n{0,2}/";
-        if opened { format!("thought {blanks}") } else { format!("({} thought {blanks})?", self.marker(markers.open)) }
+        if opened {
+            format!("{thought} {blanks}")
+        } else {
+            format!("({} {thought} {blanks})?", self.marker(markers.open))
+        }
     }
 
     fn call(&mut self, tool: &ToolSpec) -> String {
@@ -150,7 +153,9 @@ impl Writer<'_> {
                 format!("{open} \"\\n\" {} \"\\n\" {close}", object("arguments"))
             }
             ToolFormat::Llama3 => object("parameters"),
-            ToolFormat::MistralList | ToolFormat::Granite | ToolFormat::Phi4 => object("arguments"),
+            ToolFormat::MistralList | ToolFormat::Granite | ToolFormat::Phi4 | ToolFormat::Nemotron => {
+                object("arguments")
+            }
             ToolFormat::MistralNamed => {
                 format!("{} {} {} {}", self.marker("[TOOL_CALLS]"), text(name), self.marker("[ARGS]"), json(&schema))
             }
@@ -176,31 +181,53 @@ impl Writer<'_> {
                 format!("{channel} {head} {} \"json\" {message} {}", self.marker("<|constrain|>"), json(&schema))
             }
             ToolFormat::Pythonic => python_call(name, &schema),
-            ToolFormat::QwenXml => self.xml_call(name, &schema),
+            ToolFormat::QwenXml => {
+                let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
+                let fields =
+                    self.tagged_fields(&schema, |_, name| text(&format!("<parameter={name}>\n")), "\n</parameter>\n");
+                format!("{open} {} {fields} \"</function>\\n\" {close}", text(&format!("\n<function={name}>\n")))
+            }
+            ToolFormat::Glm => {
+                let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
+                let key = |writer: &Self, name: &str| {
+                    let (open, close) = (writer.marker("<arg_key>"), writer.marker("</arg_key>"));
+                    format!("{open} {} {close} \"\\n\" {}", text(name), writer.marker("<arg_value>"))
+                };
+                let fields = self.tagged_fields(&schema, key, "</arg_value>");
+                format!("{open} {} {fields} {close}", text(&format!("{name}\n")))
+            }
         }
     }
 
-    fn xml_call(&mut self, name: &str, schema: &Value) -> String {
-        let mut call = format!("{} {}", self.marker("<tool_call>"), text(&format!("\n<function={name}>\n")));
+    /// Any text and the marker that ends it.
+    fn text_until(&mut self, end: &str, longest: Option<u64>) -> String {
+        let marker = self.marker(end);
+        if marker.starts_with("<[") {
+            return format!("/(?s:.*)/ {marker}");
+        }
+        let rule = format!("text_{}", self.count);
+        self.count += 1;
+        self.rules.push_str(&rule_until(&rule, end, longest));
+        rule
+    }
+
+    /// Parameters as tags: text stands as it is, everything else as JSON.
+    fn tagged_fields(&mut self, schema: &Value, head: impl Fn(&Self, &str) -> String, end: &str) -> String {
+        let mut fields = String::new();
         for field in properties(schema) {
-            let end = "\n</parameter>\n";
-            let head = text(&format!("<parameter={}>\n", field.name));
             let options = field.schema["enum"].as_array().filter(|options| options.iter().all(Value::is_string));
             let value = if let Some(options) = options {
                 let options: Vec<String> = options.iter().filter_map(Value::as_str).map(text).collect();
-                format!("({}) {}", options.join(" | "), text(end))
+                format!("({}) {}", options.join(" | "), self.marker(end))
             } else if field.schema["type"] == "string" {
-                let rule = format!("text_{}", self.count);
-                self.count += 1;
-                self.rules.push_str(&rule_until(&rule, end, field.schema["maxLength"].as_u64()));
-                rule
+                self.text_until(end, field.schema["maxLength"].as_u64())
             } else {
-                format!("{} {}", json(&field.schema), text(end))
+                format!("{} {}", json(&field.schema), self.marker(end))
             };
             let optional = if field.required { "" } else { "?" };
-            let _ = write!(call, " ({head} {value}){optional}");
+            let _ = write!(fields, " ({} {value}){optional}", head(self, &field.name));
         }
-        format!("{call} \"</function>\\n\" {}", self.marker("</tool_call>"))
+        fields
     }
 }
 

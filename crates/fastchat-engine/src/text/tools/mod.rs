@@ -5,6 +5,7 @@ mod arguments;
 mod constrain;
 mod detect;
 mod events;
+mod glm;
 mod harmony;
 mod json_call;
 mod json_list;
@@ -52,6 +53,10 @@ pub enum ToolFormat {
     Granite,
     /// `<|tool_call|>[..]<|/tool_call|>` or `functools[..]` (Phi 4).
     Phi4,
+    /// `<TOOLCALL>[{"name": .., "arguments": ..}]</TOOLCALL>` (Nemotron Nano 2).
+    Nemotron,
+    /// `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>` (GLM 4.5 and later).
+    Glm,
 }
 
 /// A function the client offers.
@@ -91,6 +96,8 @@ impl ToolParser {
             ToolFormat::Phi4 => {
                 Box::new(tagged::Tagged::new(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None))
             }
+            ToolFormat::Nemotron => Box::new(tagged::Tagged::new(&["<TOOLCALL>"], &["</TOOLCALL>"], None)),
+            ToolFormat::Glm => Box::new(glm::Glm::new(tools)),
             ToolFormat::MistralList | ToolFormat::MistralNamed => Box::new(named::Named::new(named::MISTRAL)),
             ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => Box::new(named::Named::new(named::DEEPSEEK)),
             ToolFormat::KimiK2 => Box::new(named::Named::new(named::KIMI)),

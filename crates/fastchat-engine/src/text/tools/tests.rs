@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{ToolEvent, ToolFormat, ToolParser, ToolSpec};
 
-pub(super) const FORMATS: [ToolFormat; 12] = [
+pub(super) const FORMATS: [ToolFormat; 14] = [
     ToolFormat::Hermes,
     ToolFormat::Llama3,
     ToolFormat::MistralList,
@@ -18,6 +18,8 @@ pub(super) const FORMATS: [ToolFormat; 12] = [
     ToolFormat::QwenXml,
     ToolFormat::Granite,
     ToolFormat::Phi4,
+    ToolFormat::Nemotron,
+    ToolFormat::Glm,
 ];
 
 pub(super) fn tools() -> Vec<ToolSpec> {
@@ -129,6 +131,14 @@ fn every_family_writes_two_calls() {
         ToolFormat::QwenXml => concat!(
             "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>\n",
             "<tool_call>\n<function=now>\n</function>\n</tool_call>"
+        ),
+        ToolFormat::Nemotron => concat!(
+            "<TOOLCALL>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}, ",
+            "{\"name\": \"now\", \"arguments\": {}}]</TOOLCALL>"
+        ),
+        ToolFormat::Glm => concat!(
+            "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>\n",
+            "<tool_call>now</tool_call>"
         ),
         ToolFormat::Granite => concat!(
             "<|tool_call|>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}, ",
@@ -260,6 +270,12 @@ fn pieces() -> impl Strategy<Value = &'static str> {
         "<|/tool_call|>",
         "<",
         "<|python_tag|>",
+        "<TOOLCALL>",
+        "</TOOLCALL>",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
     ])
 }
 

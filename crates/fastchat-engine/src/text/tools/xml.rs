@@ -141,7 +141,7 @@ impl QwenXml {
 }
 
 /// The value of a parameter: text where the schema says so, else JSON if it is JSON.
-fn typed(text: &str, schema: Option<&Value>) -> Value {
+pub(super) fn typed(text: &str, schema: Option<&Value>) -> Value {
     let kind = schema.map(|schema| &schema["type"]);
     let is_text = kind.is_some_and(|kind| kind == "string");
     let parsed = if is_text { None } else { serde_json::from_str(text.trim()).ok() };
