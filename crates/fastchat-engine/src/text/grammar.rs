@@ -21,6 +21,8 @@ pub const MAX_SCHEMA_DEPTH: usize = 64;
 pub const MAX_CHOICES: usize = 4096;
 /// Longest message of the compiler that is passed on; it may quote the whole grammar.
 const MAX_MESSAGE_BYTES: usize = 400;
+/// Longest token a constrained text may use; the trie counts depth in ten bits.
+const MAX_TOKEN_BYTES: usize = 1000;
 /// White space between JSON tokens: enough for deep indentation, but a weak model cannot stay in it for ever.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
@@ -153,7 +155,8 @@ impl GrammarCompiler {
                 word.push(TokTrie::SPECIAL_TOKEN_MARKER);
             }
             word.extend_from_slice(bytes);
-            words.push(word);
+            // A token without bytes is never allowed.
+            words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
         }
         let mut info = TokRxInfo::new(size as u32, first_end);
         info.tok_eos = first_end;

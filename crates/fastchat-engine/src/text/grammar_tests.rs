@@ -226,6 +226,17 @@ fn a_costly_grammar_ends_in_an_error_or_a_quick_mask() {
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
 
+/// A vocabulary from outside may hold anything: tokens of any length, empty ones, the same bytes twice.
+#[test]
+fn strange_tokens_do_no_harm() {
+    let tokenizer = super::test_vocabulary::with_words(&["", "aa", &"a".repeat(3000), "<0x61>"]);
+    let compiler = compiler(&tokenizer);
+    let mut matcher = compiler.compile(&GrammarSpec::Regex("a*".into())).unwrap();
+    let spelled: Vec<&[u8]> =
+        matcher.mask().unwrap().ids().iter().map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
+    assert!(spelled.contains(&&b"aa"[..]) && spelled.iter().all(|bytes| bytes.len() < 100), "{spelled:?}");
+}
+
 #[test]
 fn a_cached_grammar_starts_afresh() {
     let tokenizer = byte_level();
