@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::grammar_cache::GrammarCache;
-use super::{Matcher, TextError, Tokenizer};
+use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
 /// Largest schema, regex, grammar or list of choices, in bytes of text.
 pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
@@ -39,6 +39,13 @@ pub enum GrammarSpec {
     Lark(String),
     /// One of these strings.
     Choice(Vec<String>),
+    /// Thoughts, then an answer that is constrained; see [`GrammarSpec::after_thinking`].
+    AfterThinking {
+        /// Lark grammar of the thoughts; its rule `start` ends in `@answer`.
+        thoughts: String,
+        /// What follows them.
+        answer: Box<GrammarSpec>,
+    },
 }
 
 impl GrammarSpec {
@@ -50,7 +57,31 @@ impl GrammarSpec {
             Self::Regex(_) => "regex",
             Self::Lark(_) => "grammar",
             Self::Choice(_) => "choice",
+            Self::AfterThinking { answer, .. } => answer.name(),
         }
+    }
+
+    /// The same constraint for a model that thinks first. `opened`: the prompt already began the thoughts; otherwise
+    /// they may be left out.
+    #[must_use]
+    pub fn after_thinking(self, markers: ReasoningMarkers, opened: bool, tokenizer: &Tokenizer) -> Self {
+        if matches!(self, Self::AfterThinking { .. }) {
+            return self;
+        }
+        let close = lark::marker(tokenizer, markers.close);
+        let (body, rule) = if close.starts_with("<[") {
+            (format!("/(?s:.*)/ {close}"), String::new())
+        } else {
+            ("thoughts".to_owned(), lark::rule_until("thoughts", markers.close, None))
+        };
+        let blanks = r"/\n{0,2}/";
+        let thoughts = if opened {
+            format!("start: {body} {blanks} @answer\n{rule}")
+        } else {
+            let open = lark::marker(tokenizer, markers.open);
+            format!("start: ({open} {body} {blanks})? @answer\n{rule}")
+        };
+        Self::AfterThinking { thoughts, answer: Box::new(self) }
     }
 
     fn error(&self, message: &str) -> TextError {
@@ -77,6 +108,7 @@ impl GrammarSpec {
                 }
                 Value::from(choices.as_slice()).to_string()
             }
+            Self::AfterThinking { thoughts, answer } => return Ok(format!("{thoughts}\n{}", answer.key()?)),
         };
         if text.len() > MAX_GRAMMAR_BYTES {
             return Err(self.error(&format!("is {} bytes, the limit is {MAX_GRAMMAR_BYTES}", text.len())));
@@ -94,6 +126,15 @@ impl GrammarSpec {
                 let options: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
                 TopLevelGrammar::from_lark(format!("start: {}", options.join(" | ")))
+            }
+            Self::AfterThinking { thoughts, answer } => {
+                let mut grammar = TopLevelGrammar::from_lark(thoughts.clone());
+                let mut rest = answer.grammar();
+                if let Some(first) = rest.grammars.first_mut() {
+                    first.name = Some("answer".to_owned());
+                }
+                grammar.grammars.append(&mut rest.grammars);
+                grammar
             }
         }
     }

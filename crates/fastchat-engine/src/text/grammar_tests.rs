@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::test_vocabulary::byte_level;
-use super::{GrammarCompiler, GrammarSpec, Matcher, TextError, Tokenizer};
+use super::{GrammarCompiler, GrammarSpec, Matcher, REASONING_MARKERS, TextError, Tokenizer};
 
 pub(crate) const END: u32 = 257;
 
@@ -224,6 +224,33 @@ fn a_costly_grammar_ends_in_an_error_or_a_quick_mask() {
         }
     }
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
+#[test]
+fn every_constraint_can_wait_for_thoughts() {
+    let tokenizer = byte_level();
+    let compiler = compiler(&tokenizer);
+    let specs = [
+        (GrammarSpec::JsonSchema(json!({"type": "object", "properties": {"a": {"type": "integer"}}})), "{\"a\": 1}"),
+        (GrammarSpec::JsonObject, "{}"),
+        (GrammarSpec::Regex("[0-9]+".into()), "42"),
+        (GrammarSpec::Lark("start: x\nx: \"a\" | x \"b\"".into()), "abb"),
+        (GrammarSpec::Choice(vec!["yes".into(), "no".into()]), "no"),
+    ];
+    for (spec, answer) in specs {
+        for (opened, before) in [(true, "hm { 4\n</think>\n\n"), (false, "<think>x</think>"), (false, "")] {
+            let spec = spec.clone().after_thinking(REASONING_MARKERS[0], opened, &tokenizer);
+            let mut matcher = compiler.compile(&spec).unwrap();
+            for (at, id) in
+                tokenizer.encode(&format!("{before}{answer}"), false, false).unwrap().into_iter().enumerate()
+            {
+                assert!(at >= before.len() || !matcher.can_stop().unwrap());
+                matcher.accept(id).unwrap_or_else(|e| panic!("{before}{answer} at {at}: {e}"));
+            }
+            assert!(matcher.can_stop().unwrap());
+            assert!(!matcher.mask().unwrap().allows(u32::from(b'<')), "{answer} goes on");
+        }
+    }
 }
 
 /// A vocabulary from outside may hold anything: tokens of any length, empty ones, the same bytes twice.

@@ -56,15 +56,18 @@ pub fn tool_grammar(
     let calls: Vec<String> = chosen.iter().map(|tool| writer.call(tool)).collect();
     let names: Vec<String> = (0..calls.len()).map(|index| format!("call_{index}")).collect();
     let mut grammar = String::new();
-    let thought = writer.thought(constraint.thinking);
     let answer = writer.answer(if single { 1 } else { MAX_CALLS });
-    let _ = writeln!(grammar, "start: {thought} {answer}");
+    let _ = writeln!(grammar, "start: {answer}");
     let _ = writeln!(grammar, "call: {}", names.join(" | "));
     for (name, call) in names.iter().zip(&calls) {
         let _ = writeln!(grammar, "{name}: {call}");
     }
     grammar.push_str(&writer.rules);
-    Ok(GrammarSpec::Lark(grammar))
+    let grammar = GrammarSpec::Lark(grammar);
+    Ok(match constraint.thinking {
+        Some((markers, opened)) => grammar.after_thinking(markers, opened, tokenizer),
+        None => grammar,
+    })
 }
 
 struct Writer<'a> {
@@ -125,18 +128,6 @@ impl Writer<'_> {
         let (channel, message, start) =
             (self.marker("<|channel|>"), self.marker("<|message|>"), self.marker("<|start|>"));
         format!("({channel} \"analysis\" {message} /(?s:.*)/ {end} {start} \"assistant\")?")
-    }
-
-    /// A block of thoughts before the calls.
-    fn thought(&mut self, thinking: Option<(ReasoningMarkers, bool)>) -> String {
-        let Some((markers, opened)) = thinking else { return String::new() };
-        let thought = self.text_until(markers.close, None);
-        let blanks = r"/\n{0,2}/";
-        if opened {
-            format!("{thought} {blanks}")
-        } else {
-            format!("({} {thought} {blanks})?", self.marker(markers.open))
-        }
     }
 
     fn call(&mut self, tool: &ToolSpec) -> String {
