@@ -1,7 +1,7 @@
 //! Byte-pair models of GGUF vocabularies: words by pattern, tokens by merges. Knows no special tokens.
 
-use tokenizers::Model;
 use tokenizers::models::bpe::BPE;
+use tokenizers::{Model, NormalizedString};
 
 use super::TextError;
 use super::byte_level::ByteAlphabet;
@@ -17,6 +17,7 @@ pub(crate) struct BytePairs {
     model: BPE,
     splitter: Splitter,
     alphabet: Option<ByteAlphabet>,
+    composes: bool,
 }
 
 impl BytePairs {
@@ -51,11 +52,18 @@ impl BytePairs {
             .build()
             .map_err(|e| TextError::vocabulary(field, e.to_string()))?;
         let alphabet = rules.byte_level.then(ByteAlphabet::new);
-        Ok(Self { model, splitter: Splitter::new(rules.patterns)?, alphabet })
+        Ok(Self { model, splitter: Splitter::new(rules.patterns)?, alphabet, composes: rules.composes })
     }
 
     /// Appends the tokens of `text`.
     pub(crate) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TextError> {
+        let mut composed = None;
+        if self.composes && !text.is_ascii() {
+            let mut normalized = NormalizedString::from(text);
+            normalized.nfc();
+            composed = Some(normalized.get().to_owned());
+        }
+        let text = composed.as_deref().unwrap_or(text);
         let mut spelled = String::new();
         let mut each = |word: &str| {
             spelled.clear();

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 /// Both directions of the alphabet.
 #[derive(Debug)]
 pub(crate) struct ByteAlphabet {
-    chars: [char; 256],
+    /// 256 characters by byte.
+    chars: Vec<char>,
     bytes: HashMap<char, u8>,
 }
 
 impl ByteAlphabet {
     pub(crate) fn new() -> Self {
-        let mut chars = ['\0'; 256];
+        let mut chars = vec!['\0'; 256];
         let mut moved = 0x100;
         for byte in 0..=255u8 {
             // Printable Latin-1 stands for itself; the 68 others follow each other from U+0100.

@@ -27,7 +27,7 @@ pub(crate) struct GgufTokenizer {
 
 #[derive(Debug)]
 enum Algorithm {
-    BytePairs(BytePairs),
+    BytePairs(Box<BytePairs>),
     SentencePiece { model: SentencePiece, space_before: bool },
     WordPieces(WordPieces),
 }
@@ -51,7 +51,7 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
     let model = match vocab.model.as_str() {
         "gpt2" | "gemma4" => {
             let pre = if vocab.model == "gemma4" { "gemma4" } else { vocab.pre.as_str() };
-            Algorithm::BytePairs(BytePairs::new(tokens, &vocab.merges, split_patterns::rules(pre)?)?)
+            Algorithm::BytePairs(Box::new(BytePairs::new(tokens, &vocab.merges, split_patterns::rules(pre)?)?))
         }
         "llama" => Algorithm::SentencePiece {
             model: SentencePiece::new(tokens, &vocab.scores, vocab.unk)?,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::grammar_cache::GrammarCache;
-use super::{Matcher, TextError, Tokenizer};
+use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
 /// Largest schema, regex, grammar or list of choices, in bytes of text.
 pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
@@ -21,6 +21,8 @@ pub const MAX_SCHEMA_DEPTH: usize = 64;
 pub const MAX_CHOICES: usize = 4096;
 /// Longest message of the compiler that is passed on; it may quote the whole grammar.
 const MAX_MESSAGE_BYTES: usize = 400;
+/// Longest token a constrained text may use; the trie counts depth in ten bits.
+const MAX_TOKEN_BYTES: usize = 1000;
 /// White space between JSON tokens: enough for deep indentation, but a weak model cannot stay in it for ever.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
@@ -37,6 +39,13 @@ pub enum GrammarSpec {
     Lark(String),
     /// One of these strings.
     Choice(Vec<String>),
+    /// Thoughts, then an answer that is constrained; see [`GrammarSpec::after_thinking`].
+    AfterThinking {
+        /// Lark grammar of the thoughts; its rule `start` ends in `@answer`.
+        thoughts: String,
+        /// What follows them.
+        answer: Box<GrammarSpec>,
+    },
 }
 
 impl GrammarSpec {
@@ -48,7 +57,31 @@ impl GrammarSpec {
             Self::Regex(_) => "regex",
             Self::Lark(_) => "grammar",
             Self::Choice(_) => "choice",
+            Self::AfterThinking { answer, .. } => answer.name(),
         }
+    }
+
+    /// The same constraint for a model that thinks first. `opened`: the prompt already began the thoughts; otherwise
+    /// they may be left out.
+    #[must_use]
+    pub fn after_thinking(self, markers: ReasoningMarkers, opened: bool, tokenizer: &Tokenizer) -> Self {
+        if matches!(self, Self::AfterThinking { .. }) {
+            return self;
+        }
+        let close = lark::marker(tokenizer, markers.close);
+        let (body, rule) = if close.starts_with("<[") {
+            (format!("/(?s:.*)/ {close}"), String::new())
+        } else {
+            ("thoughts".to_owned(), lark::rule_until("thoughts", markers.close, None))
+        };
+        let blanks = r"/\n{0,2}/";
+        let thoughts = if opened {
+            format!("start: {body} {blanks} @answer\n{rule}")
+        } else {
+            let open = lark::marker(tokenizer, markers.open);
+            format!("start: ({open} {body} {blanks})? @answer\n{rule}")
+        };
+        Self::AfterThinking { thoughts, answer: Box::new(self) }
     }
 
     fn error(&self, message: &str) -> TextError {
@@ -75,6 +108,7 @@ impl GrammarSpec {
                 }
                 Value::from(choices.as_slice()).to_string()
             }
+            Self::AfterThinking { thoughts, answer } => return Ok(format!("{thoughts}\n{}", answer.key()?)),
         };
         if text.len() > MAX_GRAMMAR_BYTES {
             return Err(self.error(&format!("is {} bytes, the limit is {MAX_GRAMMAR_BYTES}", text.len())));
@@ -92,6 +126,15 @@ impl GrammarSpec {
                 let options: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
                 TopLevelGrammar::from_lark(format!("start: {}", options.join(" | ")))
+            }
+            Self::AfterThinking { thoughts, answer } => {
+                let mut grammar = TopLevelGrammar::from_lark(thoughts.clone());
+                let mut rest = answer.grammar();
+                if let Some(first) = rest.grammars.first_mut() {
+                    first.name = Some("answer".to_owned());
+                }
+                grammar.grammars.append(&mut rest.grammars);
+                grammar
             }
         }
     }
@@ -153,7 +196,8 @@ impl GrammarCompiler {
                 word.push(TokTrie::SPECIAL_TOKEN_MARKER);
             }
             word.extend_from_slice(bytes);
-            words.push(word);
+            // A token without bytes is never allowed.
+            words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
         }
         let mut info = TokRxInfo::new(size as u32, first_end);
         info.tok_eos = first_end;

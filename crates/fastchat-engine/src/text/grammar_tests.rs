@@ -4,16 +4,16 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::test_vocabulary::byte_level;
-use super::{GrammarCompiler, GrammarSpec, Matcher, TextError, Tokenizer};
+use super::{GrammarCompiler, GrammarSpec, Matcher, REASONING_MARKERS, TextError, Tokenizer};
 
-const END: u32 = 257;
+pub(crate) const END: u32 = 257;
 
 fn compiler(tokenizer: &Tokenizer) -> GrammarCompiler {
     GrammarCompiler::new(tokenizer, &[END]).unwrap()
 }
 
 /// Follows random allowed tokens, rarely blanks; calls `check` with every prefix and whether it may end there.
-fn walk(
+pub(crate) fn walk(
     tokenizer: &Tokenizer,
     matcher: &mut Matcher,
     random: &mut impl FnMut(usize) -> usize,
@@ -40,6 +40,15 @@ fn walk(
         matcher.accept(id).unwrap();
     }
     None
+}
+
+/// Numbers below a limit, the same for the same seed.
+pub(crate) fn random(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = (seed ^ 0x5851_f42d).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    move |limit| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % limit
+    }
 }
 
 fn schemas() -> impl Strategy<Value = Value> {
@@ -110,11 +119,7 @@ proptest! {
     fn every_path_of_a_schema_is_valid_json(schema in schemas(), seed in any::<u64>()) {
         let tokenizer = byte_level();
         let mut matcher = compiler(&tokenizer).compile(&GrammarSpec::JsonSchema(schema.clone())).unwrap();
-        let mut state = seed | 1;
-        let mut random = |limit: usize| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) as usize % limit
-        };
+        let mut random = random(seed);
         let mut check = |bytes: &[u8], may_end: bool| {
             let value = serde_json::from_slice::<Value>(bytes).ok();
             let complete = value.as_ref().is_some_and(|value| accepts(&schema, value));
@@ -222,6 +227,44 @@ fn a_costly_grammar_ends_in_an_error_or_a_quick_mask() {
 }
 
 #[test]
+fn every_constraint_can_wait_for_thoughts() {
+    let tokenizer = byte_level();
+    let compiler = compiler(&tokenizer);
+    let specs = [
+        (GrammarSpec::JsonSchema(json!({"type": "object", "properties": {"a": {"type": "integer"}}})), "{\"a\": 1}"),
+        (GrammarSpec::JsonObject, "{}"),
+        (GrammarSpec::Regex("[0-9]+".into()), "42"),
+        (GrammarSpec::Lark("start: x\nx: \"a\" | x \"b\"".into()), "abb"),
+        (GrammarSpec::Choice(vec!["yes".into(), "no".into()]), "no"),
+    ];
+    for (spec, answer) in specs {
+        for (opened, before) in [(true, "hm { 4\n</think>\n\n"), (false, "<think>x</think>"), (false, "")] {
+            let spec = spec.clone().after_thinking(REASONING_MARKERS[0], opened, &tokenizer);
+            let mut matcher = compiler.compile(&spec).unwrap();
+            for (at, id) in
+                tokenizer.encode(&format!("{before}{answer}"), false, false).unwrap().into_iter().enumerate()
+            {
+                assert!(at >= before.len() || !matcher.can_stop().unwrap());
+                matcher.accept(id).unwrap_or_else(|e| panic!("{before}{answer} at {at}: {e}"));
+            }
+            assert!(matcher.can_stop().unwrap());
+            assert!(!matcher.mask().unwrap().allows(u32::from(b'<')), "{answer} goes on");
+        }
+    }
+}
+
+/// A vocabulary from outside may hold anything: tokens of any length, empty ones, the same bytes twice.
+#[test]
+fn strange_tokens_do_no_harm() {
+    let tokenizer = super::test_vocabulary::with_words(&["", "aa", &"a".repeat(3000), "<0x61>"]);
+    let compiler = compiler(&tokenizer);
+    let mut matcher = compiler.compile(&GrammarSpec::Regex("a*".into())).unwrap();
+    let spelled: Vec<&[u8]> =
+        matcher.mask().unwrap().ids().iter().map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
+    assert!(spelled.contains(&&b"aa"[..]) && spelled.iter().all(|bytes| bytes.len() < 100), "{spelled:?}");
+}
+
+#[test]
 fn a_cached_grammar_starts_afresh() {
     let tokenizer = byte_level();
     let compiler = compiler(&tokenizer);
@@ -231,4 +274,14 @@ fn a_cached_grammar_starts_afresh() {
     let mut second = compiler.compile(&spec).unwrap();
     assert!(first.is_finished() && !second.is_finished());
     assert!(second.mask().unwrap().allows(u32::from(b'a')));
+}
+
+#[test]
+fn what_threads_share_may_be_shared() {
+    fn sent<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    sent::<Matcher>();
+    sent::<super::tools::ToolParser>();
+    shared::<GrammarCompiler>();
+    shared::<Tokenizer>();
 }

@@ -11,7 +11,9 @@ mod grammar_cache;
 #[cfg(test)]
 mod grammar_tests;
 mod json_tokenizer;
+mod lark;
 mod matcher;
+mod reasoning;
 mod sentencepiece;
 mod special_tokens;
 mod split;
@@ -20,11 +22,13 @@ mod stop;
 #[cfg(test)]
 mod test_vocabulary;
 mod tokenizer;
+pub mod tools;
 mod wordpiece;
 
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use grammar::{GrammarCompiler, GrammarSpec};
 pub use matcher::{Matcher, TokenMask};
+pub use reasoning::{REASONING_MARKERS, ReasoningDelta, ReasoningMarkers, ReasoningSplitter};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -81,7 +81,11 @@ mod tests {
     fn words(patterns: &[&str], text: &str) -> Vec<String> {
         let mut out = Vec::new();
         let splitter = Splitter::new(patterns).unwrap();
-        splitter.for_each(text, &mut |word| Ok::<(), ()>(out.push(word.to_owned()))).unwrap();
+        let mut each = |word: &str| {
+            out.push(word.to_owned());
+            Ok::<(), ()>(())
+        };
+        splitter.for_each(text, &mut each).unwrap();
         out
     }
 

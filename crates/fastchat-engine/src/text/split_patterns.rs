@@ -11,6 +11,8 @@ pub(crate) struct WordRules {
     pub whole_words: bool,
     /// GPT-2's alphabet for bytes; otherwise the vocabulary is UTF-8 with `▁` for a space and byte tokens.
     pub byte_level: bool,
+    /// Text is composed (Unicode NFC) first.
+    pub composes: bool,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
@@ -103,7 +105,8 @@ pub(crate) fn rules(pre: &str) -> Result<WordRules, TextError> {
             | "granite-embed-multi-97m"
     );
     let byte_level = !matches!(pre, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe");
-    Ok(WordRules { patterns, whole_words, byte_level })
+    let composes = matches!(pre, "qwen2" | "qwen35");
+    Ok(WordRules { patterns, whole_words, byte_level, composes })
 }
 
 #[cfg(test)]

@@ -39,7 +39,12 @@ pub(crate) fn byte_level() -> Tokenizer {
 
 /// 256 byte tokens, then [`CONTROL`], then words; a space is put before a text.
 pub(crate) fn sentencepiece() -> Tokenizer {
+    with_words(&["\u{2581}", "a", "b", "\u{2581}a", "é", "\u{2581}\u{2581}"])
+}
+
+/// The same with other words.
+pub(crate) fn with_words(words: &[&str]) -> Tokenizer {
     let tokens = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
     let vocab = GgufVocab { model: "llama".into(), tokens, add_space_prefix: true, ..GgufVocab::default() };
-    build(vocab, &["\u{2581}", "a", "b", "\u{2581}a", "é", "\u{2581}\u{2581}"])
+    build(vocab, words)
 }

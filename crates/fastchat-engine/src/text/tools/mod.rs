@@ -1,0 +1,130 @@
+//! Tool calls in a model's output: found and taken apart while they come. Every parser decides per character, so a
+//! stream cut anywhere gives the same calls as the whole; what turns out to be no call is content, unchanged.
+
+mod arguments;
+mod constrain;
+mod detect;
+mod events;
+mod glm;
+mod harmony;
+mod json_call;
+mod json_list;
+mod json_value;
+mod named;
+mod python_value;
+mod pythonic;
+mod tagged;
+mod tags;
+#[cfg(test)]
+mod tests;
+mod xml;
+
+use serde_json::Value;
+
+pub use constrain::{ToolChoice, ToolConstraint, tool_grammar};
+pub use events::ToolEvent;
+
+use events::Events;
+
+/// How a family of models writes calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ToolFormat {
+    /// `<tool_call>{"name": .., "arguments": ..}</tool_call>` (Hermes, Qwen, Granite 4); bare JSON is understood too.
+    Hermes,
+    /// `{"name": .., "parameters": ..}`, perhaps behind `<|python_tag|>` (Llama 3).
+    Llama3,
+    /// `[TOOL_CALLS][{"name": .., "arguments": ..}]` (Mistral before 2025).
+    MistralList,
+    /// `[TOOL_CALLS]name[ARGS]{..}` (Mistral since 2025).
+    MistralNamed,
+    /// `[name(key=value), ..]` (Llama 3.2 and 4).
+    Pythonic,
+    /// `<｜tool▁call▁begin｜>function<｜tool▁sep｜>name` and a fenced block (DeepSeek V3, R1).
+    DeepSeekV3,
+    /// `<｜tool▁call▁begin｜>name<｜tool▁sep｜>{..}` (DeepSeek V3.1).
+    DeepSeekV31,
+    /// `<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{..}` (Kimi K2).
+    KimiK2,
+    /// Channels; `commentary to=functions.name` is a call and `analysis` is reasoning (gpt-oss).
+    Harmony,
+    /// `<function=name><parameter=key>value</parameter></function>` (Qwen3-Coder).
+    QwenXml,
+    /// `<|tool_call|>[{"name": .., "arguments": ..}]` (Granite 3).
+    Granite,
+    /// `<|tool_call|>[..]<|/tool_call|>` or `functools[..]` (Phi 4).
+    Phi4,
+    /// `<TOOLCALL>[{"name": .., "arguments": ..}]</TOOLCALL>` (Nemotron Nano 2).
+    Nemotron,
+    /// `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>` (GLM 4.5 and later).
+    Glm,
+}
+
+/// A function the client offers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolSpec {
+    /// Its name.
+    pub name: String,
+    /// JSON schema of its arguments, an object.
+    pub parameters: Value,
+}
+
+/// One format's state.
+pub(crate) trait Format: Send + std::fmt::Debug {
+    /// Takes one character.
+    fn feed(&mut self, letter: char, out: &mut Events);
+    /// The output has ended.
+    fn finish(&mut self, out: &mut Events);
+}
+
+/// Finds the calls in one output.
+#[derive(Debug)]
+pub struct ToolParser {
+    format: Box<dyn Format>,
+    events: Events,
+}
+
+impl ToolParser {
+    /// `tools` tell calls from other JSON where a format has no marker, and types where it has none.
+    pub fn new(format: ToolFormat, tools: &[ToolSpec]) -> Self {
+        let names: Vec<String> = tools.iter().map(|tool| tool.name.clone()).collect();
+        let format: Box<dyn Format> = match format {
+            ToolFormat::Hermes => Box::new(tagged::Tagged::new(&["<tool_call>"], &["</tool_call>"], Some(names))),
+            ToolFormat::Llama3 => Box::new(tagged::Tagged::new(&["<|python_tag|>"], &[";"], Some(names))),
+            ToolFormat::Granite => {
+                Box::new(tagged::Tagged::new(&["<|tool_call|>", "<tool_call>"], &["</tool_call>"], None))
+            }
+            ToolFormat::Phi4 => {
+                Box::new(tagged::Tagged::new(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None))
+            }
+            ToolFormat::Nemotron => Box::new(tagged::Tagged::new(&["<TOOLCALL>"], &["</TOOLCALL>"], None)),
+            ToolFormat::Glm => Box::new(glm::Glm::new(tools)),
+            ToolFormat::MistralList | ToolFormat::MistralNamed => Box::new(named::Named::new(named::MISTRAL)),
+            ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => Box::new(named::Named::new(named::DEEPSEEK)),
+            ToolFormat::KimiK2 => Box::new(named::Named::new(named::KIMI)),
+            ToolFormat::Pythonic => Box::new(pythonic::Pythonic::new()),
+            ToolFormat::Harmony => Box::new(harmony::Harmony::new()),
+            ToolFormat::QwenXml => Box::new(xml::QwenXml::new(tools)),
+        };
+        Self { format, events: Events::default() }
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, piece: &str) -> Vec<ToolEvent> {
+        for letter in piece.chars() {
+            self.format.feed(letter, &mut self.events);
+        }
+        self.events.take()
+    }
+
+    /// Gives out what was held when the output ends.
+    pub fn finish(&mut self) -> Vec<ToolEvent> {
+        self.format.finish(&mut self.events);
+        self.events.end();
+        self.events.take()
+    }
+
+    /// Number of calls begun so far.
+    pub fn calls(&self) -> u32 {
+        self.events.calls()
+    }
+}
