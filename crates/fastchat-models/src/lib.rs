@@ -3,6 +3,7 @@
 
 mod cache;
 mod checkpoint;
+mod coded;
 mod decoder;
 mod description;
 mod error;

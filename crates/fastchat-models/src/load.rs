@@ -107,9 +107,10 @@ fn fingerprint(checkpoint: &Checkpoint) -> Result<String, ModelError> {
         for size in &stored.shape {
             hasher.update(&(*size as u64).to_le_bytes());
         }
-        let bytes: &[u8] = &stored.bytes;
-        for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
-            hasher.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+        for bytes in stored.pieces() {
+            for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
+                hasher.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+            }
         }
     }
     Ok(hasher.finalize().to_hex()[..16].to_owned())

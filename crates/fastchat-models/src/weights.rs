@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use fastchat_kernels::{Bytes, Weight, WeightKind};
 
 use crate::ModelError;
+use crate::coded::Coded;
 use crate::names::{Names, Slot, Source, Step, apply};
 
 /// One tensor as a file holds it.
@@ -26,10 +27,12 @@ pub struct Stored {
 }
 
 /// Element kind of a stored tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum StoredKind {
     /// A kind that layers can be packed from.
     Weight(WeightKind),
+    /// A code whose pieces were found together; `Stored::bytes` are the codes.
+    Coded(Arc<dyn Coded>),
     /// Any other, by the format's own name; an error only for tensors that are asked for.
     Other(String),
 }
@@ -39,6 +42,7 @@ impl StoredKind {
     pub fn name(&self) -> String {
         match self {
             Self::Weight(kind) => format!("{kind:?}"),
+            Self::Coded(coded) => coded.name().to_owned(),
             Self::Other(name) => name.clone(),
         }
     }
@@ -56,7 +60,11 @@ pub struct TensorMap {
 impl TensorMap {
     /// Whether any tensor is stored in blocks of few bits.
     pub fn is_quantized(&self) -> bool {
-        self.tensors.values().any(|stored| matches!(stored.kind, StoredKind::Weight(kind) if !kind.is_dense()))
+        self.tensors.values().any(|stored| match &stored.kind {
+            StoredKind::Weight(kind) => !kind.is_dense(),
+            StoredKind::Coded(_) => true,
+            StoredKind::Other(_) => false,
+        })
     }
 }
 
@@ -165,8 +173,10 @@ impl Stored {
     /// The tensor as a matrix before its steps: a stack is cut when the first step picks, `[n]` is a column for a
     /// vector and otherwise a single row, and dimensions of one in the middle (depthwise kernels) are dropped.
     fn matrix(&self, vector: bool, steps: &[Step], part: usize, rows: usize) -> Result<Weight, String> {
-        let StoredKind::Weight(kind) = self.kind else {
-            return Err(format!("element type {} is not supported", self.kind.name()));
+        let kind = match &self.kind {
+            StoredKind::Weight(kind) => *kind,
+            StoredKind::Coded(coded) => return self.decoded(coded.as_ref(), steps, part),
+            StoredKind::Other(name) => return Err(format!("element type {name} is not supported")),
         };
         let mut shape = self.shape.clone();
         let mut stack = 1;
@@ -197,6 +207,24 @@ impl Stored {
             return Ok(whole);
         }
         whole.narrow(part * stored_rows, stored_rows).map_err(|error| error.to_string())
+    }
+}
+
+impl Stored {
+    fn decoded(&self, coded: &dyn Coded, steps: &[Step], part: usize) -> Result<Weight, String> {
+        match (self.shape[..].len(), steps.first() == Some(&Step::Pick)) {
+            (2, false) => coded.matrix(0),
+            (3, true) if part < self.shape[0] => coded.matrix(part),
+            _ => Err(format!("has shape {:?}, which is not what is asked of it", self.shape)),
+        }
+    }
+
+    /// All bytes that the tensor is made of.
+    pub fn pieces(&self) -> Vec<&Bytes> {
+        match &self.kind {
+            StoredKind::Coded(coded) => coded.pieces(),
+            _ => vec![&self.bytes],
+        }
     }
 }
 

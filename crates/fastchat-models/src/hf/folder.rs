@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::Config;
+use super::quantized;
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, GenerationDefaults, TextSide, TokenizerSource};
 use crate::safetensors::{self, MAX_JSON, read_json};
@@ -13,7 +14,10 @@ use crate::safetensors::{self, MAX_JSON, read_json};
 pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let config = Config::read(folder, max_model_len)?;
     let description = super::describe(&config)?;
-    let tensors = safetensors::open(folder, &safetensors::files(folder)?)?;
+    let mut tensors = safetensors::open(folder, &safetensors::files(folder)?)?;
+    if let Some(method) = quantized::method(&config)? {
+        quantized::join(&mut tensors, &method)?;
+    }
     Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
 }
 

@@ -1,5 +1,6 @@
 //! Runs token sequences through a decoder as a scheduler would: owns block tables and state slots, scattered on purpose.
 //! Used by several test files.
+#![allow(dead_code)] // every test file uses its part
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 use std::path::{Path, PathBuf};
