@@ -7,6 +7,7 @@ mod coded;
 mod decoder;
 mod description;
 mod error;
+mod gguf;
 mod hf;
 mod inspect;
 mod layers;

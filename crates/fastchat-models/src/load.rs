@@ -7,7 +7,7 @@ use fastchat_kernels::Kernels;
 
 use crate::checkpoint::{Checkpoint, GenerationDefaults, TokenizerSource};
 use crate::weights::TensorMap;
-use crate::{Decoder, ModelError, hf};
+use crate::{Decoder, ModelError, gguf, hf};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Re
 pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Checkpoint, ModelError> {
     match locate(path)? {
         Source::Folder(folder) => hf::folder::open(&folder, options.max_model_len),
-        Source::Gguf(file) => Err(ModelError::unsupported(&file, "format", "gguf", "a folder of safetensors is")),
+        Source::Gguf(file) => gguf::open(&file, options.max_model_len),
     }
 }
 

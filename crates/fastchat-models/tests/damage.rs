@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
 
 mod checkpoints;
+mod pieces;
 mod rows;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use candle_core::Device;
 use checkpoints::Folder;
 use fastchat_kernels::DefaultKernels;
 use fastchat_models::{LoadOptions, load};
+use serde_json::json;
 
 /// Growth of the address space that checkpoints of less than 1 MB may cause; a wrong size asks for far more.
 const MOST: u64 = 100 << 20;
@@ -114,6 +116,17 @@ fn damaged_checkpoints_are_refused() {
         let folder = checkpoints::random(family, "damage");
         let prefix = header_len(&folder.0.join("model.safetensors"));
         damage(&folder, "model.safetensors", prefix, 800);
+    }
+    let methods = [
+        pieces::both("damage-gptq", json!({"quant_method": "gptq", "bits": 4, "group_size": 32}), pieces::gptq),
+        pieces::both("damage-awq", json!({"quant_method": "awq", "bits": 4, "group_size": 32}), pieces::awq),
+        pieces::both("damage-words", json!({"quant_method": "compressed-tensors"}), pieces::compressed_words),
+        pieces::both("damage-bytes", json!({"quant_method": "compressed-tensors"}), pieces::compressed_bytes),
+    ];
+    for (_, folder) in &methods {
+        let prefix = header_len(&folder.0.join("model.safetensors"));
+        damage(folder, "model.safetensors", prefix, 300);
+        damage(folder, "config.json", usize::MAX, 200);
     }
     let Some(shared) = rows::shared() else { return };
     for family in ["deepseek_v3", "qwen3_next", "gpt_oss", "phi3_longrope"] {

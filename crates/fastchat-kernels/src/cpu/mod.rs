@@ -17,9 +17,7 @@ use candle_core::{Device, Result, Tensor};
 pub use isa::Isa;
 pub use pool::Pool;
 
-use crate::{
-    Activation, AttentionSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope, Weight,
-};
+use crate::{Activation, AttentionSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope, Weight};
 
 /// Kernels for the host's processor.
 #[derive(Debug)]

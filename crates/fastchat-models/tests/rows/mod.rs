@@ -104,9 +104,14 @@ pub fn batch(decoder: &Decoder, feeds: &mut [Feed]) -> ForwardBatch {
     batch
 }
 
-/// All tokens in chunks of `chunk`, alone in the cache.
+/// All tokens in chunks of `chunk`, alone in an f32 cache.
 pub fn chunked(decoder: &Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
-    let cache = cache(decoder, 1, DType::F32);
+    chunked_in(decoder, tokens, chunk, DType::F32)
+}
+
+/// All tokens in chunks of `chunk`, alone in a cache of that type.
+pub fn chunked_in(decoder: &Decoder, tokens: &[u32], chunk: usize, dtype: DType) -> Vec<Vec<f32>> {
+    let cache = cache(decoder, 1, dtype);
     let mut sequence = Sequence::new(0, 1);
     let mut rows = Vec::new();
     for tokens in tokens.chunks(chunk) {
