@@ -7,44 +7,40 @@
 use std::arch::x86_64::*;
 
 use super::activation::Group;
-use super::format::{FORMATS, Format, Plane, ROWS, Scales};
+use super::format::{FORMATS, Plane, ROWS, Scales};
 
-/// `T` tiles times `R` rows.
+/// A tile times rows.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
-    /// The first tile; the others follow `stride` bytes apart.
     pub(super) tile: *const u8,
-    pub(super) stride: usize,
-    /// Blocks of a tile.
+    /// Blocks of the tile.
     pub(super) blocks: usize,
     /// Activations `[group][row]`.
     pub(super) groups: *const Group,
-    /// Sums `[tile][row]`.
+    /// Sums `[row]`.
     pub(super) sums: *mut [f32; ROWS],
 }
 
-/// The product for a format index, 1 or 2 tiles and 1, 2, 4 or 8 rows.
+/// The product for a format index and 1, 2, 4 or 8 rows.
 ///
 /// # Safety
-/// The machine has AVX-512 F, BW, DQ, VL, VNNI. The operands point to whole tiles of the format, to activations for all
-/// their groups, and to `tiles * rows` sums.
-pub(super) unsafe fn product(format: usize, tiles: usize, rows: usize, operands: Operands) {
+/// The machine has AVX-512 F, BW, DQ, VL, VNNI. The operands point to a whole tile of the format, to activations for all
+/// its groups, and to `rows` sums.
+pub(super) unsafe fn product(format: usize, rows: usize, operands: Operands) {
     macro_rules! select {
         ($($index:literal)*) => {
-            match (format, tiles, rows) {
+            match (format, rows) {
                 $(
                     // SAFETY: the caller's promise.
-                    ($index, 1, 1) => unsafe { run::<$index, 1, 1>(operands) },
+                    ($index, 1) => unsafe { run::<$index, 1>(operands) },
                     // SAFETY: as above.
-                    ($index, 1, 2) => unsafe { run::<$index, 1, 2>(operands) },
+                    ($index, 2) => unsafe { run::<$index, 2>(operands) },
                     // SAFETY: as above.
-                    ($index, 1, 4) => unsafe { run::<$index, 1, 4>(operands) },
+                    ($index, 4) => unsafe { run::<$index, 4>(operands) },
                     // SAFETY: as above.
-                    ($index, 1, 8) => unsafe { run::<$index, 1, 8>(operands) },
-                    // SAFETY: as above.
-                    ($index, 2, 8) => unsafe { run::<$index, 2, 8>(operands) },
+                    ($index, 8) => unsafe { run::<$index, 8>(operands) },
                 )*
-                _ => unreachable!("format {format}, {tiles} tiles, {rows} rows; this is a bug"),
+                _ => unreachable!("format {format}, {rows} rows; this is a bug"),
             }
         };
     }
@@ -53,63 +49,106 @@ pub(super) unsafe fn product(format: usize, tiles: usize, rows: usize, operands:
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[allow(clippy::needless_range_loop)] // tiles and rows index several arrays at once
-unsafe fn run<const F: usize, const T: usize, const R: usize>(operands: Operands) {
-    let format = const { FORMATS[F] };
-    let mut sums = [[_mm512_setzero_ps(); R]; T];
+unsafe fn run<const F: usize, const R: usize>(operands: Operands) {
+    // Constants, all of them: what depends on the format must fold away.
+    let halves = const { FORMATS[F].halves() };
+    // Two chains of integer sums: for the halves' own scales, or so that few rows need not wait for their last addition.
+    let chains = const { if FORMATS[F].halves() == 2 || R < 8 { 2 } else { 1 } };
+    let mut sums = [_mm512_setzero_ps(); R];
     let mut x = operands.groups;
     for block in 0..operands.blocks {
-        // SAFETY: blocks, groups and rows stay within what the caller promised; so in all of this function.
+        // SAFETY: blocks, groups and rows stay within what the caller promised.
         unsafe {
-            let headers: [*const u8; T] =
-                std::array::from_fn(|t| operands.tile.add(t * operands.stride + block * format.block_bytes()));
-            let supers: [[__m512; 2]; T] = std::array::from_fn(|t| block_scales(&format, headers[t]));
-            for group in 0..format.groups() {
-                let codes: [[__m512i; 8]; T] = std::array::from_fn(|t| {
-                    unpack(&format, headers[t].add(format.header_bytes() + group * format.group_bytes()))
-                });
-                for half in 0..format.halves() {
-                    let (quads, which) =
-                        if format.halves() == 2 { (4 * half..4 * half + 4, 1 + half) } else { (0..8, 0) };
-                    let mut dots = [[_mm512_setzero_si512(); R]; T];
-                    if let Some(offset) = format.offset {
-                        for r in 0..R {
-                            let start = _mm512_sll_epi32(
-                                _mm512_set1_epi32((*x.add(r)).minus_sum[which]),
-                                _mm_cvtsi32_si128(offset as i32),
-                            );
-                            for dots in &mut dots {
-                                dots[r] = start;
-                            }
-                        }
-                    }
-                    for quad in quads {
-                        for r in 0..R {
-                            let four = (*x.add(r)).codes.as_ptr().add(4 * quad).cast::<i32>().read_unaligned();
-                            for t in 0..T {
-                                dots[t][r] = _mm512_dpbusd_epi32(dots[t][r], codes[t][quad], _mm512_set1_epi32(four));
-                            }
-                        }
-                    }
-                    for t in 0..T {
-                        let (scale, shift) = group_scales(&format, headers[t], supers[t], group, half);
-                        for r in 0..R {
-                            let scale = _mm512_mul_ps(scale, _mm512_set1_ps((*x.add(r)).scale));
-                            sums[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][r]), scale, sums[t][r]);
-                            if format.has_shift() {
-                                sums[t][r] = _mm512_fmadd_ps(shift, _mm512_set1_ps((*x.add(r)).sum[which]), sums[t][r]);
-                            }
-                        }
+            let header = operands.tile.add(block * const { FORMATS[F].block_bytes() });
+            let shared = block_scales::<F>(header);
+            let mut codes = header.add(const { FORMATS[F].header_bytes() });
+            for group in 0..const { FORMATS[F].groups() } {
+                // Of quads 0 to 3 and of quads 4 to 7.
+                let (mut first, mut second) = ([_mm512_setzero_si512(); R], [_mm512_setzero_si512(); R]);
+                if let Some(offset) = const { FORMATS[F].offset } {
+                    begin(&mut first, x, offset, usize::from(halves == 2));
+                    if halves == 2 {
+                        begin(&mut second, x, offset, 2);
                     }
                 }
+                macro_rules! step {
+                    ($i:literal) => {
+                        let quads = unpack::<F, $i>(codes);
+                        accumulate(&mut first, quads[0], x, $i);
+                        accumulate(if chains == 2 { &mut second } else { &mut first }, quads[1], x, $i + 4);
+                    };
+                }
+                step!(0);
+                step!(1);
+                step!(2);
+                step!(3);
+                let scales = group_scales::<F>(header, shared, group, 0);
+                if halves == 2 {
+                    add_scaled::<F, R>(&mut sums, &first, x, scales, 1);
+                    add_scaled::<F, R>(&mut sums, &second, x, group_scales::<F>(header, shared, group, 1), 2);
+                } else {
+                    if chains == 2 {
+                        for (first, second) in first.iter_mut().zip(second) {
+                            *first = _mm512_add_epi32(*first, second);
+                        }
+                    }
+                    add_scaled::<F, R>(&mut sums, &first, x, scales, 0);
+                }
+                codes = codes.add(const { FORMATS[F].group_bytes() });
                 x = x.add(R);
             }
         }
     }
-    for t in 0..T {
-        for r in 0..R {
-            // SAFETY: the caller has room for all sums.
-            unsafe { _mm512_storeu_ps(operands.sums.add(t * R + r).cast(), sums[t][r]) };
+    for (r, sums) in sums.into_iter().enumerate() {
+        // SAFETY: the caller has room for all sums.
+        unsafe { _mm512_storeu_ps(operands.sums.add(r).cast(), sums) };
+    }
+}
+
+/// Starts integer sums at minus the offset times the sum `which` of the activation's codes.
+#[inline(always)]
+#[allow(clippy::inline_always)] // into `run`, whose instruction set it needs; so with all below
+unsafe fn begin<const R: usize>(dots: &mut [__m512i; R], x: *const Group, offset: u32, which: usize) {
+    for (r, dot) in dots.iter_mut().enumerate() {
+        // SAFETY: `x` points to R groups; the caller runs on a machine with the instructions. So with all below.
+        *dot = unsafe {
+            let sum = _mm512_set1_epi32((*x.add(r)).minus_sum[which]);
+            _mm512_sllv_epi32(sum, _mm512_set1_epi32(offset as i32))
+        };
+    }
+}
+
+/// Adds the products of quad `quad`, whose codes are `codes`.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn accumulate<const R: usize>(dots: &mut [__m512i; R], codes: __m512i, x: *const Group, quad: usize) {
+    for (r, dot) in dots.iter_mut().enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            let four = (*x.add(r)).codes.as_ptr().add(4 * quad).cast::<i32>().read_unaligned();
+            *dot = _mm512_dpbusd_epi32(*dot, codes, _mm512_set1_epi32(four));
+        }
+    }
+}
+
+/// `sums += dots * scale * x.scale + shift * x.sum[which]`.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn add_scaled<const F: usize, const R: usize>(
+    sums: &mut [__m512; R],
+    dots: &[__m512i; R],
+    x: *const Group,
+    (scale, shift): (__m512, __m512),
+    which: usize,
+) {
+    for (r, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps((*x.add(r)).scale));
+            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(*dot), scale, *sum);
+            if const { FORMATS[F].has_shift() } {
+                *sum = _mm512_fmadd_ps(shift, _mm512_set1_ps((*x.add(r)).sum[which]), *sum);
+            }
         }
     }
 }
@@ -117,69 +156,65 @@ unsafe fn run<const F: usize, const T: usize, const R: usize>(operands: Operands
 /// The ternary operation `a | (b & c)`.
 const OR_AND: i32 = 0xf8;
 
-/// The eight quads of a group as bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn unpack(format: &Format, group: *const u8) -> [__m512i; 8] {
-    // SAFETY: the lines belong to the group.
-    let line = |i: usize| unsafe { _mm512_load_si512(group.add(64 * i).cast()) };
-    if format.plane == Plane::Eight {
-        return std::array::from_fn(line);
-    }
-    let low = _mm512_set1_epi8(15);
-    let mut quads = [_mm512_setzero_si512(); 8];
-    for i in 0..4 {
-        let nibbles = line(i);
-        quads[i] = _mm512_and_si512(nibbles, low);
-        quads[i + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), low);
-    }
-    match format.plane {
-        Plane::Five => {
-            let (bits, fifth) = (line(4), _mm512_set1_epi8(16));
-            for (i, quad) in quads.iter_mut().enumerate() {
-                *quad = _mm512_ternarylogic_epi32::<OR_AND>(*quad, shift_left(bits, 4 - i as i32), fifth);
-            }
+/// Quads `I` and `I + 4` of a group as bytes.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn unpack<const F: usize, const I: i32>(group: *const u8) -> [__m512i; 2] {
+    // SAFETY: the lines belong to the group, and the caller runs on a machine with the instructions.
+    unsafe {
+        let line = |i: usize| _mm512_load_si512(group.add(64 * i).cast());
+        if const { matches!(FORMATS[F].plane, Plane::Eight) } {
+            return [line(I as usize), line(I as usize + 4)];
         }
-        Plane::Six => {
-            let (bits, high) = ([line(4), line(5)], _mm512_set1_epi8(0x30));
-            for (i, quad) in quads.iter_mut().enumerate() {
-                let bits = shift_left(bits[i / 4], 4 - 2 * (i as i32 % 4));
-                *quad = _mm512_ternarylogic_epi32::<OR_AND>(*quad, bits, high);
+        let (nibbles, low) = (line(I as usize), _mm512_set1_epi8(15));
+        let mut quads = [_mm512_and_si512(nibbles, low), _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), low)];
+        match const { FORMATS[F].plane } {
+            Plane::Five => {
+                let (bits, fifth) = (line(4), _mm512_set1_epi8(16));
+                quads[0] = _mm512_ternarylogic_epi32::<OR_AND>(quads[0], shift_left(bits, 4 - I), fifth);
+                quads[1] = _mm512_ternarylogic_epi32::<OR_AND>(quads[1], shift_left(bits, -I), fifth);
             }
+            Plane::Six => {
+                let high = _mm512_set1_epi8(0x30);
+                quads[0] = _mm512_ternarylogic_epi32::<OR_AND>(quads[0], shift_left(line(4), 4 - 2 * I), high);
+                quads[1] = _mm512_ternarylogic_epi32::<OR_AND>(quads[1], shift_left(line(5), 4 - 2 * I), high);
+            }
+            Plane::Four | Plane::Eight => {}
         }
-        Plane::Four | Plane::Eight => {}
+        if let Some(table) = const { &FORMATS[F].table } {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            quads = quads.map(|quad| _mm512_shuffle_epi8(table, quad));
+        }
+        quads
     }
-    if let Some(table) = format.table {
-        // SAFETY: the table has 16 bytes.
-        let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
-        quads = quads.map(|quad| _mm512_shuffle_epi8(table, quad));
-    }
-    quads
 }
 
 /// 16-bit lanes shifted left by `by`, or right by `-by`; folds to one instruction where `by` is constant.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn shift_left(x: __m512i, by: i32) -> __m512i {
-    match by {
-        4 => _mm512_slli_epi16::<4>(x),
-        3 => _mm512_slli_epi16::<3>(x),
-        2 => _mm512_slli_epi16::<2>(x),
-        1 => _mm512_slli_epi16::<1>(x),
-        0 => x,
-        -1 => _mm512_srli_epi16::<1>(x),
-        -2 => _mm512_srli_epi16::<2>(x),
-        _ => _mm512_srli_epi16::<3>(x),
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn shift_left(x: __m512i, by: i32) -> __m512i {
+    // SAFETY: the caller runs on a machine with the instructions.
+    unsafe {
+        match by {
+            4 => _mm512_slli_epi16::<4>(x),
+            3 => _mm512_slli_epi16::<3>(x),
+            2 => _mm512_slli_epi16::<2>(x),
+            1 => _mm512_slli_epi16::<1>(x),
+            0 => x,
+            -1 => _mm512_srli_epi16::<1>(x),
+            -2 => _mm512_srli_epi16::<2>(x),
+            _ => _mm512_srli_epi16::<3>(x),
+        }
     }
 }
 
 /// What the groups of a block share: scale and minimum.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block_scales(format: &Format, header: *const u8) -> [__m512; 2] {
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn block_scales<const F: usize>(header: *const u8) -> [__m512; 2] {
     // SAFETY: the header begins with 64 bytes.
     unsafe {
-        match format.scales {
+        match const { FORMATS[F].scales } {
             Scales::Half | Scales::Exponent => [_mm512_setzero_ps(); 2],
             _ => [halves(header), halves(header.add(32))],
         }
@@ -187,22 +222,21 @@ unsafe fn block_scales(format: &Format, header: *const u8) -> [__m512; 2] {
 }
 
 /// Scale and shift of a group or of its half.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn group_scales(
-    format: &Format,
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn group_scales<const F: usize>(
     header: *const u8,
     [scale, shift]: [__m512; 2],
     group: usize,
     half: usize,
 ) -> (__m512, __m512) {
-    let none = _mm512_setzero_ps();
     // SAFETY: the offsets are those of the format's header.
     unsafe {
+        let none = _mm512_setzero_ps();
         let unsigned = |at: usize| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128(header.add(at).cast())));
         let signed = |at: usize| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(header.add(at).cast())));
         let minimum = |at: usize| _mm512_sub_ps(none, _mm512_mul_ps(shift, unsigned(at)));
-        match format.scales {
+        match const { FORMATS[F].scales } {
             Scales::Half => (halves(header.add(32 * group)), none),
             Scales::HalfShift => (scale, shift),
             Scales::Super32 => {
@@ -228,9 +262,9 @@ unsafe fn group_scales(
 }
 
 /// Sixteen f16 as f32.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline(always)]
+#[allow(clippy::inline_always)]
 unsafe fn halves(at: *const u8) -> __m512 {
     // SAFETY: the caller has 32 bytes there.
-    _mm512_cvtph_ps(unsafe { _mm256_load_si256(at.cast()) })
+    unsafe { _mm512_cvtph_ps(_mm256_load_si256(at.cast())) }
 }

@@ -28,10 +28,12 @@ impl DenseTiles {
         let mut buffer = Buffer::zeroed(len)?;
         buffer.fill_chunks(pool, stride, &|tile, bytes| {
             let stored = &weight.bytes()[tile * ROWS * row_bytes..];
-            for (lane, row) in stored.chunks_exact(row_bytes).take(ROWS).enumerate() {
-                for (element, out) in row.chunks_exact(size).zip(bytes.chunks_exact_mut(size * ROWS)) {
-                    out[lane * size..(lane + 1) * size].copy_from_slice(element);
-                }
+            let lanes = stored.chunks_exact(row_bytes).take(ROWS).enumerate();
+            // Strides of constant size, so that copying an element is one move.
+            if size == 2 {
+                lanes.for_each(|(lane, row)| scatter::<2>(row, lane, bytes));
+            } else {
+                lanes.for_each(|(lane, row)| scatter::<4>(row, lane, bytes));
             }
         });
         Ok(Self { kind, rows, cols, buffer })
@@ -76,7 +78,19 @@ impl DenseTiles {
             Isa::Portable => {}
         }
         let _ = isa;
-        plain::<R>(self.kind, tile, x, sums, |a, b, sum| a * b + sum);
+        match self.kind {
+            WeightKind::F16 => plain::<R, 1, false>(tile, x, sums),
+            WeightKind::BF16 => plain::<R, 2, false>(tile, x, sums),
+            _ => plain::<R, 0, false>(tile, x, sums),
+        }
+    }
+}
+
+/// Puts the elements of a row, `SIZE` bytes each, into their lane.
+fn scatter<const SIZE: usize>(row: &[u8], lane: usize, tile: &mut [u8]) {
+    let columns = tile.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
+    for (element, column) in row.as_chunks::<SIZE>().0.iter().zip(columns) {
+        column[lane] = *element;
     }
 }
 
@@ -90,24 +104,24 @@ fn element(kind: WeightKind, bytes: &[u8]) -> f32 {
     }
 }
 
-/// Loops over arrays of sixteen, which the caller's instruction set vectorises.
+/// Loops over arrays of sixteen, which the caller's instruction set vectorises. `KIND` is 0, 1, 2 for f32, f16, bf16.
 #[inline(always)]
 #[allow(clippy::inline_always)]
-fn plain<const R: usize>(
-    kind: WeightKind,
-    tile: &[u8],
-    x: &[f32],
-    sums: &mut [[f32; ROWS]],
-    multiply_add: impl Fn(f32, f32, f32) -> f32,
-) {
+fn plain<const R: usize, const KIND: usize, const FUSED: bool>(tile: &[u8], x: &[f32], sums: &mut [[f32; ROWS]]) {
+    let kind = const { [WeightKind::F32, WeightKind::F16, WeightKind::BF16][KIND] };
     let (size, cols) = (kind.block().1, x.len() / R);
     let mut parts = [[[0f32; ROWS]; 2]; R];
-    for (k, column) in tile.chunks_exact(size * ROWS).enumerate() {
-        let weights: [f32; ROWS] = std::array::from_fn(|lane| element(kind, &column[lane * size..]));
-        for (r, parts) in parts.iter_mut().enumerate() {
-            let x = x[r * cols + k];
-            for (sum, weight) in parts[k % 2].iter_mut().zip(weights) {
-                *sum = multiply_add(weight, x, *sum);
+    for (pair, columns) in tile.chunks(2 * size * ROWS).enumerate() {
+        for (odd, column) in columns.chunks_exact(size * ROWS).enumerate() {
+            let mut weights = [0f32; ROWS];
+            for (weight, bytes) in weights.iter_mut().zip(column.chunks_exact(size)) {
+                *weight = element(kind, bytes);
+            }
+            for (r, parts) in parts.iter_mut().enumerate() {
+                let x = x[r * cols + 2 * pair + odd];
+                for (sum, weight) in parts[odd].iter_mut().zip(weights) {
+                    *sum = if FUSED { weight.mul_add(x, *sum) } else { weight * x + *sum };
+                }
             }
         }
     }
@@ -128,9 +142,9 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn avx2<const R: usize>(kind: WeightKind, tile: &[u8], x: &[f32], sums: &mut [[f32; ROWS]]) {
         match kind {
-            WeightKind::F16 => plain::<R>(WeightKind::F16, tile, x, sums, f32::mul_add),
-            WeightKind::BF16 => plain::<R>(WeightKind::BF16, tile, x, sums, f32::mul_add),
-            _ => plain::<R>(WeightKind::F32, tile, x, sums, f32::mul_add),
+            WeightKind::F16 => plain::<R, 1, true>(tile, x, sums),
+            WeightKind::BF16 => plain::<R, 2, true>(tile, x, sums),
+            _ => plain::<R, 0, true>(tile, x, sums),
         }
     }
 

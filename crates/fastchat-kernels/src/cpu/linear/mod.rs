@@ -2,6 +2,7 @@
 //! among threads.
 
 mod activation;
+mod avx2;
 mod avx512;
 mod buffer;
 mod dense;
@@ -149,7 +150,7 @@ impl CpuKernels {
         Tensor::from_vec(out, (rows, width), &Device::Cpu)
     }
 
-    /// Cuts the layer's tiles for the threads, in pairs.
+    /// Cuts the layer's tiles for the threads.
     fn chunks<'a>(&self, layer: &'a Linear) -> Result<Vec<Chunk<'a>>> {
         let mut chunks = Vec::new();
         let mut column = 0;
@@ -157,7 +158,7 @@ impl CpuKernels {
             let tiles = Tiled::of(part)?;
             let count = tiles.rows().div_ceil(ROWS);
             let least = CHUNK_BYTES.div_ceil(tiles.stride().max(1));
-            let size = count.div_ceil(self.pool.threads() * CHUNKS_PER_THREAD).max(least).next_multiple_of(2);
+            let size = count.div_ceil(self.pool.threads() * CHUNKS_PER_THREAD).max(least);
             for start in (0..count).step_by(size) {
                 chunks.push(Chunk { tiles, column, range: start..count.min(start + size) });
             }
@@ -166,103 +167,98 @@ impl CpuKernels {
         Ok(chunks)
     }
 
-    pub(super) fn run_embed(table: &Linear, ids: &[u32]) -> Result<Tensor> {
+    pub(super) fn run_embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        /// Rows that one claim takes.
+        const BATCH: usize = 4;
         check_ids(table, ids)?;
         let cols = table.in_features;
+        let parts = table.parts.iter().map(Tiled::of).collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; ids.len() * cols];
-        for (&id, out) in ids.iter().zip(out.chunks_mut(cols.max(1))) {
-            let mut row = id as usize;
-            for part in &table.parts {
-                let tiles = Tiled::of(part)?;
-                if row >= tiles.rows() {
-                    row -= tiles.rows();
-                    continue;
-                }
-                match tiles {
-                    Tiled::Quantised(tiles) => tiles.decode_row(row, out),
-                    Tiled::Dense(tiles) => tiles.decode_row(row, out),
-                }
-                break;
+        let output = Output { data: out.as_mut_ptr(), width: cols };
+        self.pool.run(ids.len().div_ceil(BATCH), &|batch| {
+            let mut values = vec![0f32; cols];
+            let first = batch * BATCH;
+            for (i, &id) in ids[first..].iter().take(BATCH).enumerate() {
+                decode_row(&parts, id as usize, &mut values);
+                // SAFETY: rows `first ..` are this batch's.
+                unsafe { output.write(first + i, 0, &values) };
             }
-        }
+        });
         Tensor::from_vec(out, (ids.len(), cols), &Device::Cpu)
+    }
+}
+
+/// Decodes row `row` of stacked parts.
+fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
+    for tiles in parts {
+        if row < tiles.rows() {
+            return match tiles {
+                Tiled::Quantised(tiles) => tiles.decode_row(row, out),
+                Tiled::Dense(tiles) => tiles.decode_row(row, out),
+            };
+        }
+        row -= tiles.rows();
     }
 }
 
 impl Call<'_> {
     fn run(&self, chunk: &Chunk<'_>) {
-        let mut sums = [[0f32; ROWS]; 16];
-        let mut next = chunk.range.start;
-        while next < chunk.range.end {
-            let pair = (chunk.range.end - next).min(2);
+        let mut sums = [[0f32; ROWS]; 8];
+        for tile in chunk.range.clone() {
             match (chunk.tiles, &self.activation) {
                 (Tiled::Quantised(tiles), Some(activation)) => {
                     for block in activation.blocks() {
-                        self.quantised(tiles, next, pair, block, &mut sums);
-                        self.write(chunk, next, (block.first, block.rows), &mut sums[..pair * block.rows]);
+                        let sums = &mut sums[..block.rows];
+                        self.quantised(tiles, tile, block, sums);
+                        self.write(chunk, tile, block.first, sums);
                     }
                 }
                 (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
                 (Tiled::Dense(tiles), _) => {
                     for (first, rows) in activation::blocks(self.x.len() / self.cols) {
-                        let x = &self.x[first * self.cols..(first + rows) * self.cols];
-                        for (t, sums) in sums[..pair * rows].chunks_exact_mut(rows).enumerate() {
-                            tiles.product(self.isa, next + t, x, sums);
-                        }
-                        self.write(chunk, next, (first, rows), &mut sums[..pair * rows]);
+                        let sums = &mut sums[..rows];
+                        tiles.product(self.isa, tile, &self.x[first * self.cols..(first + rows) * self.cols], sums);
+                        self.write(chunk, tile, first, sums);
                     }
                 }
             }
-            next += pair;
         }
     }
 
-    /// Adds the bias and writes sums `[tile][row]` of the tiles from `first_tile` on and the rows (first, count).
-    fn write(&self, chunk: &Chunk<'_>, first_tile: usize, rows: (usize, usize), sums: &mut [[f32; ROWS]]) {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let (tile, row) = (first_tile + i / rows.1, rows.0 + i % rows.1);
-            let column = chunk.column + tile * ROWS;
-            let sums = &mut sums[..ROWS.min(chunk.tiles.rows() - tile * ROWS)];
+    /// Adds the bias and writes sums `[row]` of a tile, for the rows from `first` on.
+    fn write(&self, chunk: &Chunk<'_>, tile: usize, first: usize, sums: &mut [[f32; ROWS]]) {
+        let column = chunk.column + tile * ROWS;
+        let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let sums = &mut sums[..count];
             if let Some(bias) = self.bias {
                 for (sum, bias) in sums.iter_mut().zip(&bias[column..]) {
                     *sum += bias;
                 }
             }
             // SAFETY: the columns are the tile's, which this thread claimed, and the row is one of the input's.
-            unsafe { self.output.write(row, column, sums) };
+            unsafe { self.output.write(first + r, column, sums) };
         }
     }
 
-    /// `count` tiles from `first` on times a block of rows: sums `[tile][row]`.
-    fn quantised(&self, tiles: &Tiles, first: usize, count: usize, block: RowBlock<'_>, sums: &mut [[f32; ROWS]; 16]) {
+    /// A tile times a block of rows: sums `[row]`.
+    fn quantised(&self, tiles: &Tiles, index: usize, block: RowBlock<'_>, sums: &mut [[f32; ROWS]]) {
+        let tile = tiles.tile(index);
         #[cfg(target_arch = "x86_64")]
         if self.isa == Isa::Avx512Vnni {
             let layout = tiles.layout();
             let blocks = layout.blocks(tiles.cols);
-            let run = |first: usize, count: usize, sums: &mut [[f32; ROWS]]| {
-                assert!(blocks * layout.groups() * block.rows <= block.data.len() && sums.len() >= count * block.rows);
-                let operands = avx512::Operands {
-                    tile: tiles.tiles(first, count).as_ptr(),
-                    stride: tiles.stride(),
-                    blocks,
-                    groups: block.data.as_ptr(),
-                    sums: sums.as_mut_ptr(),
-                };
-                // SAFETY: `isa` is what this machine has; the operands are whole tiles, and the lengths were checked.
-                unsafe { avx512::product(tiles.format, count, block.rows, operands) };
-            };
-            if block.rows == 8 {
-                return run(first, count, sums);
-            }
-            for t in 0..count {
-                run(first + t, 1, &mut sums[t * block.rows..]);
-            }
-            return;
+            assert!(blocks * layout.groups() * block.rows <= block.data.len() && sums.len() == block.rows);
+            let operands =
+                avx512::Operands { tile: tile.as_ptr(), blocks, groups: block.data.as_ptr(), sums: sums.as_mut_ptr() };
+            // SAFETY: `isa` is what this machine has; the operands are a whole tile, and the lengths were checked.
+            return unsafe { avx512::product(tiles.format, block.rows, operands) };
         }
-        for t in 0..count {
-            let sums = &mut sums[t * block.rows..(t + 1) * block.rows];
-            sums.fill([0.; ROWS]);
-            portable::product(tiles.format, tiles.tiles(first + t, 1), block, sums);
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx2 {
+            // SAFETY: `isa` is what this machine has.
+            return unsafe { avx2::product(tiles.format, tile, block, sums) };
         }
+        portable::product(tiles.format, tile, block, sums);
     }
 }

@@ -53,26 +53,27 @@ impl Tiles {
         self.layout().blocks(self.cols) * self.layout().block_bytes()
     }
 
-    /// The bytes of `count` tiles from `first` on.
-    pub(super) fn tiles(&self, first: usize, count: usize) -> &[u8] {
-        &self.buffer.bytes()[first * self.stride()..(first + count) * self.stride()]
+    /// The bytes of tile `index`.
+    pub(super) fn tile(&self, index: usize) -> &[u8] {
+        &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]
     }
 
     /// Decodes row `row`, bit-equal to `quant::dequantize`.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let (layout, lane) = (self.layout(), row % ROWS);
-        let blocks = self.tiles(row / ROWS, 1).chunks_exact(layout.block_bytes());
+        let blocks = self.tile(row / ROWS).chunks_exact(layout.block_bytes());
         for (block, out) in blocks.zip(out.chunks_mut(GROUP * layout.groups())) {
             let (header, groups) = block.split_at(layout.header_bytes());
             for (g, out) in out.chunks_mut(GROUP).enumerate() {
                 let codes = &groups[g * layout.group_bytes()..];
-                let lane_scales = group_scales(layout, header, g);
+                let scales = lane_scales(layout, header, g, lane);
                 for (k, out) in out.iter_mut().enumerate() {
                     let half = if layout.halves() == 2 { k / 16 } else { 0 };
                     let code = i32::from(code_at(layout, codes, lane, k)) - layout.offset_value();
-                    *out = lane_scales.scale[half][lane] * code as f32;
+                    let (scale, shift) = scales[half];
+                    *out = scale * code as f32;
                     if layout.has_shift() {
-                        *out += lane_scales.shift[half][lane];
+                        *out += shift;
                     }
                 }
             }
@@ -95,7 +96,8 @@ fn code_at(layout: &Format, codes: &[u8], lane: usize, k: usize) -> u8 {
     layout.table.map_or(code, |table| table[usize::from(code)])
 }
 
-/// All codes of a group, `[quad][row][column]`. Plain loops over bytes: inlined, so that they take the caller's vectors.
+/// All codes of a group, `[quad][row][column]`, before the table. Plain loops over bytes: inlined, so that they take the
+/// caller's vectors.
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
@@ -125,49 +127,42 @@ pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
         }
         Plane::Four | Plane::Eight => {}
     }
-    if let Some(table) = layout.table {
-        for out in out.iter_mut() {
-            *out = table[usize::from(*out & 15)];
-        }
-    }
 }
 
 /// The scales of group `group` of a block.
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(super) fn group_scales(layout: &Format, header: &[u8], group: usize) -> GroupScales {
-    let half = |at: usize, lane: usize| f16_at(&header[at + 2 * lane..]);
-    let unsigned = |at: usize, lane: usize| f32::from(header[at + lane]);
-    let signed = |at: usize, lane: usize| f32::from(header[at + lane] as i8);
     let mut out = GroupScales { scale: [[0.; ROWS]; 2], shift: [[0.; ROWS]; 2] };
-    let GroupScales { scale, shift } = &mut out;
     for lane in 0..ROWS {
-        match layout.scales {
-            Scales::Half => scale[0][lane] = half(32 * group, lane),
-            Scales::HalfShift => {
-                scale[0][lane] = half(0, lane);
-                shift[0][lane] = half(32, lane);
-            }
-            Scales::Super32 => {
-                let at = 64 + 32 * group;
-                scale[0][lane] = half(0, lane) * unsigned(at, lane);
-                shift[0][lane] = -(half(32, lane) * unsigned(at + 16, lane));
-            }
-            Scales::Super16 => {
-                for s in 0..2 {
-                    let at = 64 + 64 * group + 16 * s;
-                    scale[s][lane] = half(0, lane) * unsigned(at, lane);
-                    shift[s][lane] = -(half(32, lane) * unsigned(at + 32, lane));
-                }
-            }
-            Scales::Signed16 => {
-                for (s, scale) in scale.iter_mut().enumerate() {
-                    scale[lane] = half(0, lane) * signed(64 + 32 * group + 16 * s, lane);
-                }
-            }
-            Scales::Signed32 => scale[0][lane] = half(0, lane) * signed(64 + 16 * group, lane),
-            Scales::Exponent => scale[0][lane] = e8m0_half(header[16 * group + lane]),
-        }
+        let [first, second] = lane_scales(layout, header, group, lane);
+        (out.scale[0][lane], out.shift[0][lane]) = first;
+        (out.scale[1][lane], out.shift[1][lane]) = second;
     }
     out
+}
+
+/// (scale, shift) of the halves of a group in row `lane`; the second is zero where there is one scale.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn lane_scales(layout: &Format, header: &[u8], group: usize, lane: usize) -> [(f32, f32); 2] {
+    let half = |at: usize| f16_at(&header[at + 2 * lane..]);
+    let unsigned = |at: usize| f32::from(header[at + lane]);
+    let signed = |at: usize| f32::from(header[at + lane] as i8);
+    let none = (0., 0.);
+    match layout.scales {
+        Scales::Half => [(half(32 * group), 0.), none],
+        Scales::HalfShift => [(half(0), half(32)), none],
+        Scales::Super32 => {
+            let at = 64 + 32 * group;
+            [(half(0) * unsigned(at), -(half(32) * unsigned(at + 16))), none]
+        }
+        Scales::Super16 => [0, 1].map(|s| {
+            let at = 64 + 64 * group + 16 * s;
+            (half(0) * unsigned(at), -(half(32) * unsigned(at + 32)))
+        }),
+        Scales::Signed16 => [0, 1].map(|s| (half(0) * signed(64 + 32 * group + 16 * s), 0.)),
+        Scales::Signed32 => [(half(0) * signed(64 + 16 * group), 0.), none],
+        Scales::Exponent => [(e8m0_half(header[16 * group + lane]), 0.), none],
+    }
 }
