@@ -75,6 +75,8 @@ pub(crate) struct Weights<'a> {
     names: &'a Names,
     root: (&'static str, &'static str),
     used: RefCell<BTreeSet<String>>,
+    /// The last matrix that was decoded, by name and part of its stack: several slots or heads in a row are cut from one.
+    decoded: RefCell<Option<(String, usize, Weight)>>,
 }
 
 /// Which instance of a slot is meant.
@@ -90,7 +92,7 @@ impl<'a> Weights<'a> {
         let embed = names.sources.get(&Slot::Embed).map_or("", |source| source.weight.as_str());
         let found = names.roots.iter().find(|(body, _)| map.tensors.contains_key(&format!("{body}{embed}")));
         let root = found.or(names.roots.first()).copied().unwrap_or_default();
-        Self { map, names, root, used: RefCell::default() }
+        Self { map, names, root, used: RefCell::default(), decoded: RefCell::default() }
     }
 
     fn source(&self, slot: Slot) -> Result<&Source, ModelError> {
@@ -142,7 +144,10 @@ impl<'a> Weights<'a> {
         };
         let fail = |problem: String| ModelError::tensor(&stored.file, name, problem);
         self.used.borrow_mut().insert(name.to_owned());
-        let mut weight = stored.matrix(vector, steps, part, rows).map_err(&fail)?;
+        let mut weight = match &stored.kind {
+            StoredKind::Coded(coded) => self.decode(name, stored, coded.as_ref(), steps, part).map_err(&fail)?,
+            _ => stored.matrix(vector, steps, part, rows).map_err(&fail)?,
+        };
         for step in steps.iter().filter(|step| **step != Step::Pick) {
             weight = apply(step, weight, part, vector).map_err(&fail)?;
         }
@@ -150,6 +155,28 @@ impl<'a> Weights<'a> {
             let got = format!("{} x {}", weight.rows(), weight.cols());
             return Err(fail(format!("has shape {:?}, which gives {got}; expected {rows} x {cols}", stored.shape)));
         }
+        Ok(weight)
+    }
+
+    fn decode(
+        &self,
+        name: &str,
+        stored: &Stored,
+        coded: &dyn Coded,
+        steps: &[Step],
+        part: usize,
+    ) -> Result<Weight, String> {
+        let part = match (stored.shape.len(), steps.first() == Some(&Step::Pick)) {
+            (2, false) => 0,
+            (3, true) if part < stored.shape[0] => part,
+            _ => return Err(format!("has shape {:?}, which is not what is asked of it", stored.shape)),
+        };
+        let mut last = self.decoded.borrow_mut();
+        if let Some((_, _, weight)) = last.as_ref().filter(|(of, at, _)| of == name && *at == part) {
+            return Ok(weight.clone());
+        }
+        let weight = coded.matrix(part)?;
+        *last = Some((name.to_owned(), part, weight.clone()));
         Ok(weight)
     }
 
@@ -175,8 +202,7 @@ impl Stored {
     fn matrix(&self, vector: bool, steps: &[Step], part: usize, rows: usize) -> Result<Weight, String> {
         let kind = match &self.kind {
             StoredKind::Weight(kind) => *kind,
-            StoredKind::Coded(coded) => return self.decoded(coded.as_ref(), steps, part),
-            StoredKind::Other(name) => return Err(format!("element type {name} is not supported")),
+            other => return Err(format!("element type {} is not supported", other.name())),
         };
         let mut shape = self.shape.clone();
         let mut stack = 1;
@@ -211,14 +237,6 @@ impl Stored {
 }
 
 impl Stored {
-    fn decoded(&self, coded: &dyn Coded, steps: &[Step], part: usize) -> Result<Weight, String> {
-        match (self.shape[..].len(), steps.first() == Some(&Step::Pick)) {
-            (2, false) => coded.matrix(0),
-            (3, true) if part < self.shape[0] => coded.matrix(part),
-            _ => Err(format!("has shape {:?}, which is not what is asked of it", self.shape)),
-        }
-    }
-
     /// All bytes that the tensor is made of.
     pub fn pieces(&self) -> Vec<&Bytes> {
         match &self.kind {

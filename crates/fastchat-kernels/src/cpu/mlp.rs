@@ -48,45 +48,25 @@ impl Task for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { x, width, gated, act, out } = self;
-        // A loop per activation, so that the choice is made outside of it.
-        match act {
-            Activation::Silu => rows(simd, x, width, gated, |gate, up| lanes(simd, Activation::Silu, gate, up), out),
-            Activation::Gelu => rows(simd, x, width, gated, |gate, up| lanes(simd, Activation::Gelu, gate, up), out),
-            Activation::GeluTanh => {
-                rows(simd, x, width, gated, |gate, up| lanes(simd, Activation::GeluTanh, gate, up), out);
+        let stride = if gated { 2 * width } else { width };
+        for (x, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
+            let (gate, up) = x.split_at(width);
+            let (gates, gate_rest) = gate.as_chunks::<LANES>();
+            let (outs, out_rest) = out.as_chunks_mut::<LANES>();
+            let (ups, up_rest) = up.as_chunks::<LANES>();
+            if gated {
+                for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
+                    simd.store(lanes(simd, act, simd.load(gate), Some(simd.load(up))), out);
+                }
+            } else {
+                for (gate, out) in gates.iter().zip(outs) {
+                    simd.store(lanes(simd, act, simd.load(gate), None), out);
+                }
             }
-            _ => rows(simd, x, width, gated, |gate, up| lanes(simd, act, gate, up), out),
-        }
-    }
-}
-
-#[inline(always)]
-fn rows<S: Simd>(
-    simd: S,
-    x: &[f32],
-    width: usize,
-    gated: bool,
-    f: impl Fn(S::V, Option<S::V>) -> S::V,
-    out: &mut [f32],
-) {
-    let stride = if gated { 2 * width } else { width };
-    for (x, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
-        let (gate, up) = x.split_at(width);
-        let (gates, gate_rest) = gate.as_chunks::<LANES>();
-        let (outs, out_rest) = out.as_chunks_mut::<LANES>();
-        let (ups, up_rest) = up.as_chunks::<LANES>();
-        if gated {
-            for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-                simd.store(f(simd.load(gate), Some(simd.load(up))), out);
+            if !gate_rest.is_empty() {
+                let up = if gated { Some(simd.load_part(up_rest)) } else { None };
+                simd.store_part(lanes(simd, act, simd.load_part(gate_rest), up), out_rest);
             }
-        } else {
-            for (gate, out) in gates.iter().zip(outs) {
-                simd.store(f(simd.load(gate), None), out);
-            }
-        }
-        if !gate_rest.is_empty() {
-            let up = if gated { Some(simd.load_part(up_rest)) } else { None };
-            simd.store_part(f(simd.load_part(gate_rest), up), out_rest);
         }
     }
 }

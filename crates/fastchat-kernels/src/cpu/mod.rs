@@ -2,10 +2,12 @@
 //! set the machine has. Knows nothing of models; every override computes what the default in `ops` says.
 
 mod attention;
+mod gated_delta;
 mod host;
 mod isa;
 pub(crate) mod linear;
 mod mlp;
+mod moe;
 mod norm;
 mod pool;
 mod qkv;
@@ -17,7 +19,10 @@ use candle_core::{Device, Result, Tensor};
 pub use isa::Isa;
 pub use pool::Pool;
 
-use crate::{Activation, AttentionSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope, Weight};
+use crate::{
+    Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope,
+    StateCache, Weight,
+};
 
 /// Kernels for the host's processor.
 #[derive(Debug)]
@@ -109,6 +114,16 @@ impl Kernels for CpuKernels {
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
-        crate::ops::moe::moe(self, x, spec, weights)
+        moe::moe(self, x, spec, weights)
+    }
+
+    fn gated_delta(
+        &self,
+        inputs: &[&Tensor; 3],
+        spec: &GatedDeltaSpec,
+        cache: &StateCache,
+        plan: &Plan,
+    ) -> Result<Tensor> {
+        gated_delta::gated_delta(self, inputs, spec, cache, plan)
     }
 }

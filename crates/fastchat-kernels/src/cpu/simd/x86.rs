@@ -93,15 +93,15 @@ impl Simd for Avx2 {
         fn splat(x: f32) -> Pair { Pair(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
         fn load(x: &[f32; LANES]) -> Pair { Pair(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())) }
         fn load_f16(x: &[f16; LANES]) -> Pair {
-            let half = |x: &[f16]| _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
-            Pair(half(&x[..8]), half(&x[8..]))
+            let low = _mm_loadu_si128(x.as_ptr().cast());
+            let high = _mm_loadu_si128(x[8..].as_ptr().cast());
+            Pair(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
         }
         fn load_bf16(x: &[bf16; LANES]) -> Pair {
-            let half = |x: &[bf16]| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            };
-            Pair(half(&x[..8]), half(&x[8..]))
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x[8..].as_ptr().cast()));
+            let (low, high) = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
         fn store(x: Pair, out: &mut [f32; LANES]) {
             _mm256_storeu_ps(out.as_mut_ptr(), x.0);
@@ -127,11 +127,11 @@ impl Simd for Avx2 {
             )
         }
         fn scale_exponent(x: Pair, magic: Pair) -> Pair {
-            let half = |x: __m256, magic: __m256| {
-                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic));
-                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
-            };
-            Pair(half(x.0, magic.0), half(x.1, magic.1))
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic.1));
+            let low = _mm256_add_epi32(_mm256_castps_si256(x.0), low);
+            let high = _mm256_add_epi32(_mm256_castps_si256(x.1), high);
+            Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
 }
