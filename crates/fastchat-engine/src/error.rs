@@ -3,6 +3,8 @@
 
 use fastchat_models::ModelError;
 
+use crate::text::TextError;
+
 /// Why a model could not be loaded or a request could not be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -54,6 +56,19 @@ impl From<ModelError> for EngineError {
             ModelError::Field { .. } | ModelError::Tensor { .. } | ModelError::Io { .. } => Self::Weights(message),
             ModelError::Request { param, .. } => Self::invalid(param, message),
             ModelError::Kernel(_) => Self::Internal(message),
+        }
+    }
+}
+
+impl From<TextError> for EngineError {
+    fn from(error: TextError) -> Self {
+        let message = error.to_string();
+        match error {
+            TextError::Vocabulary { .. } | TextError::File { .. } => Self::Weights(message),
+            TextError::TokenId { .. } => Self::invalid("token_ids", message),
+            TextError::Encode(_) => Self::invalid("prompt", message),
+            TextError::Grammar { kind, .. } => Self::invalid(kind, message),
+            TextError::Constraint(_) => Self::Internal(message),
         }
     }
 }

@@ -103,7 +103,7 @@ struct Budget {
 }
 
 /// The state machine. `schedule`, run the batch, then `commit` (or `fail`), then `append` and `finish`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     blocks: BlockManager,
