@@ -1,1 +1,26 @@
-//! placeholder
+//! What a model is: a configuration and tensor names become a closed description, weights are packed once, and one
+//! decoder runs them all. Knows no scheduling, no text and no hardware; model names are known in `hf` and `gguf` only.
+
+mod cache;
+mod checkpoint;
+mod coded;
+mod decoder;
+mod description;
+mod error;
+mod gguf;
+mod hf;
+mod inspect;
+mod layers;
+mod load;
+mod names;
+mod rope;
+mod safetensors;
+pub mod spec;
+mod weights;
+
+pub use cache::Cache;
+pub use checkpoint::{GenerationDefaults, GgufVocab, TokenizerSource};
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use inspect::{Inspection, KindTotal, inspect};
+pub use load::{LoadOptions, LoadedModel, load};

@@ -1,11 +1,12 @@
 //! The contract of the hardware: one method per fused operation, each with a default body in plain candle that is slow
 //! and obviously right. Backends override what is worth it; the test of an override is: override == default.
 
-mod attention;
-mod embed;
-mod gated_delta;
-mod linear;
+pub(crate) mod attention;
+pub(crate) mod embed;
+pub(crate) mod gated_delta;
+pub(crate) mod linear;
 mod mlp;
+pub(crate) mod moe;
 mod norm;
 mod qkv;
 
@@ -15,7 +16,8 @@ use candle_core::{Device, Result, Tensor};
 
 pub use attention::AttentionSpec;
 pub use gated_delta::GatedDeltaSpec;
-pub use mlp::{Activation, MoeSpec, MoeWeights, RouterScore};
+pub use mlp::Activation;
+pub use moe::{MoeSpec, MoeWeights, RouterScore};
 pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
 
@@ -104,10 +106,16 @@ pub trait Kernels: Send + Sync + Debug {
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor>;
 
     /// Gated delta rule (arXiv 2412.06464) with its causal convolution, state read and written in `cache`.
-    /// `qkv [tokens, conv_channels]` before the convolution, `beta` and `decay` `[tokens, v_heads]`:
-    /// `[tokens, v_heads * v_head_dim]`.
-    fn gated_delta(&self, inputs: &[&Tensor; 3], spec: &GatedDeltaSpec, cache: &StateCache, plan: &Plan)
-    -> Result<Tensor> {
+    /// `inputs` are `qkv [tokens, conv_channels]` before the convolution, `beta` and the log decay (at most 0), each
+    /// `[tokens, v_heads]`; returns `[tokens, v_heads * v_head_dim]`. `plan.batch.states` says from which slot each
+    /// sequence starts and where its state is left.
+    fn gated_delta(
+        &self,
+        inputs: &[&Tensor; 3],
+        spec: &GatedDeltaSpec,
+        cache: &StateCache,
+        plan: &Plan,
+    ) -> Result<Tensor> {
         gated_delta::gated_delta(inputs, spec, cache, plan)
     }
 }
@@ -126,6 +134,6 @@ impl Kernels for DefaultKernels {
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
-        mlp::moe(self, x, spec, weights)
+        moe::moe(self, x, spec, weights)
     }
 }

@@ -1,0 +1,103 @@
+//! Where one text stands in its grammar: which tokens may follow, and whether it is complete.
+
+use llguidance::toktrie::SimpleVob;
+
+use super::TextError;
+
+/// One sequence's position in a compiled grammar.
+pub struct Matcher {
+    inner: llguidance::Matcher,
+}
+
+/// The tokens that may follow, one bit each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask {
+    bits: SimpleVob,
+}
+
+impl TokenMask {
+    /// Whether `id` may follow; ids beyond the tokenizer's vocabulary may not.
+    pub fn allows(&self, id: u32) -> bool {
+        (id as usize) < self.bits.len() && self.bits.is_allowed(id)
+    }
+
+    /// Bit `id % 32` of word `id / 32` is set for an allowed token.
+    pub fn words(&self) -> &[u32] {
+        self.bits.as_slice()
+    }
+
+    /// Number of token ids the mask speaks about.
+    pub fn len(&self) -> usize {
+        self.bits.len()
+    }
+
+    /// Whether no token may follow.
+    pub fn is_empty(&self) -> bool {
+        self.bits.num_set() == 0
+    }
+
+    /// The allowed ids, in order.
+    pub fn ids(&self) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(self.bits.num_set());
+        self.bits.iter_set_entries(|id| ids.push(id as u32));
+        ids
+    }
+}
+
+impl Matcher {
+    pub(crate) fn new(inner: llguidance::Matcher) -> Self {
+        Self { inner }
+    }
+
+    /// A matcher in the same state that shares nothing with this one.
+    pub(crate) fn fresh_copy(&self) -> Self {
+        Self { inner: self.inner.deep_clone() }
+    }
+
+    /// A copy for another choice of the same request.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        self.fresh_copy()
+    }
+
+    /// Tokens that may follow: end tokens only where the text is complete, nothing else once it is finished.
+    pub fn mask(&mut self) -> Result<TokenMask, TextError> {
+        let bits = self.inner.compute_mask_or_eos().map_err(|e| failed(&e.to_string()))?;
+        Ok(TokenMask { bits })
+    }
+
+    /// Advances by a token of the mask.
+    pub fn accept(&mut self, token: u32) -> Result<(), TextError> {
+        if self.is_finished() {
+            return Err(failed(&format!("token {token} follows a finished text")));
+        }
+        match self.inner.try_consume_tokens(&[token]) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(failed(&format!("token {token} is not allowed here"))),
+            Err(e) => Err(failed(&e.to_string())),
+        }
+    }
+
+    /// Whether nothing but the end can follow, or has followed.
+    pub fn is_finished(&self) -> bool {
+        self.inner.is_stopped()
+    }
+
+    /// Whether the text so far is complete.
+    pub fn can_stop(&mut self) -> Result<bool, TextError> {
+        if self.is_finished() {
+            return Ok(true);
+        }
+        self.inner.is_accepting().map_err(|e| failed(&e.to_string()))
+    }
+}
+
+fn failed(message: &str) -> TextError {
+    TextError::Constraint(message.lines().next().unwrap_or_default().to_owned())
+}
+
+impl std::fmt::Debug for Matcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Matcher").field("finished", &self.is_finished()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,30 @@
+//! The text side of a request: tokens to text and back, stop strings, grammars, reasoning and tool calls.
+//! Knows no tensors, no scheduling and no HTTP; one request's state is one owned value.
+
+mod bpe;
+mod byte_level;
+mod detokenizer;
+mod error;
+mod gguf_tokenizer;
+mod grammar;
+mod grammar_cache;
+#[cfg(test)]
+mod grammar_tests;
+mod json_tokenizer;
+mod matcher;
+mod sentencepiece;
+mod special_tokens;
+mod split;
+mod split_patterns;
+mod stop;
+#[cfg(test)]
+mod test_vocabulary;
+mod tokenizer;
+mod wordpiece;
+
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use grammar::{GrammarCompiler, GrammarSpec};
+pub use matcher::{Matcher, TokenMask};
+pub use stop::StopMatcher;
+pub use tokenizer::Tokenizer;

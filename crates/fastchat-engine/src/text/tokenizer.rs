@@ -1,0 +1,129 @@
+//! Text to token ids and back, for any tokenizer a checkpoint brings. Immutable and shared by all requests.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use fastchat_models::{GgufVocab, TokenizerSource};
+
+use super::TextError;
+use super::gguf_tokenizer::{self, GgufTokenizer};
+use super::json_tokenizer::{self, JsonTokenizer};
+
+/// A checkpoint's tokenizer.
+#[derive(Debug)]
+pub struct Tokenizer {
+    encoder: Encoder,
+    table: TokenTable,
+}
+
+#[derive(Debug)]
+enum Encoder {
+    Json(Box<JsonTokenizer>),
+    Gguf(Box<GgufTokenizer>),
+}
+
+/// Spelling and exact bytes of every token.
+#[derive(Debug)]
+pub(crate) struct TokenTable {
+    ids: HashMap<Box<str>, u32>,
+    names: Vec<Box<str>>,
+    /// Bytes of all tokens, one behind the other; token `id` is `bytes[ends[id - 1]..ends[id]]`.
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+    special: Vec<bool>,
+    strips_first_space: bool,
+}
+
+impl TokenTable {
+    pub(crate) fn new(strips_first_space: bool) -> Self {
+        let (ids, names, bytes, ends, special) = (HashMap::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { ids, names, bytes, ends, special, strips_first_space }
+    }
+
+    pub(crate) fn push(&mut self, name: String, bytes: &[u8], special: bool) {
+        let name = name.into_boxed_str();
+        self.ids.insert(name.clone(), self.names.len() as u32);
+        self.names.push(name);
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len() as u32);
+        self.special.push(special);
+    }
+
+    fn range(&self, id: u32) -> Option<Range<usize>> {
+        let end = *self.ends.get(id as usize)? as usize;
+        let start = if id == 0 { 0 } else { self.ends[id as usize - 1] as usize };
+        Some(start..end)
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer a checkpoint names.
+    pub fn new(source: &TokenizerSource) -> Result<Self, TextError> {
+        match source {
+            TokenizerSource::Gguf(vocab) => Self::from_gguf(vocab),
+            TokenizerSource::Json(file, config) => {
+                let (encoder, table) = json_tokenizer::build(file, config.as_deref())?;
+                Ok(Self { encoder: Encoder::Json(Box::new(encoder)), table })
+            }
+        }
+    }
+
+    /// Builds the tokenizer of a GGUF file.
+    pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, TextError> {
+        let (encoder, table) = gguf_tokenizer::build(vocab)?;
+        Ok(Self { encoder: Encoder::Gguf(Box::new(encoder)), table })
+    }
+
+    /// Token ids of `text`. `add_special` frames it as the model was trained (begin and end tokens); `parse_special`
+    /// lets the text name control tokens, which only a chat template's output should.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TextError> {
+        match &self.encoder {
+            Encoder::Json(tokenizer) => tokenizer.encode(text, add_special, parse_special),
+            Encoder::Gguf(tokenizer) => tokenizer.encode(text, add_special, parse_special),
+        }
+    }
+
+    /// Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves control tokens out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        for &id in ids {
+            let token = self.token_bytes(id)?;
+            if !(skip_special && self.is_special(id)) {
+                bytes.extend_from_slice(token);
+            }
+        }
+        let shown = if self.strips_first_space() { bytes.strip_prefix(b" ").unwrap_or(&bytes) } else { &bytes };
+        Ok(String::from_utf8_lossy(shown).into_owned())
+    }
+
+    /// Exact bytes that token `id` stands for; not necessarily whole characters.
+    pub fn token_bytes(&self, id: u32) -> Result<&[u8], TextError> {
+        let range = self.table.range(id).ok_or(TextError::TokenId { id, size: self.vocab_size() })?;
+        Ok(&self.table.bytes[range])
+    }
+
+    /// Id of the token spelled `token` in the vocabulary file.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.table.ids.get(token).copied()
+    }
+
+    /// Spelling of token `id` in the vocabulary file.
+    pub fn id_to_token(&self, id: u32) -> Option<&str> {
+        self.table.names.get(id as usize).map(AsRef::as_ref)
+    }
+
+    /// Whether `id` is a control token, which ordinary text cannot contain.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.table.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Number of token ids; a model's output may have more rows than this.
+    pub fn vocab_size(&self) -> usize {
+        self.table.names.len()
+    }
+
+    /// Whether the first space of a decoded text is the tokenizer's own and not the text's.
+    pub(crate) fn strips_first_space(&self) -> bool {
+        self.table.strips_first_space
+    }
+}

@@ -1,0 +1,83 @@
+//! From a Hugging Face folder's config.json and tensor names to a [`Description`]. The only place, with `gguf`, that
+//! knows models by name: one file per family.
+
+pub mod base;
+pub mod config;
+pub mod folder;
+mod quantized;
+mod rope;
+
+mod cohere2;
+mod deepseek_v3;
+mod ernie4_5;
+mod exaone4;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod glm4_moe;
+mod gpt_oss;
+mod granite;
+mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod olmo3;
+mod olmoe;
+mod phi3;
+mod qwen2;
+mod qwen2_moe;
+mod qwen3;
+mod qwen3_5;
+mod qwen3_moe;
+mod qwen3_next;
+mod seed_oss;
+mod smollm3;
+mod starcoder2;
+
+use crate::ModelError;
+use base::Description;
+use config::Config;
+
+type Family = fn(&Config) -> Result<Description, ModelError>;
+
+/// `model_type` to mapping.
+const FAMILIES: &[(&str, Family)] = &[
+    ("cohere2", cohere2::describe),
+    ("deepseek_v3", deepseek_v3::describe),
+    ("ernie4_5", ernie4_5::describe),
+    ("exaone4", exaone4::describe),
+    ("gemma2", gemma2::describe),
+    ("gemma3", gemma3::describe),
+    ("gemma3_text", gemma3::describe),
+    ("glm4", glm4::describe),
+    ("glm4_moe", glm4_moe::describe),
+    ("gpt_oss", gpt_oss::describe),
+    ("granite", granite::describe),
+    ("llama", llama::describe),
+    ("mistral", mistral::describe),
+    ("mixtral", mixtral::describe),
+    ("olmo2", olmo2::describe),
+    ("olmo3", olmo3::describe),
+    ("olmoe", olmoe::describe),
+    ("phi3", phi3::describe),
+    ("qwen2", qwen2::describe),
+    ("qwen2_moe", qwen2_moe::describe),
+    ("qwen3", qwen3::describe),
+    ("qwen3_5", qwen3_5::describe),
+    ("qwen3_5_text", qwen3_5::describe),
+    ("qwen3_moe", qwen3_moe::describe),
+    ("qwen3_next", qwen3_next::describe),
+    ("seed_oss", seed_oss::describe),
+    ("smollm3", smollm3::describe),
+    ("starcoder2", starcoder2::describe),
+];
+
+/// The description of a config by its `model_type`.
+pub fn describe(c: &Config) -> Result<Description, ModelError> {
+    let name = c.text("model_type")?.ok_or_else(|| c.bad("model_type", "nothing", "the name of a family"))?;
+    let Some((_, family)) = FAMILIES.iter().find(|(known, _)| *known == name) else {
+        let known: Vec<_> = FAMILIES.iter().map(|(known, _)| *known).collect();
+        return Err(c.unsupported("model_type", name, format!("{} are", known.join(", "))));
+    };
+    family(c)
+}

@@ -1,0 +1,117 @@
+//! The way from a path to a decoder ready to run: find the format, read the checkpoint, pack every weight once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fastchat_kernels::Kernels;
+
+use crate::checkpoint::{Checkpoint, GenerationDefaults, TokenizerSource};
+use crate::weights::TensorMap;
+use crate::{Decoder, ModelError, gguf, hf};
+
+/// How to load.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Longest sequence to serve; `None` is the model's own.
+    pub max_model_len: Option<usize>,
+}
+
+/// A decoder and what its text side needs.
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// The decoder, weights packed.
+    pub decoder: Decoder,
+    /// `None` when a folder has no tokenizer.
+    pub tokenizer: Option<TokenizerSource>,
+    /// Jinja source.
+    pub chat_template: Option<String>,
+    /// The authors' sampling defaults.
+    pub generation: GenerationDefaults,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<u32>,
+    /// Token that begins a text.
+    pub bos_token_id: Option<u32>,
+    /// 16 hex digits that change when the spec or the weights do.
+    pub fingerprint: String,
+}
+
+/// Loads a `*.gguf` file, a folder with config.json and safetensors, or a folder with one `*.gguf`.
+///
+/// # Errors
+/// What is missing, left over, malformed or not supported, in one line.
+pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let checkpoint = open(path, options)?;
+    let fingerprint = fingerprint(&checkpoint)?;
+    let Checkpoint { description, tensors, text, .. } = checkpoint;
+    let decoder = Decoder::new(description, &tensors, kernels, options.max_model_len)?;
+    Ok(LoadedModel {
+        decoder,
+        tokenizer: text.tokenizer,
+        chat_template: text.chat_template,
+        generation: text.generation,
+        eos_token_ids: text.eos_token_ids,
+        bos_token_id: text.bos_token_id,
+        fingerprint,
+    })
+}
+
+/// Reads everything but packs nothing.
+pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Checkpoint, ModelError> {
+    match locate(path)? {
+        Source::Folder(folder) => hf::folder::open(&folder, options.max_model_len),
+        Source::Gguf(file) => gguf::open(&file, options.max_model_len),
+    }
+}
+
+enum Source {
+    Folder(PathBuf),
+    Gguf(PathBuf),
+}
+
+fn locate(path: &Path) -> Result<Source, ModelError> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"));
+    let metadata = std::fs::metadata(path).map_err(|error| ModelError::io(path, error))?;
+    if metadata.is_file() {
+        return if is_gguf(path) {
+            Ok(Source::Gguf(path.to_owned()))
+        } else {
+            Err(ModelError::unsupported(path, "format", "this file", "a *.gguf file or a folder is"))
+        };
+    }
+    if path.join("config.json").is_file() {
+        return Ok(Source::Folder(path.to_owned()));
+    }
+    let entries = std::fs::read_dir(path).map_err(|error| ModelError::io(path, error))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    match (files.pop(), files.len()) {
+        (Some(file), 0) => Ok(Source::Gguf(file)),
+        (found, others) => {
+            let count = others + usize::from(found.is_some());
+            Err(ModelError::field(path, "*.gguf", format!("{count} files"), "config.json or exactly one *.gguf file"))
+        }
+    }
+}
+
+/// Bytes read at the start, the middle and the end of every tensor.
+const SAMPLE: usize = 256;
+
+fn fingerprint(checkpoint: &Checkpoint) -> Result<String, ModelError> {
+    let TensorMap { origin, tensors } = &checkpoint.tensors;
+    let spec = serde_json::to_vec(&checkpoint.description.spec)
+        .map_err(|error| ModelError::field(origin, "spec", error, "a serializable spec"))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&spec);
+    for (name, stored) in tensors {
+        hasher.update(name.as_bytes());
+        hasher.update(stored.kind.name().as_bytes());
+        for size in &stored.shape {
+            hasher.update(&(*size as u64).to_le_bytes());
+        }
+        for bytes in stored.pieces() {
+            for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
+                hasher.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+            }
+        }
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
+}

@@ -1,0 +1,260 @@
+//! Stored tensors by name, and their way into a decoder's slots: found, reordered, checked against the shape the spec
+//! implies, counted as used. Knows neither file formats nor model names.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use fastchat_kernels::{Bytes, Weight, WeightKind};
+
+use crate::ModelError;
+use crate::coded::Coded;
+use crate::names::{Names, Slot, Source, Step, apply};
+
+/// One tensor as a file holds it.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Row-major shape, at least one dimension.
+    pub shape: Vec<usize>,
+    /// Element kind.
+    pub kind: StoredKind,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// The file, for messages.
+    pub file: Arc<Path>,
+}
+
+/// Element kind of a stored tensor.
+#[derive(Clone, Debug)]
+pub enum StoredKind {
+    /// A kind that layers can be packed from.
+    Weight(WeightKind),
+    /// A code whose pieces were found together; `Stored::bytes` are the codes.
+    Coded(Arc<dyn Coded>),
+    /// Any other, by the format's own name; an error only for tensors that are asked for.
+    Other(String),
+}
+
+impl StoredKind {
+    /// Name for messages and `inspect`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Weight(kind) => format!("{kind:?}"),
+            Self::Coded(coded) => coded.name().to_owned(),
+            Self::Other(name) => name.clone(),
+        }
+    }
+}
+
+/// All tensors of a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct TensorMap {
+    /// File or folder, for messages about tensors that are not there.
+    pub origin: PathBuf,
+    /// By name.
+    pub tensors: BTreeMap<String, Stored>,
+}
+
+impl TensorMap {
+    /// Whether any tensor is stored in blocks of few bits.
+    pub fn is_quantized(&self) -> bool {
+        self.tensors.values().any(|stored| match &stored.kind {
+            StoredKind::Weight(kind) => !kind.is_dense(),
+            StoredKind::Coded(_) => true,
+            StoredKind::Other(_) => false,
+        })
+    }
+}
+
+/// Serves slots from a [`TensorMap`] and remembers what was used.
+#[derive(Debug)]
+pub(crate) struct Weights<'a> {
+    map: &'a TensorMap,
+    names: &'a Names,
+    root: (&'static str, &'static str),
+    used: RefCell<BTreeSet<String>>,
+}
+
+/// Which instance of a slot is meant.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct At {
+    pub layer: usize,
+    /// Expert or head.
+    pub part: usize,
+}
+
+impl<'a> Weights<'a> {
+    pub fn new(map: &'a TensorMap, names: &'a Names) -> Self {
+        let embed = names.sources.get(&Slot::Embed).map_or("", |source| source.weight.as_str());
+        let found = names.roots.iter().find(|(body, _)| map.tensors.contains_key(&format!("{body}{embed}")));
+        let root = found.or(names.roots.first()).copied().unwrap_or_default();
+        Self { map, names, root, used: RefCell::default() }
+    }
+
+    fn source(&self, slot: Slot) -> Result<&Source, ModelError> {
+        self.names.sources.get(&slot).ok_or_else(|| {
+            ModelError::tensor(&self.map.origin, &format!("{slot:?}"), "this checkpoint layout has no name for it")
+        })
+    }
+
+    fn name(&self, slot: Slot, pattern: &str, at: At) -> String {
+        let root = if slot == Slot::Head { self.root.1 } else { self.root.0 };
+        let name = pattern.replace("{l}", &at.layer.to_string()).replace("{e}", &at.part.to_string());
+        format!("{root}{name}")
+    }
+
+    /// The slot's matrix, of exactly `rows x cols`.
+    pub fn matrix(&self, slot: Slot, at: At, rows: usize, cols: usize) -> Result<Weight, ModelError> {
+        let source = self.source(slot)?;
+        self.fetch(&self.name(slot, &source.weight, at), &source.steps, at.part, (rows, cols, false))
+    }
+
+    /// The slot's vector of `len` elements.
+    pub fn vector(&self, slot: Slot, at: At, len: usize) -> Result<Vec<f32>, ModelError> {
+        let source = self.source(slot)?;
+        let weight = self.fetch(&self.name(slot, &source.weight, at), &source.steps, at.part, (len, 1, true))?;
+        Ok(weight.to_f32()?)
+    }
+
+    /// The slot's bias of `len` elements.
+    pub fn bias(&self, slot: Slot, at: At, len: usize) -> Result<Vec<f32>, ModelError> {
+        let source = self.source(slot)?;
+        let weight = self.fetch(&self.name(slot, &source.bias, at), &source.steps, at.part, (len, 1, true))?;
+        Ok(weight.to_f32()?)
+    }
+
+    /// The slot's vector as an f32 tensor.
+    pub fn tensor(&self, slot: Slot, at: At, len: usize, device: &Device) -> Result<Tensor, ModelError> {
+        Ok(Tensor::from_vec(self.vector(slot, at, len)?, len, device)?)
+    }
+
+    fn fetch(
+        &self,
+        name: &str,
+        steps: &[Step],
+        part: usize,
+        (rows, cols, vector): (usize, usize, bool),
+    ) -> Result<Weight, ModelError> {
+        let Some(stored) = self.map.tensors.get(name) else {
+            return Err(ModelError::tensor(&self.map.origin, name, "is missing"));
+        };
+        let fail = |problem: String| ModelError::tensor(&stored.file, name, problem);
+        self.used.borrow_mut().insert(name.to_owned());
+        let mut weight = stored.matrix(vector, steps, part, rows).map_err(&fail)?;
+        for step in steps.iter().filter(|step| **step != Step::Pick) {
+            weight = apply(step, weight, part, vector).map_err(&fail)?;
+        }
+        if (weight.rows(), weight.cols()) != (rows, cols) {
+            let got = format!("{} x {}", weight.rows(), weight.cols());
+            return Err(fail(format!("has shape {:?}, which gives {got}; expected {rows} x {cols}", stored.shape)));
+        }
+        Ok(weight)
+    }
+
+    /// Every stored tensor must have been used or be known to be harmless.
+    pub fn finish(&self) -> Result<(), ModelError> {
+        let used = self.used.borrow();
+        let ignored = |name: &str| self.names.ignored.iter().any(|part| name.contains(part.as_str()));
+        let left = || self.map.tensors.iter().filter(|(name, _)| !used.contains(*name) && !ignored(name));
+        match left().next() {
+            None => Ok(()),
+            Some((name, stored)) => {
+                let others = left().count() - 1;
+                let problem = format!("is left over: nothing in the configuration uses it ({others} more like it)");
+                Err(ModelError::tensor(&stored.file, name, problem))
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// The tensor as a matrix before its steps: a stack is cut when the first step picks, `[n]` is a column for a
+    /// vector and otherwise a single row, and dimensions of one in the middle (depthwise kernels) are dropped.
+    fn matrix(&self, vector: bool, steps: &[Step], part: usize, rows: usize) -> Result<Weight, String> {
+        let kind = match &self.kind {
+            StoredKind::Weight(kind) => *kind,
+            StoredKind::Coded(coded) => return self.decoded(coded.as_ref(), steps, part),
+            StoredKind::Other(name) => return Err(format!("element type {name} is not supported")),
+        };
+        let mut shape = self.shape.clone();
+        let mut stack = 1;
+        if steps.first() == Some(&Step::Pick) {
+            stack = shape.remove(0);
+            if shape.is_empty() || part >= stack {
+                return Err(format!("has shape {:?}, expected a stack of more than {part} matrices", self.shape));
+            }
+        }
+        if shape.len() > 2 {
+            let last = shape.len() - 1;
+            let mut at = 0;
+            shape.retain(|&size| {
+                at += 1;
+                size != 1 || at == 1 || at == last + 1
+            });
+        }
+        let (stored_rows, cols) = match shape[..] {
+            [n] if vector || rows != 1 => (n, 1),
+            [n] => (1, n),
+            [r, 1] | [1, r] if vector => (r, 1),
+            [r, c] => (r, c),
+            _ => return Err(format!("has shape {:?}, expected a matrix", self.shape)),
+        };
+        let all = stack.checked_mul(stored_rows).ok_or("is too large")?;
+        let whole = Weight::new(kind, all, cols, self.bytes.clone()).map_err(|error| error.to_string())?;
+        if stack == 1 && steps.first() != Some(&Step::Pick) {
+            return Ok(whole);
+        }
+        whole.narrow(part * stored_rows, stored_rows).map_err(|error| error.to_string())
+    }
+}
+
+impl Stored {
+    fn decoded(&self, coded: &dyn Coded, steps: &[Step], part: usize) -> Result<Weight, String> {
+        match (self.shape[..].len(), steps.first() == Some(&Step::Pick)) {
+            (2, false) => coded.matrix(0),
+            (3, true) if part < self.shape[0] => coded.matrix(part),
+            _ => Err(format!("has shape {:?}, which is not what is asked of it", self.shape)),
+        }
+    }
+
+    /// All bytes that the tensor is made of.
+    pub fn pieces(&self) -> Vec<&Bytes> {
+        match &self.kind {
+            StoredKind::Coded(coded) => coded.pieces(),
+            _ => vec![&self.bytes],
+        }
+    }
+}
+
+/// Rows and columns exchanged; quantised kinds become f32.
+pub(crate) fn transpose(weight: &Weight) -> Result<Weight, String> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let make = |kind, bytes: Vec<u8>| Weight::new(kind, cols, rows, bytes.into()).map_err(|error| error.to_string());
+    if !weight.kind().is_dense() {
+        let dense = f32_weight(rows, cols, &weight.to_f32().map_err(|error| error.to_string())?)?;
+        return transpose(&dense);
+    }
+    let size = weight.kind().block().1;
+    let bytes = weight.bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    for col in 0..cols {
+        for row in 0..rows {
+            let at = (row * cols + col) * size;
+            out.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    make(weight.kind(), out)
+}
+
+/// `f` of every element, as f32.
+pub(crate) fn map_f32(weight: &Weight, f: impl Fn(f32) -> f32) -> Result<Weight, String> {
+    let values: Vec<f32> = weight.to_f32().map_err(|error| error.to_string())?.into_iter().map(f).collect();
+    f32_weight(weight.rows(), weight.cols(), &values)
+}
+
+fn f32_weight(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, String> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Weight::new(WeightKind::F32, rows, cols, bytes.into()).map_err(|error| error.to_string())
+}
