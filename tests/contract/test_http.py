@@ -47,11 +47,12 @@ def test_the_openapi_document(live: Live) -> None:
         Draft202012Validator.check_schema(value)
         assert value["properties"], name
     chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    request = Draft202012Validator({**chat, "components": document["components"]})
+    request: Any = Draft202012Validator({**chat, "components": document["components"]})
     request.validate(live.chat())
     assert not request.is_valid({**live.chat(), "temperature": 3})
     reply = {"$ref": "#/components/schemas/ChatCompletion", "components": document["components"]}
-    Draft202012Validator(reply).validate(live.post(CHAT, live.chat(max_tokens=1, logprobs=True)).json())
+    validator: Any = Draft202012Validator(reply)
+    validator.validate(live.post(CHAT, live.chat(max_tokens=1, logprobs=True)).json())
     for path, methods in document["paths"].items():
         for method in methods:
             status = live.post(path, {}).status_code if method == "post" else 200
