@@ -34,7 +34,7 @@ $(VENV)/locked: requirements.lock | $(BIN)/python
 	@touch $@
 
 $(VENV)/built: $(VENV)/locked $(RUST_SOURCES) pyproject.toml
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --skip-install-deps
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked
 	@touch $@
 
 $(VENV)/dev: requirements-dev.lock $(VENV)/locked

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,7 @@ class Live:
 
 
 @contextmanager
-def serving(model: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Live]:
+def serving(model: Path, *options: str, environment: Mapping[str, str] | None = None) -> Generator[Live, None, None]:
     """Starts, waits for the ready line, and always ends the process."""
     command = [sys.executable, "-m", "fastchat_rs", "serve", str(model), "--port", "0", *options]
     process = subprocess.Popen(

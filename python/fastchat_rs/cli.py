@@ -165,8 +165,12 @@ def bench(
     for name in ("figure", "median", "min", "max", "unit"):
         table.add_column(name, justify="left" if name in ("figure", "unit") else "right")
     for row in result["figures"]:
-        table.add_row(row["name"], *(f"{row[key]:.4g}" for key in ("median", "min", "max")), row["unit"])
+        table.add_row(row["name"], *(_number(row[key]) for key in ("median", "min", "max")), row["unit"])
     Console().print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 @app.command()

@@ -25,13 +25,13 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
-from fastchat_rs.hub import resolve
 from fastchat_rs.outputs import Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from fastchat_rs.hub import Located
     from fastchat_rs.server.bridge import Bridge
 
 __all__ = [
@@ -64,7 +64,14 @@ _LOOK_SECONDS = 0.25
 
 def inspect_model(model: str) -> str:
     """Resolved description, tensor kinds and bytes of a model as JSON, without loading its weights."""
-    return inspect(str(resolve(model).path))
+    return inspect(str(_located(model).path))
+
+
+def _located(model: str) -> "Located":
+    # Imported late, so that `python -m fastchat_rs.hub` is not imported twice.
+    from fastchat_rs.hub import resolve
+
+    return resolve(model)
 
 
 class LLM:
@@ -96,7 +103,7 @@ class LLM:
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
             raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
-        located = resolve(str(model))
+        located = _located(str(model))
         self.model = located.name
         self._window = max(max_queue // _WAITING_SHARE, 1)
         self._engine = Engine(

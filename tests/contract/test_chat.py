@@ -1,11 +1,13 @@
 """POST /v1/chat/completions, through the official client and as raw JSON."""
 
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
+
 from live import Live, streamed
-from openai.types.chat import ChatCompletionMessageParam
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 ROUTE = "/v1/chat/completions"
@@ -51,9 +53,9 @@ def test_whole_reply(live: Live) -> None:
 
 def test_stream_equals_whole(live: Live) -> None:
     client = live.openai()
-    body: dict[str, Any] = {"model": live.model, "messages": MESSAGES, "temperature": 0, "max_tokens": 32}
-    whole = client.chat.completions.create(**body)
-    chunks = list(client.chat.completions.create(**body, stream=True))
+    create = partial(client.chat.completions.create, model=live.model, messages=MESSAGES, temperature=0, max_tokens=32)
+    whole: ChatCompletion = create()
+    chunks: list[ChatCompletionChunk] = list(create(stream=True))
     assert {(chunk.id, chunk.created, chunk.model, chunk.object) for chunk in chunks} == {
         (chunks[0].id, chunks[0].created, live.model, "chat.completion.chunk")
     }
@@ -197,7 +199,7 @@ def test_both_prefixes_and_other_roles(live: Live) -> None:
 
 def test_continuing_the_last_message(live: Live) -> None:
     messages = [*MESSAGES, {"role": "assistant", "content": "The capital of France is"}]
-    fields = {"messages": messages, "continue_final_message": True, "max_tokens": 4}
+    fields: dict[str, Any] = {"messages": messages, "continue_final_message": True, "max_tokens": 4}
     assert "Paris" in content(live, live.chat(**fields))
     refused(live, "continue_final_message", continue_final_message=True)
     refused(live, "continue_final_message", **{**fields, "add_generation_prompt": True})

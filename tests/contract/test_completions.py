@@ -1,6 +1,9 @@
 """POST /v1/completions, /v1/tokenize, /v1/detokenize."""
 
+from functools import partial
 from typing import Any
+
+from openai.types import Completion
 
 from live import Live, streamed
 
@@ -22,12 +25,12 @@ def ids(live: Live, text: str) -> list[int]:
 
 def test_the_official_client(live: Live) -> None:
     client = live.openai()
-    body: dict[str, Any] = {"model": live.model, "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
-    whole = client.completions.create(**body)
+    create = partial(client.completions.create, model=live.model, prompt=PROMPT, temperature=0, max_tokens=12)
+    whole: Completion = create()
     assert whole.object == "text_completion"
     assert whole.id.startswith("cmpl-")
     assert "Paris" in whole.choices[0].text
-    chunks = list(client.completions.create(**body, stream=True))
+    chunks: list[Completion] = list(create(stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 

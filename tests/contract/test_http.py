@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
+
 from live import Live, raw, serving
 
 CHAT = "/v1/chat/completions"
@@ -34,6 +36,27 @@ def test_health_and_models(live: Live) -> None:
     names = [model.id for model in live.openai().models.list()]
     assert names == [live.model, "gpt-3.5-turbo", "5080/llama3.2-vision:11b"]
     assert live.openai().models.retrieve("5080/llama3.2-vision:11b").owned_by == "fastchat_rs"
+
+
+def test_the_openapi_document(live: Live) -> None:
+    with live.client() as client:
+        document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    for name, value in schemas.items():
+        Draft202012Validator.check_schema(value)
+        assert value["properties"], name
+    chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    request: Any = Draft202012Validator({**chat, "components": document["components"]})
+    request.validate(live.chat())
+    assert not request.is_valid({**live.chat(), "temperature": 3})
+    reply = {"$ref": "#/components/schemas/ChatCompletion", "components": document["components"]}
+    validator: Any = Draft202012Validator(reply)
+    validator.validate(live.post(CHAT, live.chat(max_tokens=1, logprobs=True)).json())
+    for path, methods in document["paths"].items():
+        for method in methods:
+            status = live.post(path, {}).status_code if method == "post" else 200
+            assert status in (200, 400), path
 
 
 def test_metrics_count(live: Live) -> None:

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
+
 from live import Live, raw
 
 CHAT = "/v1/chat/completions"

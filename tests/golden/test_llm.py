@@ -143,9 +143,9 @@ def test_errors_are_typed(llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(ContextLengthError) as long:
         llm.generate([1] * 2000, GREEDY)
     assert (long.value.limit, long.value.prompt_tokens) == (1024, 2000)
-    for prompts in ([[10**6]], [[]]):
+    for ids in ([10**6], list[int]()):
         with pytest.raises(InvalidRequestError):
-            llm.generate(prompts, GREEDY)
+            llm.generate([ids], GREEDY)
     with pytest.raises(ModelNotFoundError):
         LLM("nowhere")
     with pytest.raises(ConfigError, match="device"):

@@ -82,7 +82,11 @@ def test_help_shows_every_setting_and_the_precedence() -> None:
 
 def test_the_command_line_only_names_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServeConfig] = []
-    monkeypatch.setattr("fastchat_rs.server.serve.serve", lambda config, announce: seen.append(config))
+
+    def serve(config: ServeConfig, announce: object) -> None:
+        seen.append(config)
+
+    monkeypatch.setattr("fastchat_rs.server.serve.serve", serve)
     arguments = ["serve", "m", "--alias", "a", "--alias", "b", "--no-prefix-caching", "--drain", "2"]
     result = CliRunner().invoke(app, arguments, env={"FASTCHAT_MAX_N": "3", "FASTCHAT_DRAIN": "9"})
     assert result.exit_code == 0, result.output

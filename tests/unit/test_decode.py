@@ -100,9 +100,8 @@ def test_depth_is_bounded_and_brackets_in_strings_do_not_count() -> None:
 @given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_nesting_counts_as_a_walk_does(value: Any) -> None:
     def walk(item: Any) -> int:
-        if not isinstance(item, dict | list):
-            return 0
-        return 1 + max((walk(inner) for inner in (item.values() if isinstance(item, dict) else item)), default=0)
+        inner: list[Any] = list(item.values()) if isinstance(item, dict) else item  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        return 1 + max(map(walk, inner), default=0) if isinstance(item, dict | list) else 0
 
     assert nesting(json.dumps(value).encode()) == walk(value)
 

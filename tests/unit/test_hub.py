@@ -1,6 +1,8 @@
 """Where a model's files come from; nothing here needs a network."""
 
 import hashlib
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,3 +94,9 @@ def test_a_package_that_is_gone_is_loud(
     assert hub.main(["toy"]) == 0
     assert capsys.readouterr().err.startswith("SKIPPED: demo model toy cannot be had")
     assert hub.main(["never"]) == 2
+
+
+def test_it_runs_as_a_module_without_warnings() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "fastchat_rs.hub", "never"], capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"unknown demo model 'never'")

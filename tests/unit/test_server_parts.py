@@ -10,7 +10,7 @@ from fastchat_rs.errors import TemplateError
 from fastchat_rs.server import bridge
 from fastchat_rs.server.app import OPEN_PATHS, ROUTES, App, route_of
 from fastchat_rs.server.errors import HTTP_TABLE, to_api_error
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.http import ApiError, encode_json
 from fastchat_rs.server.keys import Keys
 from fastchat_rs.server.logprobs import finite
 from fastchat_rs.server.messages import template_messages, template_variables
@@ -41,7 +41,7 @@ def test_a_wrong_key_is_a_401(header: str) -> None:
     error = caught.value
     assert (error.status, error.code) == (401, "invalid_api_key")
     assert ("www-authenticate", "Bearer") in error.headers
-    assert error.body["error"]["type"] == "invalid_request_error"
+    assert error.body.error.type == "invalid_request_error"
 
 
 def test_tenants_differ_by_key_and_never_show_it() -> None:
@@ -87,7 +87,7 @@ def test_every_engine_error_has_a_row() -> None:
             setattr(error, name, value)
         shown = to_api_error(error, "req_1")
         assert shown.status == status
-        assert set(shown.body["error"]) == {"message", "type", "param", "code"}
+        assert set(json.loads(encode_json(shown.body))["error"]) == {"message", "type", "param", "code"}
         if status == 500:
             assert "model.gguf" not in shown.message
         if status == 503:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastchat_rs.server import chat, completions, health, models, tokenize
+from fastchat_rs.server import chat, completions, health, models, openapi, tokenize
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import (
@@ -33,6 +33,7 @@ Handler = Callable[[Context, Request], Awaitable[Reply | None]]
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health.health},
     "/metrics": {"GET": health.metrics},
+    "/openapi.json": {"GET": openapi.openapi},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/": {"GET": models.get_model},
     "/v1/chat/completions": {"POST": chat.chat_completions},

@@ -27,6 +27,7 @@ from fastchat_rs._engine import (
     TokenLogprobs,
     UnsupportedModelError,
     WeightsError,
+    __version__,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "TokenLogprobs",
     "UnsupportedModelError",
     "WeightsError",
+    "__version__",
 ]
 
 T = TypeVar("T")

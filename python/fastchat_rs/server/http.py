@@ -11,6 +11,8 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian._granian import RSGIProtocolError as ProtocolError
 from granian.rsgi import Scope
 
+from fastchat_rs.server.protocol import ErrorBody, ErrorReply
+
 __all__ = [
     "ApiError",
     "BodyLimits",
@@ -43,10 +45,10 @@ class ApiError(Exception):
         self.headers: list[tuple[str, str]] = [("retry-after", str(retry_after))] if retry_after else []
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorReply:
         """The JSON object of the reply and of an error event in a stream."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return ErrorReply(ErrorBody(self.message, kind, self.param, self.code))
 
 
 def bad_field(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:

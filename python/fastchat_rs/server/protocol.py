@@ -273,6 +273,21 @@ class Completion(Struct):
     object: str = "text_completion"
 
 
+class ErrorBody(Struct):
+    """What went wrong; `param` names the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Struct):
+    """Every error of every route, and the last event of a stream that failed."""
+
+    error: ErrorBody
+
+
 class ModelCard(Struct):
     """One entry of /v1/models."""
 

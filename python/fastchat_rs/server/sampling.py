@@ -81,7 +81,7 @@ def sampling_params(
     try:
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
     except InvalidRequestError as error:
-        raise bad_field(error.param, f"{error.param}: {error}") from error
+        raise bad_field(error.param, str(error)) from error
     except EngineError as error:
         raise bad_field(None, str(error)) from error
 

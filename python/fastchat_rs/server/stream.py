@@ -58,7 +58,7 @@ class Shape(Protocol):
         ...
 
 
-def event(value: Struct | dict[str, object]) -> bytes:
+def event(value: Struct) -> bytes:
     """One server-sent event."""
     return b"data: " + encode_json(value) + b"\n\n"
 
