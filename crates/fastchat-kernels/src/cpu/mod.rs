@@ -70,7 +70,7 @@ impl Kernels for CpuKernels {
     }
 
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
-        Self::run_embed(table, ids)
+        self.run_embed(table, ids)
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {

@@ -28,10 +28,12 @@ impl DenseTiles {
         let mut buffer = Buffer::zeroed(len)?;
         buffer.fill_chunks(pool, stride, &|tile, bytes| {
             let stored = &weight.bytes()[tile * ROWS * row_bytes..];
-            for (lane, row) in stored.chunks_exact(row_bytes).take(ROWS).enumerate() {
-                for (element, out) in row.chunks_exact(size).zip(bytes.chunks_exact_mut(size * ROWS)) {
-                    out[lane * size..(lane + 1) * size].copy_from_slice(element);
-                }
+            let lanes = stored.chunks_exact(row_bytes).take(ROWS).enumerate();
+            // Strides of constant size, so that copying an element is one move.
+            if size == 2 {
+                lanes.for_each(|(lane, row)| scatter::<2>(row, lane, bytes));
+            } else {
+                lanes.for_each(|(lane, row)| scatter::<4>(row, lane, bytes));
             }
         });
         Ok(Self { kind, rows, cols, buffer })
@@ -81,6 +83,14 @@ impl DenseTiles {
             WeightKind::BF16 => plain::<R, 2, false>(tile, x, sums),
             _ => plain::<R, 0, false>(tile, x, sums),
         }
+    }
+}
+
+/// Puts the elements of a row, `SIZE` bytes each, into their lane.
+fn scatter<const SIZE: usize>(row: &[u8], lane: usize, tile: &mut [u8]) {
+    let columns = tile.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
+    for (element, column) in row.as_chunks::<SIZE>().0.iter().zip(columns) {
+        column[lane] = *element;
     }
 }
 

@@ -167,26 +167,37 @@ impl CpuKernels {
         Ok(chunks)
     }
 
-    pub(super) fn run_embed(table: &Linear, ids: &[u32]) -> Result<Tensor> {
+    pub(super) fn run_embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        /// Rows that one claim takes.
+        const BATCH: usize = 4;
         check_ids(table, ids)?;
         let cols = table.in_features;
+        let parts = table.parts.iter().map(Tiled::of).collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; ids.len() * cols];
-        for (&id, out) in ids.iter().zip(out.chunks_mut(cols.max(1))) {
-            let mut row = id as usize;
-            for part in &table.parts {
-                let tiles = Tiled::of(part)?;
-                if row >= tiles.rows() {
-                    row -= tiles.rows();
-                    continue;
-                }
-                match tiles {
-                    Tiled::Quantised(tiles) => tiles.decode_row(row, out),
-                    Tiled::Dense(tiles) => tiles.decode_row(row, out),
-                }
-                break;
+        let output = Output { data: out.as_mut_ptr(), width: cols };
+        self.pool.run(ids.len().div_ceil(BATCH), &|batch| {
+            let mut values = vec![0f32; cols];
+            let first = batch * BATCH;
+            for (i, &id) in ids[first..].iter().take(BATCH).enumerate() {
+                decode_row(&parts, id as usize, &mut values);
+                // SAFETY: rows `first ..` are this batch's.
+                unsafe { output.write(first + i, 0, &values) };
             }
-        }
+        });
         Tensor::from_vec(out, (ids.len(), cols), &Device::Cpu)
+    }
+}
+
+/// Decodes row `row` of stacked parts.
+fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
+    for tiles in parts {
+        if row < tiles.rows() {
+            return match tiles {
+                Tiled::Quantised(tiles) => tiles.decode_row(row, out),
+                Tiled::Dense(tiles) => tiles.decode_row(row, out),
+            };
+        }
+        row -= tiles.rows();
     }
 }
 

@@ -15,18 +15,15 @@ pub(super) fn product(format: usize, tile: &[u8], block: RowBlock<'_>, sums: &mu
             let codes = columns(layout, bytes);
             let scales = group_scales(layout, header, g);
             for (x, sums) in rows.iter().zip(sums.iter_mut()) {
-                for half in 0..layout.halves() {
-                    let (columns, which) =
-                        if layout.halves() == 2 { (16 * half..16 * half + 16, 1 + half) } else { (0..32, 0) };
-                    let mut dots = [x.minus_sum[which] * layout.offset_value(); ROWS];
-                    for (codes, &x) in codes[columns.clone()].iter().zip(&x.codes[columns]) {
-                        for (dot, code) in dots.iter_mut().zip(codes) {
-                            // At most 255 * 127.
-                            *dot += i32::from(code * i16::from(x));
-                        }
-                    }
+                let mut dots = dot(&codes, &x.codes);
+                if layout.halves() == 1 {
+                    dots[0] = std::array::from_fn(|lane| dots[0][lane] + dots[1][lane]);
+                }
+                for (half, dots) in dots.iter().enumerate().take(layout.halves()) {
+                    let which = if layout.halves() == 2 { 1 + half } else { 0 };
+                    let offset = x.minus_sum[which] * layout.offset_value();
                     for (lane, sum) in sums.iter_mut().enumerate() {
-                        *sum += dots[lane] as f32 * (scales.scale[half][lane] * x.scale);
+                        *sum += (dots[lane] + offset) as f32 * (scales.scale[half][lane] * x.scale);
                         if layout.has_shift() {
                             *sum += scales.shift[half][lane] * x.sum[which];
                         }
@@ -37,7 +34,26 @@ pub(super) fn product(format: usize, tile: &[u8], block: RowBlock<'_>, sums: &mu
     }
 }
 
+/// Integer sums of either half of a group.
+#[inline(never)] // merged with its caller it is not vectorised
+fn dot(codes: &[[i16; ROWS]; GROUP], x: &[i8; GROUP]) -> [[i32; ROWS]; 2] {
+    let mut dots = [[0; ROWS]; 2];
+    for (half, dots) in dots.iter_mut().enumerate() {
+        let mut sums = [0i32; ROWS];
+        for k in 16 * half..16 * half + 16 {
+            let x = i16::from(x[k]);
+            for lane in 0..ROWS {
+                // At most 255 * 127.
+                sums[lane] += i32::from(codes[k][lane] * x);
+            }
+        }
+        *dots = sums;
+    }
+    dots
+}
+
 /// The codes of a group, `[column][row]`: loops over rows vectorise.
+#[inline(never)]
 fn columns(layout: &Format, bytes: &[u8]) -> [[i16; ROWS]; GROUP] {
     let mut codes = [0; 512];
     unpack(layout, bytes, &mut codes);

@@ -66,13 +66,14 @@ impl Tiles {
             let (header, groups) = block.split_at(layout.header_bytes());
             for (g, out) in out.chunks_mut(GROUP).enumerate() {
                 let codes = &groups[g * layout.group_bytes()..];
-                let lane_scales = group_scales(layout, header, g);
+                let scales = lane_scales(layout, header, g, lane);
                 for (k, out) in out.iter_mut().enumerate() {
                     let half = if layout.halves() == 2 { k / 16 } else { 0 };
                     let code = i32::from(code_at(layout, codes, lane, k)) - layout.offset_value();
-                    *out = lane_scales.scale[half][lane] * code as f32;
+                    let (scale, shift) = scales[half];
+                    *out = scale * code as f32;
                     if layout.has_shift() {
-                        *out += lane_scales.shift[half][lane];
+                        *out += shift;
                     }
                 }
             }
@@ -132,38 +133,36 @@ pub(super) fn unpack(layout: &Format, codes: &[u8], out: &mut [u8; 512]) {
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(super) fn group_scales(layout: &Format, header: &[u8], group: usize) -> GroupScales {
-    let half = |at: usize, lane: usize| f16_at(&header[at + 2 * lane..]);
-    let unsigned = |at: usize, lane: usize| f32::from(header[at + lane]);
-    let signed = |at: usize, lane: usize| f32::from(header[at + lane] as i8);
     let mut out = GroupScales { scale: [[0.; ROWS]; 2], shift: [[0.; ROWS]; 2] };
-    let GroupScales { scale, shift } = &mut out;
     for lane in 0..ROWS {
-        match layout.scales {
-            Scales::Half => scale[0][lane] = half(32 * group, lane),
-            Scales::HalfShift => {
-                scale[0][lane] = half(0, lane);
-                shift[0][lane] = half(32, lane);
-            }
-            Scales::Super32 => {
-                let at = 64 + 32 * group;
-                scale[0][lane] = half(0, lane) * unsigned(at, lane);
-                shift[0][lane] = -(half(32, lane) * unsigned(at + 16, lane));
-            }
-            Scales::Super16 => {
-                for s in 0..2 {
-                    let at = 64 + 64 * group + 16 * s;
-                    scale[s][lane] = half(0, lane) * unsigned(at, lane);
-                    shift[s][lane] = -(half(32, lane) * unsigned(at + 32, lane));
-                }
-            }
-            Scales::Signed16 => {
-                for (s, scale) in scale.iter_mut().enumerate() {
-                    scale[lane] = half(0, lane) * signed(64 + 32 * group + 16 * s, lane);
-                }
-            }
-            Scales::Signed32 => scale[0][lane] = half(0, lane) * signed(64 + 16 * group, lane),
-            Scales::Exponent => scale[0][lane] = e8m0_half(header[16 * group + lane]),
-        }
+        let [first, second] = lane_scales(layout, header, group, lane);
+        (out.scale[0][lane], out.shift[0][lane]) = first;
+        (out.scale[1][lane], out.shift[1][lane]) = second;
     }
     out
+}
+
+/// (scale, shift) of the halves of a group in row `lane`; the second is zero where there is one scale.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn lane_scales(layout: &Format, header: &[u8], group: usize, lane: usize) -> [(f32, f32); 2] {
+    let half = |at: usize| f16_at(&header[at + 2 * lane..]);
+    let unsigned = |at: usize| f32::from(header[at + lane]);
+    let signed = |at: usize| f32::from(header[at + lane] as i8);
+    let none = (0., 0.);
+    match layout.scales {
+        Scales::Half => [(half(32 * group), 0.), none],
+        Scales::HalfShift => [(half(0), half(32)), none],
+        Scales::Super32 => {
+            let at = 64 + 32 * group;
+            [(half(0) * unsigned(at), -(half(32) * unsigned(at + 16))), none]
+        }
+        Scales::Super16 => [0, 1].map(|s| {
+            let at = 64 + 64 * group + 16 * s;
+            (half(0) * unsigned(at), -(half(32) * unsigned(at + 32)))
+        }),
+        Scales::Signed16 => [0, 1].map(|s| (half(0) * signed(64 + 32 * group + 16 * s), 0.)),
+        Scales::Signed32 => [(half(0) * signed(64 + 16 * group), 0.), none],
+        Scales::Exponent => [(e8m0_half(header[16 * group + lane]), 0.), none],
+    }
 }
