@@ -68,27 +68,27 @@ impl<E: Element> Task for Write<'_, E> {
     }
 }
 
+/// One of the two tensors of a cache.
+struct Target<'a> {
+    tensor: &'a Tensor,
+    dim: usize,
+    order: Order,
+}
+
 /// Rows of `num_kv_heads * head_dim` into the keys.
 pub(super) fn store_keys(kernels: &CpuKernels, source: &Source, cache: &KvCache, plan: &Plan) -> Result<()> {
-    store(kernels, source, &cache.k, cache.layout.head_dim, Order::Keys, cache, plan)
+    let target = Target { tensor: &cache.k, dim: cache.layout.head_dim, order: Order::Keys };
+    store(kernels, source, &target, cache, plan)
 }
 
 /// Rows of `num_kv_heads * v_head_dim` into the values.
 pub(super) fn store_values(kernels: &CpuKernels, source: &Source, cache: &KvCache, plan: &Plan) -> Result<()> {
-    let Some(values) = &cache.v else { bail!("values given to a cache without values") };
-    store(kernels, source, values, cache.layout.v_head_dim, Order::Values, cache, plan)
+    let Some(tensor) = &cache.v else { bail!("values given to a cache without values") };
+    store(kernels, source, &Target { tensor, dim: cache.layout.v_head_dim, order: Order::Values }, cache, plan)
 }
 
-#[allow(clippy::too_many_arguments)] // the shared end of the two functions above
-fn store(
-    kernels: &CpuKernels,
-    source: &Source,
-    target: &Tensor,
-    dim: usize,
-    order: Order,
-    cache: &KvCache,
-    plan: &Plan,
-) -> Result<()> {
+fn store(kernels: &CpuKernels, source: &Source, target: &Target, cache: &KvCache, plan: &Plan) -> Result<()> {
+    let &Target { tensor, dim, order } = target;
     let slots = &plan.batch.slot_mapping;
     let heads = cache.layout.num_kv_heads;
     let limit = cache.k.dim(0)? * BLOCK_SIZE;
@@ -97,7 +97,7 @@ fn store(
     }
     macro_rules! write {
         ($element:ty) => {
-            in_place::<$element>(target, |cache| {
+            in_place::<$element>(tensor, |cache| {
                 dispatch(kernels.isa, Write { source, slots, heads, dim, order, cache });
                 Ok(())
             })

@@ -7,7 +7,7 @@ use crate::BLOCK_SIZE;
 use crate::cpu::host::Disjoint;
 use crate::cpu::simd::{Element, LANES, Simd, Task};
 
-/// Rows from which cached halves are widened once rather than by every group of rows.
+/// Rows from which a cache of halves is widened once rather than by every group of rows.
 const WIDEN_ROWS: usize = 17;
 
 /// Blocks of a partition that was copied.
@@ -141,7 +141,7 @@ impl<E: Element> Task for Fold<'_, E> {
         interleave::<S>(job, tile, &mut scratch.q);
         scratch.scores.resize(rows * PARTITION, 0.);
         scratch.partial.resize(rows * job.row_len(), 0.);
-        let widen = rows >= WIDEN_ROWS && size_of::<E>() != size_of::<f32>();
+        let widen = E::WIDEN || (rows >= WIDEN_ROWS && size_of::<E>() != size_of::<f32>());
         for partition in part.partitions.clone() {
             let start = partition * PARTITION;
             let visible = job.visible(&tile.tokens);

@@ -27,16 +27,10 @@ impl<'a, E> Blocks<'a, E> {
     }
 }
 
-/// Rows of a group: they are computed together, their queries interleaved.
+/// How many of the rows that are left form the next group: they are computed together, their queries interleaved.
 #[inline(always)]
 pub(super) fn group_size<S: Simd>(rows_left: usize) -> usize {
-    let largest = if S::WIDE { 8 } else { 4 };
-    match rows_left {
-        8.. => largest,
-        4.. => 4,
-        2.. => 2,
-        _ => 1,
-    }
+    rows_left.min(if S::WIDE { 8 } else { 4 })
 }
 
 /// Scores of the rows `row ..` whose queries are interleaved in `q`, for the blocks `blocks` of the partition; row `r`
@@ -49,14 +43,25 @@ pub(super) fn scores<S: Simd, E: Element>(
     blocks: Range<usize>,
     scores: &mut [f32],
 ) {
+    macro_rules! tile {
+        ($rows:literal, $blocks:literal) => {
+            score_blocks::<S, E, $rows, $blocks>(simd, q, keys, blocks, scores)
+        };
+    }
+    // As many sums as hide the latency of one and fit the registers.
     match (group, S::WIDE) {
-        (8, _) => score_blocks::<S, E, 8, 2>(simd, q, keys, blocks, scores),
-        (4, true) => score_blocks::<S, E, 4, 4>(simd, q, keys, blocks, scores),
-        (4, false) => score_blocks::<S, E, 4, 1>(simd, q, keys, blocks, scores),
-        (2, true) => score_blocks::<S, E, 2, 4>(simd, q, keys, blocks, scores),
-        (2, false) => score_blocks::<S, E, 2, 2>(simd, q, keys, blocks, scores),
-        (_, true) => score_blocks::<S, E, 1, 8>(simd, q, keys, blocks, scores),
-        (_, false) => score_blocks::<S, E, 1, 4>(simd, q, keys, blocks, scores),
+        (1, true) => tile!(1, 8),
+        (2, true) => tile!(2, 8),
+        (3, true) => tile!(3, 4),
+        (4, true) => tile!(4, 4),
+        (5, true) => tile!(5, 2),
+        (6, true) => tile!(6, 2),
+        (7, true) => tile!(7, 2),
+        (_, true) => tile!(8, 2),
+        (1, false) => tile!(1, 4),
+        (2, false) => tile!(2, 2),
+        (3, false) => tile!(3, 1),
+        (_, false) => tile!(4, 1),
     }
 }
 
@@ -184,13 +189,18 @@ pub(super) fn weighted<S: Simd, E: Element>(
             }};
         }
         match (group, S::WIDE) {
-            (8, _) => tile!(8, 2),
-            (4, true) => tile!(4, 4),
-            (4, false) => tile!(4, 1),
+            (1, true) => tile!(1, 8),
             (2, true) => tile!(2, 4),
+            (3, true) => tile!(3, 4),
+            (4, true) => tile!(4, 4),
+            (5, true) => tile!(5, 2),
+            (6, true) => tile!(6, 2),
+            (7, true) => tile!(7, 2),
+            (_, true) => tile!(8, 2),
+            (1, false) => tile!(1, 4),
             (2, false) => tile!(2, 2),
-            (_, true) => tile!(1, 8),
-            (_, false) => tile!(1, 4),
+            (3, false) => tile!(3, 1),
+            (_, false) => tile!(4, 1),
         }
     }
 }

@@ -94,45 +94,43 @@ impl Activation {
 
 /// Rounds a row; its groups lie `step` apart in `out`.
 fn round_row(isa: Isa, row: &[f32], out: &mut [Group], step: usize) {
-    #[inline(always)]
-    #[allow(clippy::inline_always)]
-    fn plain(row: &[f32], out: &mut [Group], step: usize) {
-        for (x, out) in row.chunks(GROUP).zip(out.iter_mut().step_by(step)) {
-            round(x, out);
-        }
-    }
     #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(row: &[f32], out: &mut [Group], step: usize) {
-            plain(row, out, step);
-        }
-        if isa >= Isa::Avx2 {
-            // SAFETY: this machine has the instruction set `isa`, which includes AVX2 and FMA.
-            return unsafe { avx2(row, out, step) };
-        }
+    if let (Isa::Avx2 | Isa::Avx512Vnni, (groups, [])) = (isa, row.as_chunks()) {
+        // SAFETY: this machine has the instruction set `isa`, which includes AVX2.
+        return unsafe { super::avx2::round_row(groups, out, step) };
     }
     let _ = isa;
-    plain(row, out, step);
+    for (x, out) in row.chunks(GROUP).zip(out.iter_mut().step_by(step)) {
+        round(x, out);
+    }
+}
+
+/// The scale that takes 127 to `largest`, and its inverse.
+pub(super) fn scale_of(largest: f32) -> (f32, f32) {
+    (largest / 127., if largest == 0. { 0. } else { 127. / largest })
 }
 
 /// Rounds up to 32 values to nearest (ties to even), the largest magnitude to 127.
-#[inline(always)]
-#[allow(clippy::inline_always)] // takes the caller's vectors
 fn round(x: &[f32], out: &mut Group) {
-    let mut padded = [0f32; GROUP];
-    padded[..x.len()].copy_from_slice(x);
     // As integers magnitudes compare alike, and NaN is the largest: it stays visible in the scale.
-    let largest = f32::from_bits(padded.iter().fold(0, |max, value| max.max(value.abs().to_bits())));
-    let scale = largest / 127.;
-    let inverse = if largest == 0. { 0. } else { 127. / largest };
-    for (code, value) in out.codes.iter_mut().zip(padded) {
+    let largest = f32::from_bits(x.iter().fold(0, |max, value| max.max(value.abs().to_bits())));
+    let (scale, inverse) = scale_of(largest);
+    out.codes = [0; GROUP];
+    for (code, value) in out.codes.iter_mut().zip(x) {
         *code = (value * inverse).round_ties_even() as i8;
     }
     let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
-    let (first, second) = (sum(&out.codes[..16]), sum(&out.codes[16..]));
-    let sums = [first + second, first, second];
-    out.scale = scale;
-    out.minus_sum = sums.map(|sum| -sum);
-    out.sum = sums.map(|sum| scale * sum as f32);
+    let sums = [sum(&out.codes[..16]), sum(&out.codes[16..])];
+    out.set_sums(scale, sums);
+}
+
+impl Group {
+    /// Sets all but the codes, whose halves sum to `first` and `second`.
+    #[inline]
+    pub(super) fn set_sums(&mut self, scale: f32, [first, second]: [i32; 2]) {
+        let sums = [first + second, first, second];
+        self.scale = scale;
+        self.minus_sum = sums.map(|sum| -sum);
+        self.sum = sums.map(|sum| scale * sum as f32);
+    }
 }

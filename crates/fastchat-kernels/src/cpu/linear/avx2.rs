@@ -6,8 +6,8 @@
 #[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
-use super::activation::{Group, RowBlock};
-use super::format::{FORMATS, Plane, ROWS};
+use super::activation::{Group, RowBlock, scale_of};
+use super::format::{FORMATS, GROUP, Plane, ROWS};
 use super::tiles::{group_scales, unpack};
 
 /// One tile times a block of rows: sums `[row][tile row]`.
@@ -164,6 +164,39 @@ fn add<const F: usize, const R: usize>(
                 }
                 _mm256_storeu_ps(at, sum);
             }
+        }
+    }
+}
+
+/// Rounds whole groups of a row as `activation::round` does; they lie `step` apart in `out`.
+#[target_feature(enable = "avx2")]
+pub(super) fn round_row(row: &[[f32; GROUP]], out: &mut [Group], step: usize) {
+    let magnitude = _mm256_set1_epi32(0x7fff_ffff);
+    for (x, out) in row.iter().zip(out.iter_mut().step_by(step)) {
+        // SAFETY: 32 floats are four vectors, 32 codes are one.
+        unsafe {
+            let x = [0, 8, 16, 24].map(|at| _mm256_loadu_ps(x.as_ptr().add(at)));
+            // As integers magnitudes compare alike, and NaN is the largest.
+            let size = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+            let max = _mm256_max_epu32(_mm256_max_epu32(size[0], size[1]), _mm256_max_epu32(size[2], size[3]));
+            let max = _mm_max_epu32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
+            let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
+            let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max));
+            let largest = _mm_cvtss_f32(_mm_castsi128_ps(max));
+            let (scale, inverse) = scale_of(largest);
+            let inverse = _mm256_set1_ps(inverse);
+            // Rounds to nearest, ties to even.
+            let codes = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            let codes =
+                _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
+            // Packing interleaves the lanes; this puts fours back in order.
+            let codes = _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(out.codes.as_mut_ptr().cast(), codes);
+            // Sums of eight bytes each, raised by 128 to be unsigned.
+            let sums = _mm256_sad_epu8(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+            let first = _mm256_extract_epi64::<0>(sums) + _mm256_extract_epi64::<1>(sums) - 16 * 128;
+            let second = _mm256_extract_epi64::<2>(sums) + _mm256_extract_epi64::<3>(sums) - 16 * 128;
+            out.set_sums(scale, [first as i32, second as i32]);
         }
     }
 }

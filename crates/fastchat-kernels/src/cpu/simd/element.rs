@@ -7,6 +7,9 @@ use super::{LANES, Simd};
 
 /// A stored number.
 pub(in crate::cpu) trait Element: WithDType + Default {
+    /// Whether attention always reads it by way of a copy in f32: types too rare to be compiled for.
+    const WIDEN: bool;
+
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
     fn store<S: Simd>(simd: S, x: S::V, out: &mut [Self; LANES]);
     /// The elements of a storage of this type.
@@ -22,6 +25,8 @@ pub(in crate::cpu) trait Element: WithDType + Default {
 }
 
 impl Element for f32 {
+    const WIDEN: bool = false;
+
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V {
         simd.load(x)
@@ -38,6 +43,8 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    const WIDEN: bool = false;
+
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V {
         simd.load_f16(x)
@@ -54,6 +61,8 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    const WIDEN: bool = true;
+
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V {
         simd.load_bf16(x)
