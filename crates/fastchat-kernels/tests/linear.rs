@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // the helper functions belong to the tests
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels, Weight, WeightKind};
 use proptest::prelude::*;
@@ -206,6 +206,17 @@ fn numbers_that_are_none_stay_visible() {
             let y = kernels.linear(&tensor(&x, 1), &layer).unwrap().to_vec2::<f32>().unwrap();
             assert!(y[0].iter().all(|y| y.is_nan()), "{isa} {kind:?}");
         }
+    }
+}
+
+#[test]
+fn no_rows_give_no_rows() {
+    let kernels = CpuKernels::new(Some(2));
+    for kind in [WeightKind::Q8_0, WeightKind::F32] {
+        let layer = kernels.pack(&[weight(kind, 20, 64, &mut Random(1))], None).unwrap();
+        let y = kernels.linear(&Tensor::zeros((0, 64), DType::F32, &Device::Cpu).unwrap(), &layer).unwrap();
+        assert_eq!(y.dims(), [0, 20]);
+        assert_eq!(kernels.embed(&layer, &[]).unwrap().dims(), [0, 64]);
     }
 }
 
