@@ -2,6 +2,7 @@
 //! exact road; the packed layouts of the hardware live with their kernels.
 
 mod basic;
+mod encode;
 mod iq;
 mod kquants;
 
@@ -9,6 +10,7 @@ use candle_core::{Result, bail};
 
 use crate::WeightKind;
 
+pub use encode::quantize;
 pub(crate) use iq::{iq_block, unit, values};
 pub(crate) use kquants::{iq4_xs_scales, k4_scale_min, q3_scales};
 
