@@ -5,12 +5,12 @@
 
 #![allow(clippy::unwrap_used)] // the helper functions belong to the tests
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels, Weight, WeightKind};
 use proptest::prelude::*;
 
-const QUANTISED: [WeightKind; 13] = [
+const QUANTISED: [WeightKind; 22] = [
     WeightKind::Q4_0,
     WeightKind::Q4_1,
     WeightKind::Q5_0,
@@ -24,6 +24,15 @@ const QUANTISED: [WeightKind; 13] = [
     WeightKind::IQ4_NL,
     WeightKind::IQ4_XS,
     WeightKind::MXFP4,
+    WeightKind::IQ2_XXS,
+    WeightKind::IQ2_XS,
+    WeightKind::IQ2_S,
+    WeightKind::IQ3_XXS,
+    WeightKind::IQ3_S,
+    WeightKind::IQ1_S,
+    WeightKind::IQ1_M,
+    WeightKind::TQ1_0,
+    WeightKind::TQ2_0,
 ];
 const DENSE: [WeightKind; 3] = [WeightKind::F32, WeightKind::F16, WeightKind::BF16];
 const ISAS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni];
@@ -52,7 +61,9 @@ fn scale_offsets(kind: WeightKind) -> &'static [usize] {
         WeightKind::Q2_K => &[80, 82],
         WeightKind::Q3_K => &[108],
         WeightKind::Q6_K => &[208],
-        WeightKind::MXFP4 => &[],
+        WeightKind::TQ1_0 => &[52],
+        WeightKind::TQ2_0 => &[64],
+        WeightKind::MXFP4 | WeightKind::IQ1_M => &[],
         _ => &[0],
     }
 }
@@ -70,6 +81,10 @@ fn weight(kind: WeightKind, rows: usize, cols: usize, random: &mut Random) -> We
                 let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
                 for &at in scale_offsets(kind) {
                     block[at..at + 2].copy_from_slice(&half::f16::from_f32(random.float() / 16.).to_le_bytes());
+                }
+                if kind == WeightKind::IQ1_M {
+                    // The exponent of its f16 lies in the last byte.
+                    block[55] = block[55] & 0x8f | 0x20;
                 }
                 if kind == WeightKind::MXFP4 {
                     block[0] = 120 + block[0] % 8;
@@ -210,6 +225,17 @@ fn numbers_that_are_none_stay_visible() {
 }
 
 #[test]
+fn no_rows_give_no_rows() {
+    let kernels = CpuKernels::new(Some(2));
+    for kind in [WeightKind::Q8_0, WeightKind::F32] {
+        let layer = kernels.pack(&[weight(kind, 20, 64, &mut Random(1))], None).unwrap();
+        let y = kernels.linear(&Tensor::zeros((0, 64), DType::F32, &Device::Cpu).unwrap(), &layer).unwrap();
+        assert_eq!(y.dims(), [0, 20]);
+        assert_eq!(kernels.embed(&layer, &[]).unwrap().dims(), [0, 64]);
+    }
+}
+
+#[test]
 fn refuses_a_wrong_width() {
     let kernels = CpuKernels::new(Some(1));
     let layer = kernels.pack(&[weight(WeightKind::F32, 4, 6, &mut Random(1))], None).unwrap();
@@ -222,7 +248,7 @@ proptest! {
     #[test]
     fn shapes_and_tails(
         isa in 0..3usize,
-        kind in 0..16usize,
+        kind in 0..25usize,
         tokens in 1..20usize,
         blocks in 1..7usize,
         tail in 0..32usize,

@@ -2,12 +2,16 @@
 //! exact road; the packed layouts of the hardware live with their kernels.
 
 mod basic;
+mod encode;
+mod iq;
 mod kquants;
 
 use candle_core::{Result, bail};
 
 use crate::WeightKind;
 
+pub use encode::quantize;
+pub(crate) use iq::{iq_block, unit, values};
 pub(crate) use kquants::{iq4_xs_scales, k4_scale_min, q3_scales};
 
 /// The 16 values of `IQ4_NL` and `IQ4_XS` (llama.cpp, `kvalues_iq4nl`).
@@ -77,7 +81,15 @@ pub fn dequantize_into(kind: WeightKind, bytes: &[u8], out: &mut [f32]) -> Resul
         WeightKind::Q6_K => kquants::q6_k,
         WeightKind::Q8_K => kquants::q8_k,
         WeightKind::IQ4_XS => kquants::iq4_xs,
-        _ => bail!("{kind:?} cannot be decoded yet"),
+        WeightKind::IQ2_XXS => |block, out| iq::decode(WeightKind::IQ2_XXS, block, out),
+        WeightKind::IQ2_XS => |block, out| iq::decode(WeightKind::IQ2_XS, block, out),
+        WeightKind::IQ2_S => |block, out| iq::decode(WeightKind::IQ2_S, block, out),
+        WeightKind::IQ3_XXS => |block, out| iq::decode(WeightKind::IQ3_XXS, block, out),
+        WeightKind::IQ3_S => |block, out| iq::decode(WeightKind::IQ3_S, block, out),
+        WeightKind::IQ1_S => |block, out| iq::decode(WeightKind::IQ1_S, block, out),
+        WeightKind::IQ1_M => |block, out| iq::decode(WeightKind::IQ1_M, block, out),
+        WeightKind::TQ1_0 => |block, out| iq::decode(WeightKind::TQ1_0, block, out),
+        WeightKind::TQ2_0 => |block, out| iq::decode(WeightKind::TQ2_0, block, out),
     };
     for (block, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements)) {
         decode(block, out);

@@ -33,8 +33,8 @@ pub(super) unsafe fn product(format: usize, tile: &[u8], block: RowBlock<'_>, su
                 }
             };
         }
-        const { assert!(FORMATS.len() == 13, "list all formats below") };
-        select!(0 1 2 3 4 5 6 7 8 9 10 11 12);
+        const { assert!(FORMATS.len() == 22, "list all formats below") };
+        select!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21);
     }
 }
 

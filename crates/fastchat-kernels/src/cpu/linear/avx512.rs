@@ -44,8 +44,8 @@ pub(super) unsafe fn product(format: usize, rows: usize, operands: Operands) {
             }
         };
     }
-    const { assert!(FORMATS.len() == 13, "list all formats below") };
-    select!(0 1 2 3 4 5 6 7 8 9 10 11 12);
+    const { assert!(FORMATS.len() == 22, "list all formats below") };
+    select!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -216,6 +216,10 @@ unsafe fn block_scales<const F: usize>(header: *const u8) -> [__m512; 2] {
     unsafe {
         match const { FORMATS[F].scales } {
             Scales::Half | Scales::Exponent => [_mm512_setzero_ps(); 2],
+            Scales::Signed16 | Scales::Signed32 => {
+                let scale = _mm512_mul_ps(halves(header), _mm512_set1_ps(const { FORMATS[F].unit }));
+                [scale, _mm512_setzero_ps()]
+            }
             _ => [halves(header), halves(header.add(32))],
         }
     }

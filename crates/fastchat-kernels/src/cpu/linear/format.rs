@@ -6,7 +6,7 @@
 //! An element is `scale * (code - offset) + shift`.
 
 use crate::WeightKind;
-use crate::quant::{FP4_VALUES, IQ4_VALUES};
+use crate::quant::{FP4_VALUES, IQ4_VALUES, unit, values};
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -37,7 +37,7 @@ pub(super) enum Scales {
     Super32,
     /// f16 scale and minimum of 8 groups; from byte 64 per group u8 factors of its halves' scales, then of their minima.
     Super16,
-    /// f16 scale of 8 groups; from byte 64 per group i8 factors of its halves.
+    /// f16 scale (times the format's unit) of 8 groups; from byte 64 per group i8 factors of its halves.
     Signed16,
     /// f16 scale of 8 groups; from byte 64 per group an i8 factor.
     Signed32,
@@ -55,10 +55,12 @@ pub(super) struct Format {
     pub(super) offset: Option<u32>,
     /// What the stored nibbles stand for.
     pub(super) table: Option<[u8; 16]>,
+    /// The power of two in every block scale.
+    pub(super) unit: f32,
 }
 
 /// All formats; the position is what kernels are compiled for.
-pub(super) const FORMATS: [Format; 13] = [
+pub(super) const FORMATS: [Format; 22] = [
     format(WeightKind::Q4_0, Plane::Four, Scales::Half, Some(3)),
     format(WeightKind::Q5_0, Plane::Five, Scales::Half, Some(4)),
     format(WeightKind::Q8_0, Plane::Eight, Scales::Half, Some(7)),
@@ -69,16 +71,33 @@ pub(super) const FORMATS: [Format; 13] = [
     format(WeightKind::Q6_K, Plane::Six, Scales::Signed16, Some(5)),
     format(WeightKind::Q3_K, Plane::Four, Scales::Signed16, Some(2)),
     format(WeightKind::Q2_K, Plane::Four, Scales::Super16, None),
-    Format { table: Some(raised(IQ4_VALUES, 128)), ..format(WeightKind::IQ4_NL, Plane::Four, Scales::Half, Some(7)) },
-    Format {
-        table: Some(raised(IQ4_VALUES, 128)),
-        ..format(WeightKind::IQ4_XS, Plane::Four, Scales::Signed32, Some(7))
-    },
-    Format { table: Some(raised(FP4_VALUES, 16)), ..format(WeightKind::MXFP4, Plane::Four, Scales::Exponent, Some(4)) },
+    with_table(IQ4_VALUES, format(WeightKind::IQ4_NL, Plane::Four, Scales::Half, Some(7))),
+    with_table(IQ4_VALUES, format(WeightKind::IQ4_XS, Plane::Four, Scales::Signed32, Some(7))),
+    with_table(FP4_VALUES, format(WeightKind::MXFP4, Plane::Four, Scales::Exponent, Some(4))),
+    lattice(WeightKind::IQ2_XXS, 7),
+    lattice(WeightKind::IQ2_XS, 7),
+    lattice(WeightKind::IQ2_S, 7),
+    lattice(WeightKind::IQ3_XXS, 7),
+    lattice(WeightKind::IQ3_S, 4),
+    lattice(WeightKind::IQ1_S, 4),
+    lattice(WeightKind::IQ1_M, 4),
+    lattice(WeightKind::TQ1_0, 4),
+    lattice(WeightKind::TQ2_0, 4),
 ];
 
 const fn format(kind: WeightKind, plane: Plane, scales: Scales, offset: Option<u32>) -> Format {
-    Format { kind, plane, scales, offset, table: None }
+    Format { kind, plane, scales, offset, table: None, unit: 1. }
+}
+
+/// `format` with nibbles that stand for `values`, raised by its offset.
+const fn with_table(values: [i8; 16], format: Format) -> Format {
+    Format { table: Some(raised(values, format.offset_value() as i16)), ..format }
+}
+
+/// A kind that `quant::iq_block` takes apart, with `offset` as log2: values have few bits but blocks have tables.
+const fn lattice(kind: WeightKind, offset: u32) -> Format {
+    let Some(values) = values(kind) else { panic!("a kind without values") };
+    Format { unit: unit(kind), ..with_table(values, format(kind, Plane::Four, Scales::Signed16, Some(offset))) }
 }
 
 /// The table with `offset` added, so that all values are unsigned.

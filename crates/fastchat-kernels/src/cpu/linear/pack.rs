@@ -2,7 +2,7 @@
 
 use super::format::{Format, Plane, Scales};
 use crate::WeightKind;
-use crate::quant::{k4_scale_min, q3_scales};
+use crate::quant::{iq_block, k4_scale_min, q3_scales};
 
 /// Sets lane `lane` of a zeroed tile to a stored row.
 pub(super) fn pack_row(format: &Format, row: &[u8], tile: &mut [u8], lane: usize) {
@@ -115,7 +115,7 @@ fn read_codes(kind: WeightKind, block: &[u8], codes: &mut [u8]) {
                     }
                     strided(&block[128..192], 2, 4, codes);
                 }
-                _ => unreachable!("{kind:?} has no packed format; this is a bug"),
+                _ => codes.copy_from_slice(&iq_block(kind, block).codes),
             }
         }
     }
@@ -150,12 +150,20 @@ fn write_scales(format: &Format, source: &[u8], header: &mut [u8], group: usize,
             }
         }
         Scales::Signed16 => {
-            let scales: [i8; 16] = if format.kind == WeightKind::Q3_K {
-                half(0, &source[108..]);
-                q3_scales(&source[96..108])
-            } else {
-                half(0, &source[208..]);
-                std::array::from_fn(|s| source[192 + s] as i8)
+            let scales: [i8; 16] = match format.kind {
+                WeightKind::Q3_K => {
+                    half(0, &source[108..]);
+                    q3_scales(&source[96..108])
+                }
+                WeightKind::Q6_K => {
+                    half(0, &source[208..]);
+                    std::array::from_fn(|s| source[192 + s] as i8)
+                }
+                kind => {
+                    let block = iq_block(kind, source);
+                    half(0, &block.d.to_le_bytes());
+                    block.factors
+                }
             };
             for (s, scale) in scales.into_iter().enumerate() {
                 header[64 + 16 * s + lane] = scale as u8;

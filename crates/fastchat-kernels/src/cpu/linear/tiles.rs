@@ -161,7 +161,7 @@ fn lane_scales(layout: &Format, header: &[u8], group: usize, lane: usize) -> [(f
             let at = 64 + 64 * group + 16 * s;
             (half(0) * unsigned(at), -(half(32) * unsigned(at + 32)))
         }),
-        Scales::Signed16 => [0, 1].map(|s| (half(0) * signed(64 + 32 * group + 16 * s), 0.)),
+        Scales::Signed16 => [0, 1].map(|s| (half(0) * layout.unit * signed(64 + 32 * group + 16 * s), 0.)),
         Scales::Signed32 => [(half(0) * signed(64 + 16 * group), 0.), none],
         Scales::Exponent => [(e8m0_half(header[16 * group + lane]), 0.), none],
     }
