@@ -96,7 +96,7 @@ fn thirty_two_prompts_in_any_company() {
                 request.params =
                     SamplingParams { temperature: 0.8, top_p: 0.9, seed: Some(i as u64), ..request.params };
             }
-            request.params.max_tokens = Some(24);
+            (request.params.max_tokens, request.params.ignore_eos) = (Some(32), true);
             request
         })
         .collect();
@@ -110,7 +110,7 @@ fn thirty_two_prompts_in_any_company() {
     assert_eq!(texts(together(&cached, &requests)), alone, "cold cache");
     assert_eq!(texts(together(&cached, &requests)), alone, "prefix hits");
     assert!(cached.stats().cached_tokens > 32 * 16);
-    let tiny = Engine::load(&model, EngineConfig { num_blocks: Some(24), max_batch_tokens: 48, ..base }).unwrap();
+    let tiny = Engine::load(&model, EngineConfig { num_blocks: Some(10), max_batch_tokens: 48, ..base }).unwrap();
     assert_eq!(texts(together(&tiny, &requests)), alone, "tiny cache");
     assert!(tiny.stats().preemptions > 0);
     all_blocks_come_back(&tiny);
