@@ -6,7 +6,7 @@ use crate::error::EngineError;
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
     /// Tokens of a sequence, prompt and completion together; `None` is the model's own, or what the cache can hold.
     pub max_model_len: Option<usize>,

@@ -63,12 +63,13 @@ impl Engine {
     /// As `load`.
     pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len, ..LoadOptions::default() };
-        let model = load(path, kernels.clone(), &options)?;
+        let options = LoadOptions { max_model_len: config.max_model_len };
+        let name = kernels.name();
+        let model = load(path, kernels, &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?.map(Arc::new);
         let memory = MemoryPlan::new(&model.decoder, &config)?;
-        let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, kernels.name())?;
+        let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
         let scheduler = Scheduler::new(SchedulerConfig {
             num_blocks: memory.num_blocks,
             num_state_slots: memory.num_state_slots,

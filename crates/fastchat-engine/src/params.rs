@@ -1,5 +1,7 @@
 //! `SamplingParams`: how to choose tokens, with vLLM's names and OpenAI's ranges. Checked once, where they enter.
 
+use std::fmt::Display;
+
 use crate::error::EngineError;
 
 /// Most choices of one request; servers may ask for less.
@@ -90,18 +92,18 @@ impl SamplingParams {
         within("n", self.n, 1, MAX_CHOICES)?;
         within("temperature", self.temperature, 0.0, 2.0)?;
         if self.top_p.is_nan() || self.top_p <= 0.0 || self.top_p > 1.0 {
-            return out_of_range("top_p", self.top_p, "above 0 and at most 1");
+            return out_of_range("top_p", &self.top_p, "above 0 and at most 1");
         }
         within("top_k", self.top_k, -1, i32::MAX)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return out_of_range("repetition_penalty", self.repetition_penalty, "finite and above 0");
+            return out_of_range("repetition_penalty", &self.repetition_penalty, "finite and above 0");
         }
         within("stop", self.stop.len(), 0, MAX_STOPS)?;
         if let Some(bad) = self.stop.iter().find(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
-            return out_of_range("stop", format!("a string of {} bytes", bad.len()), "1 to 1024 bytes each");
+            return out_of_range("stop", &format!("a string of {} bytes", bad.len()), "1 to 1024 bytes each");
         }
         within("stop_token_ids", self.stop_token_ids.len(), 0, MAX_STOPS)?;
         if let Some(max_tokens) = self.max_tokens {
@@ -121,10 +123,10 @@ impl SamplingParams {
         self.check()?;
         let unknown = |id: u32| id as usize >= vocab;
         if let Some(id) = self.stop_token_ids.iter().copied().find(|&id| unknown(id)) {
-            return out_of_range("stop_token_ids", id, &format!("below {vocab}, the size of the vocabulary"));
+            return out_of_range("stop_token_ids", &id, &format!("below {vocab}, the size of the vocabulary"));
         }
         if let Some(id) = self.logit_bias.iter().map(|&(id, _)| id).find(|&id| unknown(id)) {
-            return out_of_range("logit_bias", id, &format!("below {vocab}, the size of the vocabulary"));
+            return out_of_range("logit_bias", &id, &format!("below {vocab}, the size of the vocabulary"));
         }
         Ok(())
     }
@@ -142,11 +144,11 @@ impl SamplingParams {
 }
 
 /// `value` in `low..=high`; a NaN is in no range.
-fn within<T: PartialOrd + std::fmt::Display>(param: &str, value: T, low: T, high: T) -> Result<(), EngineError> {
-    if value >= low && value <= high { Ok(()) } else { out_of_range(param, value, &format!("{low} to {high}")) }
+fn within<T: PartialOrd + Copy + Display>(param: &str, value: T, low: T, high: T) -> Result<(), EngineError> {
+    if value >= low && value <= high { Ok(()) } else { out_of_range(param, &value, &format!("{low} to {high}")) }
 }
 
-fn out_of_range(param: &str, value: impl std::fmt::Display, limit: &str) -> Result<(), EngineError> {
+fn out_of_range(param: &str, value: &dyn Display, limit: &str) -> Result<(), EngineError> {
     Err(EngineError::invalid(param, format!("{param} is {value}; it must be {limit}")))
 }
 

@@ -49,6 +49,6 @@ mod tests {
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
         assert_eq!(choice_seed(7, 0), 7);
         assert_ne!(choice_seed(7, 1), choice_seed(7, 2));
-        assert_ne!(uniform(choice_seed(7, 1), 3), uniform(7, 3));
+        assert_ne!(uniform(choice_seed(7, 1), 3).to_bits(), uniform(7, 3).to_bits());
     }
 }

@@ -286,7 +286,9 @@ impl Scheduler {
         if let Some(states) = &mut self.states {
             let resume_from = snapshot.and_then(|hash| states.pin(hash).map(|slot| (hash, slot)));
             let Some(slot) = states.allocate() else {
-                resume_from.iter().for_each(|&(hash, _)| states.unpin(hash));
+                if let Some((hash, _)) = resume_from {
+                    states.unpin(hash);
+                }
                 return false;
             };
             sequence.state = Some(SequenceState { slot, resume_from });

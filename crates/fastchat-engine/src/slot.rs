@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::delta::{Delta, Finish, PromptLogprobs, Timings};
+use crate::delta::{Delta, Finish, PromptLogprobs, Timings, Usage};
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::sequence::FinishReason;
@@ -25,6 +25,7 @@ pub(crate) struct Slot {
 struct State {
     pending: Vec<Option<Delta>>,
     ended: Vec<bool>,
+    usage: Vec<Usage>,
     prompt_logprobs: Option<Arc<PromptLogprobs>>,
     submitted: Instant,
     timings: Timings,
@@ -45,6 +46,7 @@ impl Slot {
         let state = State {
             pending: vec![None; choices as usize],
             ended: vec![false; choices as usize],
+            usage: vec![Usage { prompt_tokens: prompt.len(), ..Usage::default() }; choices as usize],
             prompt_logprobs: None,
             submitted: Instant::now(),
             timings: Timings::default(),
@@ -60,6 +62,7 @@ impl Slot {
             return None;
         }
         state.ended[index] = delta.finish.is_some();
+        state.usage[index] = delta.usage;
         let elapsed = state.submitted.elapsed();
         if !delta.token_ids.is_empty() {
             state.timings.first_token.get_or_insert(elapsed);
@@ -79,19 +82,18 @@ impl Slot {
     /// Ends every choice that has not ended. Returns the doorbell if it has to be rung.
     pub fn close(&self, reason: FinishReason, error: &EngineError) -> Option<Arc<Doorbell>> {
         let choices = self.state.lock().ended.len() as u32;
-        let finish = || Some(Finish { reason, stop: None });
-        let end = |index| Delta { index, finish: finish(), error: Some(error.clone()), ..Delta::default() };
-        (0..choices).filter_map(|index| self.publish(self.with_counts(end(index)))).next()
+        let mut bell = None;
+        for index in 0..choices {
+            let finish = Some(Finish { reason, stop: None });
+            let end = Delta { index, finish, error: Some(error.clone()), usage: self.usage(index), ..Delta::default() };
+            bell = self.publish(end).or(bell);
+        }
+        bell
     }
 
-    /// A closing delta must not take back the counts that an earlier, untaken one reported.
-    fn with_counts(&self, mut delta: Delta) -> Delta {
-        let state = self.state.lock();
-        match &state.pending[delta.index as usize] {
-            Some(earlier) => delta.usage = earlier.usage,
-            None => delta.usage.prompt_tokens = self.prompt.len(),
-        }
-        delta
+    /// Counts of a choice as last reported.
+    fn usage(&self, index: u32) -> Usage {
+        self.state.lock().usage[index as usize]
     }
 
     pub fn set_prompt_logprobs(&self, found: PromptLogprobs) {

@@ -188,7 +188,9 @@ impl Worker {
         let error = match computed {
             Ok(Ok(sampled)) => {
                 self.scheduler.commit(&batch);
-                sampled.into_iter().for_each(|sampled| self.deliver(sampled));
+                for sampled in sampled {
+                    self.deliver(sampled);
+                }
                 return;
             }
             Ok(Err(error)) => error,

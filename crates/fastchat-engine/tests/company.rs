@@ -1,5 +1,6 @@
 //! Results do not depend on company: alone, in a batch, in chunks, from a cached prefix and after preemption a request
 //! gives the same tokens, sampled ones included.
+#![allow(clippy::unwrap_used)] // a test may fail loudly
 
 mod harness;
 
@@ -48,10 +49,13 @@ fn check(model: &Path) {
     assert!(cached.stats().cached_tokens > before, "{name}: nothing was found in the cache");
     all_blocks_come_back(&cached);
 
+    // Enough of them that many are in the engine at once, however fast it is.
+    let crowd: Vec<_> = requests.iter().cycle().take(4 * requests.len()).cloned().collect();
     for enable_prefix_caching in [false, true] {
         // The longest request needs 6 blocks to itself.
         let tiny = load(EngineConfig { num_blocks: Some(9), enable_prefix_caching, ..config() });
-        assert_eq!(tokens(&together(&tiny, &requests)), expected, "{name}: preempted");
+        let found = tokens(&together(&tiny, &crowd));
+        assert!(found.chunks(requests.len()).all(|found| found == expected), "{name}: preempted");
         assert!(tiny.stats().preemptions > 0, "{name}: nobody was preempted");
         all_blocks_come_back(&tiny);
     }

@@ -1,4 +1,5 @@
 //! The engine over a tiny model: what requests yield, who may leave, and what a failure touches.
+#![allow(clippy::unwrap_used)] // a test may fail loudly
 
 mod harness;
 
@@ -173,7 +174,7 @@ fn two_hundred_leave_as_they_please() {
     };
     let mut present = Vec::new();
     for number in 0..200_u32 {
-        let prompt: Vec<u32> = (0..1 + next(80) as u32).map(|i| (i + number % 5) % 256).collect();
+        let prompt: Vec<u32> = (0..=next(80) as u32).map(|i| (i + number % 5) % 256).collect();
         let params = SamplingParams { n: 1 + next(3) as u32, ..greedy(1 + next(60) as u32) };
         present.push(engine.submit(request(&prompt, params)).unwrap());
         match next(4) {
@@ -268,13 +269,19 @@ fn a_panic_ends_only_what_it_touched() {
     gate.store(false, Ordering::SeqCst);
     let stuck = engine.submit(request(&[14, 1], allowed)).unwrap();
     let behind = engine.submit(good.clone()).unwrap();
+    let subscription = engine.subscribe().unwrap();
+    let three = SamplingParams { n: 3, ..good.params.clone() };
+    let announced = subscription.submit(request(&[1, 2, 3], three)).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| engine.shutdown());
         std::thread::sleep(Duration::from_millis(20));
         gate.store(true, Ordering::SeqCst);
     });
-    for handle in [stuck, behind] {
-        assert_eq!(drain(&handle)[0].error, Some(EngineError::Cancelled));
+    assert_eq!(subscription.ready(), [announced.id()]);
+    for (handle, choices) in [(stuck, 1), (behind, 1), (announced, 3)] {
+        let outcomes = drain(&handle);
+        assert_eq!(outcomes.len(), choices);
+        assert!(outcomes.iter().all(|choice| choice.error == Some(EngineError::Cancelled)));
     }
     assert!(!engine.stats().alive);
     assert!(matches!(engine.submit(good), Err(EngineError::Internal(_))));

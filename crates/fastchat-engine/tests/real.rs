@@ -1,8 +1,9 @@
 //! The engine over a real model: the reference's own words, and the same words in any company.
+#![allow(clippy::unwrap_used)] // a test may fail loudly
 
 mod harness;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fastchat_engine::{Engine, EngineConfig, FinishReason, Prompt, Request, SamplingParams};
 use harness::{all_blocks_come_back, complete, greedy, real_model, request, shared, together};
@@ -24,10 +25,10 @@ fn text(text: &str) -> Request {
     Request { prompt, ..request(&[], SamplingParams { ignore_eos: false, ..greedy(32) }) }
 }
 
-fn follows_the_reference(model: PathBuf, reference: &str) {
+fn follows_the_reference(model: &Path, reference: &str) {
     let Some(reference) = shared(&format!("parity/real/{reference}")) else { return };
     let golden: Value = serde_json::from_slice(&std::fs::read(reference).unwrap()).unwrap();
-    let engine = Engine::load(&model, EngineConfig { max_model_len: Some(1024), ..EngineConfig::default() }).unwrap();
+    let engine = Engine::load(model, EngineConfig { max_model_len: Some(1024), ..EngineConfig::default() }).unwrap();
     let (mut steps, mut compared, mut whole) = (0, 0, 0);
     let cases = golden["chat"].as_array().unwrap().iter().map(|case| (case, "prompt_text", false));
     for (case, prompt, add_special_tokens) in
@@ -60,21 +61,21 @@ fn follows_the_reference(model: PathBuf, reference: &str) {
 #[test]
 fn smollm2_says_what_the_reference_says() {
     if let Some(model) = smollm2() {
-        follows_the_reference(model, "smollm2-135m-instruct-q4_1.json");
+        follows_the_reference(&model, "smollm2-135m-instruct-q4_1.json");
     }
 }
 
 #[test]
 fn qwen_coder_says_what_the_reference_says() {
     if let Some(model) = real_model("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", false) {
-        follows_the_reference(model, "qwen2.5-coder-0.5b-instruct-q4_k_m.json");
+        follows_the_reference(&model, "qwen2.5-coder-0.5b-instruct-q4_k_m.json");
     }
 }
 
 #[test]
 fn gemma_says_what_the_reference_says() {
     if let Some(model) = real_model("gemma-3-270m-q4_k_m.gguf", false) {
-        follows_the_reference(model, "gemma3-270m-q4_k_m.json");
+        follows_the_reference(&model, "gemma3-270m-q4_k_m.json");
     }
 }
 
@@ -96,21 +97,21 @@ fn thirty_two_prompts_in_any_company() {
                 request.params =
                     SamplingParams { temperature: 0.8, top_p: 0.9, seed: Some(i as u64), ..request.params };
             }
-            request.params.max_tokens = Some(24);
+            (request.params.max_tokens, request.params.ignore_eos) = (Some(32), true);
             request
         })
         .collect();
     let texts = |outcomes: Vec<Vec<harness::Outcome>>| -> Vec<(String, Vec<u32>)> {
         outcomes.into_iter().map(|mut choices| choices.remove(0)).map(|choice| (choice.text, choice.tokens)).collect()
     };
-    let engine = Engine::load(&model, EngineConfig { enable_prefix_caching: false, ..base.clone() }).unwrap();
+    let engine = Engine::load(&model, EngineConfig { enable_prefix_caching: false, ..base }).unwrap();
     let alone = texts(requests.iter().map(|request| complete(&engine, request.clone())).collect());
     assert_eq!(texts(together(&engine, &requests)), alone, "together");
-    let cached = Engine::load(&model, base.clone()).unwrap();
+    let cached = Engine::load(&model, base).unwrap();
     assert_eq!(texts(together(&cached, &requests)), alone, "cold cache");
     assert_eq!(texts(together(&cached, &requests)), alone, "prefix hits");
     assert!(cached.stats().cached_tokens > 32 * 16);
-    let tiny = Engine::load(&model, EngineConfig { num_blocks: Some(24), max_batch_tokens: 48, ..base }).unwrap();
+    let tiny = Engine::load(&model, EngineConfig { num_blocks: Some(10), max_batch_tokens: 48, ..base }).unwrap();
     assert_eq!(texts(together(&tiny, &requests)), alone, "tiny cache");
     assert!(tiny.stats().preemptions > 0);
     all_blocks_come_back(&tiny);

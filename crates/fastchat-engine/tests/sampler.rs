@@ -1,4 +1,5 @@
 //! The sampler against a naive one that sorts everything in f64.
+#![allow(clippy::unwrap_used, clippy::float_cmp)] // a test may fail loudly; equal here means the same bits
 
 use std::sync::Arc;
 
@@ -61,7 +62,9 @@ impl Case {
             all.truncate(1);
         } else {
             let max = all[0].1;
-            all.iter_mut().for_each(|e| e.1 = ((e.1 - max) / f64::from(p.temperature)).exp());
+            for e in &mut all {
+                e.1 = ((e.1 - max) / f64::from(p.temperature)).exp();
+            }
             all.retain(|e| e.1 >= f64::from(p.min_p));
             if p.top_k > 0 {
                 all.truncate(p.top_k as usize);
@@ -75,7 +78,9 @@ impl Case {
             all.truncate(last.map_or(all.len(), |last| last + 1));
         }
         let total: f64 = if p.temperature == 0.0 { all[0].1 } else { all.iter().map(|e| e.1).sum() };
-        all.iter_mut().for_each(|e| e.1 /= total);
+        for e in &mut all {
+            e.1 /= total;
+        }
         all
     }
 }

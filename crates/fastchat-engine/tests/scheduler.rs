@@ -1,4 +1,5 @@
 //! Random arrivals, departures and failures over tiny pools, held against a model of what the cache contains.
+#![allow(clippy::unwrap_used)] // a test may fail loudly
 
 use std::collections::{BTreeMap, HashMap};
 

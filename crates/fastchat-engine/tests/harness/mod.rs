@@ -9,7 +9,7 @@ use fastchat_engine::{
 };
 
 /// Nothing here takes longer, even in company of other builds.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_mins(5);
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
