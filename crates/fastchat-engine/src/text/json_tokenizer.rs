@@ -156,3 +156,97 @@ impl JsonTokenizer {
         self.inner.post_process(encoding, None, add_special)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use fastchat_models::TokenizerSource;
+    use serde_json::{Value, json};
+
+    use crate::text::{TextError, Tokenizer};
+
+    /// Loads a tokenizer.json made of `fields` over a sensible frame.
+    fn load(name: &str, fields: Value, config: Option<Value>) -> Result<Tokenizer, TextError> {
+        let mut file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null});
+        let Value::Object(fields) = fields else { panic!("fields are an object") };
+        fields.into_iter().for_each(|(key, value)| file[key] = value);
+        let folder: PathBuf = std::env::temp_dir().join(format!("fastchat-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("tokenizer.json");
+        std::fs::write(&path, file.to_string()).unwrap();
+        let config = config.map(|config| {
+            let path = folder.join("tokenizer_config.json");
+            std::fs::write(&path, config.to_string()).unwrap();
+            path
+        });
+        let tokenizer = Tokenizer::new(&TokenizerSource::Json(path, config));
+        std::fs::remove_dir_all(folder).unwrap();
+        tokenizer
+    }
+
+    fn special(id: u32, content: &str) -> Value {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    }
+
+    #[test]
+    fn words_without_a_decoder_are_joined_by_spaces() {
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[U]": 2, "<s>": 3}, "unk_token": "[U]"});
+        let fields = json!({"model": model, "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [special(3, "<s>")],
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}});
+        let config = json!({"add_bos_token": true, "bos_token": {"content": "<s>"}});
+        let tokenizer = load("words", fields, Some(config)).unwrap();
+        assert_eq!(tokenizer.encode("a b c a", true, true).unwrap(), [3, 0, 1, 2, 0]);
+        assert_eq!(tokenizer.decode(&[3, 0, 1], true).unwrap(), "a b");
+        assert_eq!(tokenizer.encode("<s>a", false, true).unwrap(), [3, 0]);
+        assert!(!tokenizer.encode("<s>a", false, false).unwrap().contains(&3));
+        assert_eq!(tokenizer.token_bytes(9), Err(TextError::TokenId { id: 9, size: 4 }));
+    }
+
+    #[test]
+    fn sentencepiece_models_fall_back_to_bytes() {
+        let vocab = json!({"<s>": 0, "\u{2581}": 1, "a": 2, "\u{2581}a": 3, "<0xC3>": 4, "<0xA9>": 5, "<unk>": 6});
+        let model = json!({"type": "BPE", "vocab": vocab, "merges": ["\u{2581} a"], "byte_fallback": true, "unk_token": "<unk>"});
+        let normalizer = json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]});
+        let decoder = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
+        let post = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}});
+        let fields = json!({"model": model, "normalizer": normalizer, "decoder": decoder, "post_processor": post,
+            "added_tokens": [special(0, "<s>")]});
+        let tokenizer = load("pieces", fields, None).unwrap();
+        let ids = tokenizer.encode("a aé", true, true).unwrap();
+        assert_eq!(ids, [0, 3, 3, 4, 5]);
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a aé");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<s> a aé");
+        assert_eq!(tokenizer.token_bytes(4).unwrap(), [0xC3]);
+    }
+
+    #[test]
+    fn word_pieces_join_their_continuations() {
+        let model = json!({"type": "WordPiece", "vocab": {"un": 0, "##do": 1, "it": 2, "[UNK]": 3}, "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100});
+        let decoder = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+        let fields = json!({"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}, "decoder": decoder});
+        let tokenizer = load("wordpiece", fields, None).unwrap();
+        let ids = tokenizer.encode("undo it", false, true).unwrap();
+        assert_eq!((ids.as_slice(), tokenizer.decode(&ids, true).unwrap().as_str()), (&[0, 1, 2][..], "undo it"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"});
+        let fields = json!({"model": model, "decoder": {"type": "CTC", "pad_token": "a", "word_delimiter_token": "|", "cleanup": true}});
+        let error = load("ctc", fields, None).unwrap_err().to_string();
+        assert!(error.contains("decoder.type") && error.contains("CTC"), "{error}");
+        let error = load("none", json!({"model": {"type": "Nothing"}}), None).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json"), "{error}");
+        let missing = TokenizerSource::Json("no/such/tokenizer.json".into(), None);
+        assert!(Tokenizer::new(&missing).unwrap_err().to_string().contains("tokenizer.json"));
+    }
+}

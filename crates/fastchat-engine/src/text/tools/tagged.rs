@@ -6,6 +6,10 @@ use super::json_call::Progress;
 use super::json_list::ListReader;
 use super::tags::TagFinder;
 
+/// A fence that models put around bare calls.
+const FENCE: &str = "```json";
+const FENCE_END: &str = "\n```";
+
 /// Markers, and the names that make bare JSON a call.
 #[derive(Debug)]
 pub(super) struct Tagged {
@@ -15,6 +19,8 @@ pub(super) struct Tagged {
     list: Option<ListReader>,
     /// The list being read has no marker: its names must be known.
     is_bare: bool,
+    /// The call read last began behind a fence.
+    fenced: bool,
 }
 
 impl Tagged {
@@ -23,7 +29,15 @@ impl Tagged {
         closers: &'static [&'static str],
         bare: Option<Vec<String>>,
     ) -> Self {
-        Self { closers, bare, finder: TagFinder::new(&[openers, closers]), list: None, is_bare: false }
+        let fences: &[&str] = if bare.is_some() { &[FENCE, FENCE_END] } else { &[] };
+        Self {
+            closers,
+            bare,
+            finder: TagFinder::new(&[openers, closers, fences]),
+            list: None,
+            is_bare: false,
+            fenced: false,
+        }
     }
 }
 
@@ -38,19 +52,23 @@ impl Format for Tagged {
         }
         if self.bare.is_some() && out.at_start() && !self.finder.is_holding() && matches!(letter, '{' | '[') {
             let mut list = ListReader::new("");
-            self.is_bare = true;
+            (self.is_bare, self.fenced) = (true, false);
             if list.feed(letter, self.bare.as_deref(), out) == Progress::More {
                 self.list = Some(list);
             }
             return;
         }
-        if let Some(tag) = self.finder.feed(letter, |letter| out.content(letter)) {
-            if !self.closers.contains(&tag) {
-                self.is_bare = false;
-                self.list = Some(ListReader::new(tag));
-            } else if out.calls() == 0 || !out.at_start() {
-                out.content_all(tag);
-            }
+        let Some(tag) = self.finder.feed(letter, |letter| out.content(letter)) else { return };
+        let after_call = out.calls() > 0 && out.at_start();
+        let is_closer = self.closers.contains(&tag) || (tag == FENCE_END && self.fenced);
+        if is_closer && after_call {
+            self.fenced = false;
+        } else if is_closer || tag == FENCE_END || (tag == FENCE && !out.at_start()) {
+            out.content_all(tag);
+        } else {
+            self.fenced = tag == FENCE;
+            self.is_bare = self.fenced;
+            self.list = Some(ListReader::new(tag));
         }
     }
 

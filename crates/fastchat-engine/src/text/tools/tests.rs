@@ -168,6 +168,10 @@ fn text_before_a_call_is_content() {
 fn bare_json_is_a_call_only_with_a_known_name() {
     let bare = "{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}";
     check(ToolFormat::Hermes, bare, "", &[paris()]);
+    check(ToolFormat::Hermes, &format!("```json\n{bare}\n```\n"), "", &[paris()]);
+    for block in ["```json\n{\"age\": 3}\n```", "x\n```json\n{}\n```", "```python\n1\n```"] {
+        check(ToolFormat::Hermes, block, block, &[]);
+    }
     check(ToolFormat::Llama3, &bare.replace("arguments", "parameters"), "", &[paris()]);
     for other in ["{\"name\": \"Bob\", \"arguments\": {}}", "{\"age\": 3}", "{}", "[1, 2]", "{\"name\": \"weather\""] {
         check(ToolFormat::Hermes, other, other, &[]);
@@ -270,6 +274,8 @@ fn pieces() -> impl Strategy<Value = &'static str> {
         "<|/tool_call|>",
         "<",
         "<|python_tag|>",
+        "```json\n",
+        "\n```",
         "<TOOLCALL>",
         "</TOOLCALL>",
         "<arg_key>",
