@@ -43,6 +43,7 @@ fn request(
 
 #[pymethods]
 #[allow(clippy::too_many_arguments, reason = "keywords of the Python methods")]
+#[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
@@ -169,7 +170,8 @@ impl PySubscription {
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
     py.detach(|| {
-        let inspection = fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
+        let inspection =
+            fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

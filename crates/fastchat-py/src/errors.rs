@@ -9,7 +9,12 @@ create_exception!(fastchat_rs._engine, EngineError, PyException, "Base of every 
 create_exception!(fastchat_rs._engine, InvalidRequestError, EngineError, "A value of a request is wrong.");
 create_exception!(fastchat_rs._engine, ContextLengthError, EngineError, "The prompt alone does not fit.");
 create_exception!(fastchat_rs._engine, OverloadedError, EngineError, "The waiting queue is full; try again later.");
-create_exception!(fastchat_rs._engine, UnsupportedModelError, EngineError, "The configuration names something unknown.");
+create_exception!(
+    fastchat_rs._engine,
+    UnsupportedModelError,
+    EngineError,
+    "The configuration names something unknown."
+);
 create_exception!(fastchat_rs._engine, WeightsError, EngineError, "A model file is missing or damaged.");
 create_exception!(fastchat_rs._engine, CancelledError, EngineError, "The request was aborted.");
 create_exception!(fastchat_rs._engine, InternalError, EngineError, "The engine failed; the request is lost.");

@@ -63,7 +63,27 @@ impl PySamplingParams {
         skip_special_tokens: bool,
     ) -> PyResult<Self> {
         let logit_bias = logit_bias.unwrap_or_default();
-        let params = Self { n, temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty, repetition_penalty, seed, stop, stop_token_ids, include_stop_str_in_output, ignore_eos, max_tokens, min_tokens, logprobs, prompt_logprobs, skip_special_tokens, logit_bias };
+        let params = Self {
+            n,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
+            seed,
+            stop,
+            stop_token_ids,
+            include_stop_str_in_output,
+            ignore_eos,
+            max_tokens,
+            min_tokens,
+            logprobs,
+            prompt_logprobs,
+            logit_bias,
+            skip_special_tokens,
+        };
         params.to_engine().check().map_err(|error| to_py(&error))?;
         Ok(params)
     }
