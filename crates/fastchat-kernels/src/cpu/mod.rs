@@ -29,6 +29,8 @@ use crate::{
 pub struct CpuKernels {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    /// Where packed weights lie.
+    arena: linear::Arena,
 }
 
 impl CpuKernels {
@@ -42,7 +44,11 @@ impl CpuKernels {
     /// With the instruction set `isa`, or the widest below it that this machine has.
     pub fn with_isa(threads: Option<usize>, isa: Isa) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { pool: Pool::new(threads.unwrap_or_else(allowed)), isa: isa.min(Isa::detect()) }
+        Self {
+            pool: Pool::new(threads.unwrap_or_else(allowed)),
+            isa: isa.min(Isa::detect()),
+            arena: linear::Arena::default(),
+        }
     }
 
     /// The instruction set in use.

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 
-use super::buffer::Buffer;
+use super::buffer::{Arena, Buffer};
 use super::format::ROWS;
 use crate::cpu::{Isa, Pool};
 use crate::quant::half_to_f32;
@@ -20,12 +20,12 @@ pub(crate) struct DenseTiles {
 
 impl DenseTiles {
     /// Packs a dense `weight`.
-    pub(super) fn pack(weight: &Weight, pool: &Pool) -> Result<Self> {
+    pub(super) fn pack(weight: &Weight, pool: &Pool, arena: &Arena) -> Result<Self> {
         let (kind, rows, cols) = (weight.kind(), weight.rows(), weight.cols());
         let (size, row_bytes) = (kind.block().1, weight.row_bytes());
         let stride = row_bytes * ROWS;
         let Some(len) = stride.checked_mul(rows.div_ceil(ROWS)) else { bail!("{kind:?} of {rows} rows overflows") };
-        let mut buffer = Buffer::zeroed(len)?;
+        let mut buffer = arena.zeroed(len)?;
         buffer.fill_chunks(pool, stride, &|tile, bytes| {
             let stored = &weight.bytes()[tile * ROWS * row_bytes..];
             let lanes = stored.chunks_exact(row_bytes).take(ROWS).enumerate();

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
+pub(crate) use buffer::Arena;
 pub(crate) use dense::DenseTiles;
 pub(crate) use tiles::Tiles;
 
@@ -116,12 +117,14 @@ impl CpuKernels {
         let (in_features, out_features) = stacked_shape(weights, bias.as_ref())?;
         let pack = |weight: &Weight| {
             let packed = match Format::index_of(weight.kind()) {
-                Some(format) => Packed::Tiles(Arc::new(Tiles::pack(weight, format, &self.pool)?)),
-                None if weight.kind().is_dense() => Packed::DenseTiles(Arc::new(DenseTiles::pack(weight, &self.pool)?)),
+                Some(format) => Packed::Tiles(Arc::new(Tiles::pack(weight, format, &self.pool, &self.arena)?)),
+                None if weight.kind().is_dense() => {
+                    Packed::DenseTiles(Arc::new(DenseTiles::pack(weight, &self.pool, &self.arena)?))
+                }
                 None => {
                     let bytes: Vec<u8> = weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect();
                     let dense = Weight::new(WeightKind::F32, weight.rows(), weight.cols(), bytes.into())?;
-                    Packed::DenseTiles(Arc::new(DenseTiles::pack(&dense, &self.pool)?))
+                    Packed::DenseTiles(Arc::new(DenseTiles::pack(&dense, &self.pool, &self.arena)?))
                 }
             };
             Ok(Part { packed })

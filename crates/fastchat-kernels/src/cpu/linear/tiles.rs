@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::buffer::Buffer;
+use super::buffer::{Arena, Buffer};
 use super::format::{FORMATS, Format, GROUP, Plane, ROWS, Scales};
 use super::pack::pack_row;
 use crate::Weight;
@@ -26,14 +26,14 @@ pub(super) struct GroupScales {
 
 impl Tiles {
     /// Packs `weight`, whose kind has the format at `format`.
-    pub(super) fn pack(weight: &Weight, format: usize, pool: &Pool) -> Result<Self> {
+    pub(super) fn pack(weight: &Weight, format: usize, pool: &Pool, arena: &Arena) -> Result<Self> {
         let layout = &FORMATS[format];
         let stride = layout.blocks(weight.cols()) * layout.block_bytes();
         let tiles = weight.rows().div_ceil(ROWS);
         let Some(len) = stride.checked_mul(tiles) else {
             bail!("{:?} of {} rows overflows", layout.kind, weight.rows())
         };
-        let mut buffer = Buffer::zeroed(len)?;
+        let mut buffer = arena.zeroed(len)?;
         let row_bytes = weight.row_bytes();
         buffer.fill_chunks(pool, stride, &|tile, bytes| {
             let first = tile * ROWS * row_bytes;
