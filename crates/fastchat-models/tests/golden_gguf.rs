@@ -116,7 +116,7 @@ fn likelihood(mut run: Run, tokens: &[u32]) -> Vec<f64> {
     out
 }
 
-fn check(file: &str, reference: &str, kernels: Arc<dyn Kernels>, (kv, limits): (DType, Limits)) {
+fn check(file: &str, reference: &str, kernels: &Arc<dyn Kernels>, (kv, limits): (DType, Limits)) {
     let (Some(shared), Some(path)) = (rows::shared(), model(file)) else { return };
     let json = std::fs::read(shared.join(format!("real/{reference}.json"))).unwrap();
     let json: Value = serde_json::from_slice(&json).unwrap();
@@ -143,7 +143,8 @@ fn check(file: &str, reference: &str, kernels: Arc<dyn Kernels>, (kv, limits): (
 }
 
 fn quantized(file: &str, reference: &str) {
-    check(file, reference, Arc::new(CpuKernels::new(None)), (DType::F16, QUANTIZED));
+    let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels::new(None));
+    check(file, reference, &kernels, (DType::F16, QUANTIZED));
 }
 
 #[test]
@@ -154,7 +155,8 @@ fn smollm2() {
 #[test]
 fn smollm2_in_f32() {
     let name = "smollm2-135m-instruct-q4_1";
-    check(name, name, Arc::new(DefaultKernels(Device::Cpu)), (DType::F32, EXACT));
+    let kernels: Arc<dyn Kernels> = Arc::new(DefaultKernels(Device::Cpu));
+    check(name, name, &kernels, (DType::F32, EXACT));
 }
 
 #[test]
