@@ -1,4 +1,4 @@
-//! One scheduler step at several sizes, with nothing computed.
+//! Thirty-two scheduler steps at several sizes, with nothing computed.
 #![allow(missing_docs)] // criterion's macros
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -7,7 +7,7 @@ use fastchat_engine::scheduler::{Scheduler, SchedulerConfig, Submission};
 /// `count` sequences that have their prompts of 512 tokens in the cache.
 fn decoding(count: u64) -> Scheduler {
     let mut scheduler = Scheduler::new(SchedulerConfig {
-        num_blocks: 64 * count as usize,
+        num_blocks: 130 * count as usize,
         num_state_slots: None,
         max_batch_tokens: 8192,
         max_num_seqs: count as usize,
@@ -34,7 +34,7 @@ fn step(scheduler: &mut Scheduler) -> usize {
 }
 
 fn scheduler_step(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("scheduler_step");
+    let mut group = criterion.benchmark_group("scheduler_32_steps");
     for count in [1, 64, 256, 512] {
         let ready = decoding(count);
         group.bench_with_input(BenchmarkId::from_parameter(count), &count, |bencher, _| {
