@@ -6,6 +6,27 @@ Every method that can wait or work releases the GIL. Only `server/bridge.py` and
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
+__all__ = [
+    "CancelledError",
+    "ContextLengthError",
+    "Delta",
+    "Engine",
+    "EngineError",
+    "EngineStats",
+    "InternalError",
+    "InvalidRequestError",
+    "ModelInfo",
+    "OverloadedError",
+    "PromptLogprobs",
+    "RequestHandle",
+    "SamplingParams",
+    "Subscription",
+    "TokenLogprobs",
+    "UnsupportedModelError",
+    "WeightsError",
+    "__version__",
+    "inspect",
+]
 __version__: str
 
 class EngineError(Exception):
@@ -37,14 +58,14 @@ class CancelledError(EngineError):
 class InternalError(EngineError):
     """The engine failed; the request is lost, the process goes on."""
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+_FinishReason = Literal["stop", "length", "abort", "error"]
 
 @final
 class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
     Raises `InvalidRequestError` whose `param` is the keyword's name.
-    `top_k` -1 or 0 is off; `logprobs` k adds the k most likely tokens of each step; `prompt_logprobs` -1 asks for the
+    `top_k` -1 (the default) or 0 is off; `logprobs` k adds the k most likely tokens of each step; `prompt_logprobs` -1 asks for the
     whole float32 matrix; `logit_bias` maps a token id to a number added to its logit; `max_tokens=None` is the
     remaining context (a larger number than that is clamped to it); `seed` is any signed 64-bit integer.
     A number that no such field can hold (n=-1) is Python's own OverflowError, a wrong type its TypeError.
@@ -56,14 +77,14 @@ class SamplingParams:
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        top_k: int = -1,
+        top_k: int = ...,
         min_p: float = 0.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = ...,
+        stop_token_ids: Sequence[int] = ...,
         include_stop_str_in_output: bool = False,
         ignore_eos: bool = False,
         max_tokens: int | None = None,
@@ -153,7 +174,7 @@ class Delta:
     @property
     def logprobs(self) -> list[TokenLogprobs] | None: ...
     @property
-    def finish_reason(self) -> FinishReason | None: ...
+    def finish_reason(self) -> _FinishReason | None: ...
     @property
     def stop_reason(self) -> str | int | None:
         """The stop string or stop token id that ended the choice; None for eos and for length."""

@@ -9,7 +9,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 
 from live import Live, streamed
 
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
+MESSAGES: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You are terse."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
 ROUTE = "/v1/chat/completions"
 
 
@@ -123,7 +126,7 @@ def test_logprobs(live: Live) -> None:
         assert len(step.top_logprobs) == 3
         assert step.logprob == step.top_logprobs[0].logprob <= 0
         assert step.top_logprobs[0].logprob >= step.top_logprobs[1].logprob >= step.top_logprobs[2].logprob
-    body = live.chat(str(MESSAGES[0]["content"] if "content" in MESSAGES[0] else ""), max_tokens=12)
+    body = live.chat(messages=MESSAGES, max_tokens=12)
     chunks = streamed(live, ROUTE, {**body, "logprobs": True, "top_logprobs": 3})
     steps = [s for chunk in chunks for c in chunk["choices"] if c["logprobs"] for s in c["logprobs"]["content"]]
     assert [step["token"] for step in steps] == [step.token for step in logprobs.content]

@@ -153,7 +153,7 @@ def test_errors_are_typed(llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(TemplateError):
         llm.chat([{"role": "user", "content": {"not": "text"}}], GREEDY)
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(64))
+    broken.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 64)
     with pytest.raises(WeightsError, match="broken.gguf") as weights:
         LLM(broken)
     assert "\n" not in str(weights.value)
