@@ -2,6 +2,8 @@
 //! is decided elsewhere.
 
 use candle_core::{DType, Device, Result, Tensor};
+use half::vec::HalfBitsVecExt;
+use half::{bf16, f16};
 
 use crate::BLOCK_SIZE;
 
@@ -44,12 +46,22 @@ impl KvCache {
     /// The allocation error of the device.
     pub fn new(layout: KvLayout, num_blocks: usize, device: &Device) -> Result<Self> {
         let KvLayout { num_kv_heads, head_dim, v_head_dim, dtype } = layout;
-        let k = Tensor::zeros((num_blocks, num_kv_heads, head_dim, BLOCK_SIZE), dtype, device)?;
+        let k = zeros((num_blocks, num_kv_heads, head_dim, BLOCK_SIZE), dtype, device)?;
         let v = match v_head_dim {
             0 => None,
-            _ => Some(Tensor::zeros((num_blocks, num_kv_heads, BLOCK_SIZE, v_head_dim), dtype, device)?),
+            _ => Some(zeros((num_blocks, num_kv_heads, BLOCK_SIZE, v_head_dim), dtype, device)?),
         };
         Ok(Self { layout, k, v })
+    }
+}
+
+/// `Tensor::zeros`, except that half-width pages on the host stay untouched, and so take no memory, until they are used.
+fn zeros(shape: (usize, usize, usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
+    let words = || vec![0u16; shape.0 * shape.1 * shape.2 * shape.3];
+    match (device, dtype) {
+        (Device::Cpu, DType::F16) => Tensor::from_vec(words().reinterpret_into::<f16>(), shape, device),
+        (Device::Cpu, DType::BF16) => Tensor::from_vec(words().reinterpret_into::<bf16>(), shape, device),
+        _ => Tensor::zeros(shape, dtype, device),
     }
 }
 
