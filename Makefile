@@ -28,13 +28,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# maturin comes from the lock file so that builds repeat.
+# maturin comes from the lock file so that builds repeat; naming its group keeps it from fetching the development one.
 $(VENV)/locked: requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/built: $(VENV)/locked $(RUST_SOURCES) pyproject.toml
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --group build
 	@touch $@
 
 $(VENV)/dev: requirements-dev.lock $(VENV)/locked
