@@ -118,6 +118,8 @@ ROWS = [
     ("streams", 64),
     ("p99 gap", 64),
 ]
+Table = dict[str, dict[str, dict[str, float]]]
+"""By row: each engine and the ratio, each with median, min and max."""
 LOWER_IS_BETTER = {"turns", "p99 gap", "cold start", "resident"}
 UNITS = {"turns": "s", "p99 gap": "s", "cold start": "s", "resident": "MB"}
 
@@ -127,7 +129,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def compare(model: Path, options: argparse.Namespace, peers: Path) -> dict[str, object]:
+def compare(model: Path, options: argparse.Namespace, peers: Path) -> Table:
     """All rows for one model; servers run side by side, measured in turns."""
     samples: dict[str, dict[str, list[float]]] = {}
     engines = ["fastchat_rs", "llama.cpp"]
@@ -148,7 +150,7 @@ def compare(model: Path, options: argparse.Namespace, peers: Path) -> dict[str, 
                     value = asyncio.run(measure(server, what, size, rng))
                     samples.setdefault(f"{what} {size}", {}).setdefault(name, []).append(value)
                     print(f"  {what} {size} {name}: {value:.4g}", file=sys.stderr, flush=True)
-    table: dict[str, object] = {}
+    table: Table = {}
     for row, by_engine in samples.items():
         ours, theirs = by_engine["fastchat_rs"], by_engine["llama.cpp"]
         lower = row.rsplit(" ", 1)[0] in LOWER_IS_BETTER or row in LOWER_IS_BETTER
@@ -157,11 +159,10 @@ def compare(model: Path, options: argparse.Namespace, peers: Path) -> dict[str, 
     return table
 
 
-def show(model: str, table: dict[str, object]) -> str:
+def show(model: str, table: Table) -> str:
     """A Markdown table; a ratio above 1 means this engine is better."""
     lines = [f"**{model}**", "", "| | fastchat_rs | llama.cpp | ratio (min - max) |", "|---|---|---|---|"]
-    for row, raw in table.items():
-        entry: dict[str, dict[str, float]] = raw  # type: ignore[assignment]
+    for row, entry in table.items():
         what = row.rsplit(" ", 1)[0] if row[-1].isdigit() else row
         unit = UNITS.get(what, "tok/s")
         ours, theirs, ratio = entry["fastchat_rs"], entry["llama.cpp"], entry["ratio"]
