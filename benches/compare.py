@@ -133,9 +133,7 @@ def compare(model: Path, options: argparse.Namespace, peers: Path) -> dict[str, 
     engines = ["fastchat_rs", "llama.cpp"]
     rows = [row for row in ROWS if options.rows is None or f"{row[0]} {row[1]}" in options.rows]
     with ExitStack() as stack:
-        single = {
-            name: stack.enter_context(serve(name, model, options.threads, 1, peers)) for name in engines
-        }
+        single = {name: stack.enter_context(serve(name, model, options.threads, 1, peers)) for name in engines}
         many = {**single}
         if any(size > 1 for what, size in rows if what in ("streams", "p99 gap")):
             many["llama.cpp"] = stack.enter_context(serve("llama.cpp", model, options.threads, 64, peers))

@@ -1,4 +1,4 @@
-"""Starting and stopping the servers under comparison: this engine, llama.cpp and mistral.rs, each in its own process."""
+"""Starting and stopping the servers under comparison: this engine and llama.cpp, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,3 +1,37 @@
-//! placeholder
+//! Who runs when: sequences, the scheduler with its paged blocks, sampling, text, and the thread that owns the model.
+//! Knows nothing of HTTP.
 
+pub mod block_manager;
+mod choice;
+mod config;
+mod delta;
+mod doorbell;
+mod engine;
+mod error;
+mod handle;
+mod info;
+mod memory;
+mod params;
+mod prompt_logprobs;
+pub mod rng;
+pub mod rows;
+mod runner;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+mod slot;
+pub mod state_pool;
 pub mod text;
+mod worker;
+
+pub use candle_core::DType;
+pub use config::{EngineConfig, Prompt, Request};
+pub use delta::{Delta, Finish, PromptLogprobs, StopReason, Timings, Usage};
+pub use engine::Engine;
+pub use error::EngineError;
+pub use handle::{RequestHandle, Subscription};
+pub use info::{EngineStats, ModelInfo};
+pub use memory::MemoryPlan;
+pub use params::SamplingParams;
+pub use sampler::TokenLogprobs;
+pub use sequence::FinishReason;

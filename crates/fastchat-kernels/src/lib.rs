@@ -20,6 +20,7 @@ pub use ops::{
     Activation, AttentionSpec, DefaultKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, NormScope, QkvSpec, Rope,
     RopeLayout, RouterScore,
 };
+pub use quant::quantize;
 pub use weight::{Weight, WeightKind};
 
 /// Tokens per block of the paged cache, for every device and model.

@@ -1,7 +1,11 @@
 //! The opaque handle of a packed linear layer: one or more stacked weights sharing an input, and a bias. What a part
 //! looks like inside is the backend's affair.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::cpu::linear::{DenseTiles, Tiles};
 
 /// `y = x W^T + b` with `W` of `[out_features, in_features]`, packed by `Kernels::pack`.
 #[derive(Clone, Debug)]
@@ -24,6 +28,10 @@ pub(crate) struct Part {
 pub(crate) enum Packed {
     /// f32 `[rows, in_features]`: the default's layout.
     Dense(Tensor),
+    /// The CPU backend's quantised layout.
+    Tiles(Arc<Tiles>),
+    /// The CPU backend's layout of plain floats.
+    DenseTiles(Arc<DenseTiles>),
 }
 
 impl Part {
@@ -31,10 +39,12 @@ impl Part {
     ///
     /// # Errors
     /// When another backend packed it.
-    #[allow(clippy::unnecessary_wraps)]
     pub(crate) fn dense(&self) -> Result<&Tensor> {
         match &self.packed {
             Packed::Dense(dense) => Ok(dense),
+            Packed::Tiles(_) | Packed::DenseTiles(_) => {
+                bail!("a layer packed by the CPU backend was handed to another")
+            }
         }
     }
 }

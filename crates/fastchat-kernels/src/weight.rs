@@ -32,6 +32,8 @@ pub enum WeightKind {
     IQ3_S,
     IQ1_S,
     IQ1_M,
+    TQ1_0,
+    TQ2_0,
     MXFP4,
 }
 
@@ -53,12 +55,13 @@ impl WeightKind {
             Self::Q6_K => (256, 210),
             Self::Q8_K => (256, 292),
             Self::IQ4_XS => (256, 136),
-            Self::IQ2_XXS => (256, 66),
+            Self::IQ2_XXS | Self::TQ2_0 => (256, 66),
             Self::IQ2_XS => (256, 74),
             Self::IQ2_S => (256, 82),
             Self::IQ3_XXS => (256, 98),
             Self::IQ1_S => (256, 50),
             Self::IQ1_M => (256, 56),
+            Self::TQ1_0 => (256, 54),
             Self::MXFP4 => (32, 17),
         }
     }

@@ -19,6 +19,15 @@ const KINDS: &[(&str, WeightKind)] = &[
     ("IQ4_NL", WeightKind::IQ4_NL),
     ("IQ4_XS", WeightKind::IQ4_XS),
     ("MXFP4", WeightKind::MXFP4),
+    ("IQ2_XXS", WeightKind::IQ2_XXS),
+    ("IQ2_XS", WeightKind::IQ2_XS),
+    ("IQ2_S", WeightKind::IQ2_S),
+    ("IQ3_XXS", WeightKind::IQ3_XXS),
+    ("IQ3_S", WeightKind::IQ3_S),
+    ("IQ1_S", WeightKind::IQ1_S),
+    ("IQ1_M", WeightKind::IQ1_M),
+    ("TQ1_0", WeightKind::TQ1_0),
+    ("TQ2_0", WeightKind::TQ2_0),
 ];
 
 /// The records of the fixture: name, stored bytes, expected bits.

@@ -9,7 +9,8 @@ use crate::ModelError;
 use crate::cache::{Cache, LayerCache, bytes_per_block, bytes_per_state_slot};
 use crate::description::Description;
 use crate::layers::{
-    AttentionWeights, Builder, DeltaWeights, GatedMlp, Layers, MixerWeights, MlaQuery, MlaWeights, MlpWeights, NormWeights,
+    AttentionWeights, Builder, DecoderWeights, DeltaWeights, GatedMlp, MixerWeights, MlaQuery, MlaWeights, MlpWeights,
+    NormWeights,
 };
 use crate::spec::{DecoderSpec, Dense, LayerSpec, Mixer, Mlp, Norm, Residual};
 use crate::weights::{TensorMap, Weights};
@@ -24,7 +25,7 @@ pub struct Decoder {
     max_model_len: usize,
     kv_dtype: DType,
     ropes: Vec<Rope>,
-    weights: Layers,
+    weights: DecoderWeights,
 }
 
 impl Decoder {
@@ -100,10 +101,8 @@ impl Decoder {
         self.check(batch, cache)?;
         let plan = self.kernels.plan(batch, &self.ropes)?;
         let step = Step { kernels: self.kernels.as_ref(), plan: &plan };
-        let mut stream = self.kernels.embed(&self.weights.embed, &batch.token_ids)?;
-        if self.spec.embed_scale != 1.0 {
-            stream = (stream * f64::from(self.spec.embed_scale))?;
-        }
+        let rows = self.kernels.embed(&self.weights.embed, &batch.token_ids)?;
+        let mut stream = scaled(rows, self.spec.embed_scale)?;
         // What the half before has computed and nobody has yet added to the stream.
         let mut pending: Option<Tensor> = None;
         for ((spec, layer), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&cache.layers) {
@@ -142,14 +141,12 @@ impl Decoder {
             x.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
         };
         let (_, x) = step.join(pick(stream)?, pending.map(pick).transpose()?, Some(&self.weights.final_norm))?;
-        let mut logits = self.kernels.linear(&x, self.weights.head.as_ref().unwrap_or(&self.weights.embed))?;
-        if self.spec.logit_scale != 1.0 {
-            logits = (logits * f64::from(self.spec.logit_scale))?;
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
+        let logits = scaled(self.kernels.linear(&x, head)?, self.spec.logit_scale)?;
+        match self.spec.logit_softcap.map(f64::from) {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
         }
-        if let Some(cap) = self.spec.logit_softcap.map(f64::from) {
-            logits = ((logits / cap)?.tanh()? * cap)?;
-        }
-        Ok(logits)
     }
 
     /// Refuses a batch that would read or write outside the tables, the cache or the state slots.
@@ -215,8 +212,10 @@ impl Step<'_> {
 
     /// What a half adds to the stream: its output, normed and scaled where the layer says so.
     fn leave(&self, x: Tensor, norm: Option<&NormWeights>, scale: f32) -> Result<Tensor> {
-        let x = norm.map_or(Ok(x.clone()), |norm| self.norm(&x, norm))?;
-        if scale == 1.0 { Ok(x) } else { Ok((x * f64::from(scale))?) }
+        match norm {
+            Some(norm) => scaled(self.norm(&x, norm)?, scale),
+            None => scaled(x, scale),
+        }
     }
 
     fn mixer(&self, x: &Tensor, spec: &Mixer, weights: &MixerWeights, cache: &LayerCache) -> Result<Tensor> {
@@ -304,6 +303,11 @@ impl Step<'_> {
     fn gated(&self, x: &Tensor, mlp: &GatedMlp, act: Activation) -> Result<Tensor> {
         self.linear(&self.kernels.gated_act(&self.linear(x, &mlp.gate_up)?, act)?, &mlp.down)
     }
+}
+
+#[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor
+fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x) } else { Ok((x * f64::from(factor))?) }
 }
 
 /// Columns `start .. start + len` of a matrix, as rows without gaps.

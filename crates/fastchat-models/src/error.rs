@@ -62,26 +62,32 @@ pub enum ModelError {
     Kernel(#[from] candle_core::Error),
 }
 
+#[allow(clippy::needless_pass_by_value)] // literals, numbers and formatted text alike
 impl ModelError {
     pub(crate) fn unsupported(file: &Path, field: &str, value: impl ToString, expected: impl ToString) -> Self {
         Self::Unsupported {
             file: file.to_owned(),
             field: field.to_owned(),
-            value: short(value),
-            expected: one_line(expected),
+            value: short(&value),
+            expected: one_line(&expected),
         }
     }
 
     pub(crate) fn field(file: &Path, field: &str, value: impl ToString, expected: impl ToString) -> Self {
-        Self::Field { file: file.to_owned(), field: field.to_owned(), value: short(value), expected: one_line(expected) }
+        Self::Field {
+            file: file.to_owned(),
+            field: field.to_owned(),
+            value: short(&value),
+            expected: one_line(&expected),
+        }
     }
 
     pub(crate) fn tensor(file: &Path, tensor: &str, problem: impl ToString) -> Self {
-        Self::Tensor { file: file.to_owned(), tensor: short(tensor), problem: one_line(problem) }
+        Self::Tensor { file: file.to_owned(), tensor: short(&tensor), problem: one_line(&problem) }
     }
 
     pub(crate) fn request(param: &'static str, value: impl ToString, limit: impl ToString) -> Self {
-        Self::Request { param, value: short(value), limit: one_line(limit) }
+        Self::Request { param, value: short(&value), limit: one_line(&limit) }
     }
 
     pub(crate) fn io(file: &Path, source: std::io::Error) -> Self {
@@ -90,12 +96,12 @@ impl ModelError {
 }
 
 /// A value from a file as one short line: hostile values must not flood a terminal or forge log lines.
-fn short(value: impl ToString) -> String {
+fn short(value: &impl ToString) -> String {
     let text = value.to_string();
     let line: String = text.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if line.len() < text.len() { format!("{line}...") } else { line }
 }
 
-fn one_line(text: impl ToString) -> String {
+fn one_line(text: &impl ToString) -> String {
     text.to_string().replace(['\n', '\r'], " ")
 }

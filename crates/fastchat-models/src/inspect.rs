@@ -50,7 +50,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
         for sum in [kinds.entry(stored.kind.name()).or_default(), &mut total] {
             sum.tensors += 1;
             sum.elements = sum.elements.saturating_add(elements);
-            sum.bytes += stored.bytes.len() as u64;
+            sum.bytes += stored.pieces().iter().map(|bytes| bytes.len() as u64).sum::<u64>();
         }
     }
     Ok(Inspection {

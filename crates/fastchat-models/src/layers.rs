@@ -2,21 +2,19 @@
 //! Knows no model names and no steps of computation.
 
 use candle_core::{Device, Tensor};
-use fastchat_kernels::{
-    AttentionSpec, GatedDeltaSpec, Kernels, Linear, MoeSpec, MoeWeights, QkvSpec, Rope,
-};
+use fastchat_kernels::{AttentionSpec, GatedDeltaSpec, Kernels, Linear, MoeSpec, MoeWeights, QkvSpec, Rope};
 
 use crate::ModelError;
 use crate::names::Slot;
 use crate::spec::{
-    Attention, Bias, DecoderSpec, Dense, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate, Shared,
-    Sinks,
+    Attention, Bias, DecoderSpec, Dense, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate,
+    Shared, Sinks,
 };
 use crate::weights::{At, Weights};
 
 /// Everything a decoder computes with.
 #[derive(Debug)]
-pub(crate) struct Layers {
+pub(crate) struct DecoderWeights {
     pub embed: Linear,
     /// `None` when the output matrix is the embedding table.
     pub head: Option<Linear>,
@@ -126,7 +124,7 @@ type Result<T> = std::result::Result<T, ModelError>;
 
 impl Builder<'_> {
     /// Fills every slot of the spec; tensors that fill none are an error.
-    pub fn build(&self) -> Result<Layers> {
+    pub fn build(&self) -> Result<DecoderWeights> {
         let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
         let at = At::default();
         let embed = self.pack(&[(Slot::Embed, vocab)], at, hidden, Bias::Absent)?;
@@ -135,9 +133,10 @@ impl Builder<'_> {
             Head::Separate => Some(self.pack(&[(Slot::Head, vocab)], at, hidden, Bias::Absent)?),
         };
         let final_norm = self.norm(self.spec.final_norm, Slot::FinalNorm, at, hidden)?;
-        let layers = self.spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
+        let layers =
+            self.spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
         self.weights.finish()?;
-        Ok(Layers { embed, head, final_norm, layers })
+        Ok(DecoderWeights { embed, head, final_norm, layers })
     }
 
     fn device(&self) -> &Device {
@@ -330,7 +329,9 @@ impl Builder<'_> {
         let shared = match moe.shared {
             Shared::Absent => None,
             Shared::Always(inter) => Some((inter, None)),
-            Shared::Gated(inter) => Some((inter, Some(self.pack(&[(Slot::SharedSwitch, 1)], at, hidden, Bias::Absent)?))),
+            Shared::Gated(inter) => {
+                Some((inter, Some(self.pack(&[(Slot::SharedSwitch, 1)], at, hidden, Bias::Absent)?)))
+            }
         };
         let shared = match shared {
             None => None,

@@ -3,9 +3,11 @@
 
 mod cache;
 mod checkpoint;
+mod coded;
 mod decoder;
 mod description;
 mod error;
+mod gguf;
 mod hf;
 mod inspect;
 mod layers;

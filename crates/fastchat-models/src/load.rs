@@ -7,7 +7,7 @@ use fastchat_kernels::Kernels;
 
 use crate::checkpoint::{Checkpoint, GenerationDefaults, TokenizerSource};
 use crate::weights::TensorMap;
-use crate::{Decoder, ModelError, hf};
+use crate::{Decoder, ModelError, gguf, hf};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Re
 pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Checkpoint, ModelError> {
     match locate(path)? {
         Source::Folder(folder) => hf::folder::open(&folder, options.max_model_len),
-        Source::Gguf(file) => Err(ModelError::unsupported(&file, "format", "gguf", "a folder of safetensors is")),
+        Source::Gguf(file) => gguf::open(&file, options.max_model_len),
     }
 }
 
@@ -82,14 +82,12 @@ fn locate(path: &Path) -> Result<Source, ModelError> {
         return Ok(Source::Folder(path.to_owned()));
     }
     let entries = std::fs::read_dir(path).map_err(|error| ModelError::io(path, error))?;
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
-    match (files.pop(), files.len()) {
-        (Some(file), 0) => Ok(Source::Gguf(file)),
-        (found, others) => {
-            let count = others + usize::from(found.is_some());
-            Err(ModelError::field(path, "*.gguf", format!("{count} files"), "config.json or exactly one *.gguf file"))
-        }
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    if let Some(file) = gguf::one_model(&files) {
+        return Ok(Source::Gguf(file.clone()));
     }
+    let expected = "config.json, or exactly one *.gguf file or model in several";
+    Err(ModelError::field(path, "*.gguf", format!("{} files", files.len()), expected))
 }
 
 /// Bytes read at the start, the middle and the end of every tensor.
@@ -107,9 +105,10 @@ fn fingerprint(checkpoint: &Checkpoint) -> Result<String, ModelError> {
         for size in &stored.shape {
             hasher.update(&(*size as u64).to_le_bytes());
         }
-        let bytes: &[u8] = &stored.bytes;
-        for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
-            hasher.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+        for bytes in stored.pieces() {
+            for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
+                hasher.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+            }
         }
     }
     Ok(hasher.finalize().to_hex()[..16].to_owned())

@@ -86,6 +86,7 @@ pub enum Step {
         within: Vec<Range<usize>>,
     },
     /// Heads whose first `rotary_dim` rows are interleaved pairs go back to the order of halves.
+    #[allow(dead_code)] // a GGUF layout
     Unpair {
         /// Rows of a head.
         head_dim: usize,
@@ -98,6 +99,13 @@ pub enum Step {
     AddOne,
     /// Every element `a` becomes `-exp(a)`.
     NegExp,
+}
+
+impl Step {
+    /// Of every block of `stride` rows, the rows `within`.
+    pub fn part_of(stride: usize, within: Range<usize>) -> Self {
+        Self::Groups { stride, within: Vec::from([within]) }
+    }
 }
 
 /// Where a slot's tensor comes from. `{l}` stands for the layer, `{e}` for the expert.

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use fastchat_kernels::{Bytes, Weight, WeightKind};
 
 use crate::ModelError;
+use crate::coded::Coded;
 use crate::names::{Names, Slot, Source, Step, apply};
 
 /// One tensor as a file holds it.
@@ -26,10 +27,12 @@ pub struct Stored {
 }
 
 /// Element kind of a stored tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum StoredKind {
     /// A kind that layers can be packed from.
     Weight(WeightKind),
+    /// A code whose pieces were found together; `Stored::bytes` are the codes.
+    Coded(Arc<dyn Coded>),
     /// Any other, by the format's own name; an error only for tensors that are asked for.
     Other(String),
 }
@@ -39,6 +42,7 @@ impl StoredKind {
     pub fn name(&self) -> String {
         match self {
             Self::Weight(kind) => format!("{kind:?}"),
+            Self::Coded(coded) => coded.name().to_owned(),
             Self::Other(name) => name.clone(),
         }
     }
@@ -56,7 +60,11 @@ pub struct TensorMap {
 impl TensorMap {
     /// Whether any tensor is stored in blocks of few bits.
     pub fn is_quantized(&self) -> bool {
-        self.tensors.values().any(|stored| matches!(stored.kind, StoredKind::Weight(kind) if !kind.is_dense()))
+        self.tensors.values().any(|stored| match &stored.kind {
+            StoredKind::Weight(kind) => !kind.is_dense(),
+            StoredKind::Coded(_) => true,
+            StoredKind::Other(_) => false,
+        })
     }
 }
 
@@ -67,6 +75,8 @@ pub(crate) struct Weights<'a> {
     names: &'a Names,
     root: (&'static str, &'static str),
     used: RefCell<BTreeSet<String>>,
+    /// The last matrix that was decoded, by name and part of its stack: several slots or heads in a row are cut from one.
+    decoded: RefCell<Option<(String, usize, Weight)>>,
 }
 
 /// Which instance of a slot is meant.
@@ -82,7 +92,7 @@ impl<'a> Weights<'a> {
         let embed = names.sources.get(&Slot::Embed).map_or("", |source| source.weight.as_str());
         let found = names.roots.iter().find(|(body, _)| map.tensors.contains_key(&format!("{body}{embed}")));
         let root = found.or(names.roots.first()).copied().unwrap_or_default();
-        Self { map, names, root, used: RefCell::default() }
+        Self { map, names, root, used: RefCell::default(), decoded: RefCell::default() }
     }
 
     fn source(&self, slot: Slot) -> Result<&Source, ModelError> {
@@ -95,11 +105,6 @@ impl<'a> Weights<'a> {
         let root = if slot == Slot::Head { self.root.1 } else { self.root.0 };
         let name = pattern.replace("{l}", &at.layer.to_string()).replace("{e}", &at.part.to_string());
         format!("{root}{name}")
-    }
-
-    /// Whether the checkpoint stores this slot.
-    pub fn has(&self, slot: Slot, at: At) -> bool {
-        self.source(slot).is_ok_and(|source| self.map.tensors.contains_key(&self.name(slot, &source.weight, at)))
     }
 
     /// The slot's matrix, of exactly `rows x cols`.
@@ -139,7 +144,10 @@ impl<'a> Weights<'a> {
         };
         let fail = |problem: String| ModelError::tensor(&stored.file, name, problem);
         self.used.borrow_mut().insert(name.to_owned());
-        let mut weight = stored.matrix(vector, steps, part, rows).map_err(&fail)?;
+        let mut weight = match &stored.kind {
+            StoredKind::Coded(coded) => self.decode(name, stored, coded.as_ref(), steps, part).map_err(&fail)?,
+            _ => stored.matrix(vector, steps, part, rows).map_err(&fail)?,
+        };
         for step in steps.iter().filter(|step| **step != Step::Pick) {
             weight = apply(step, weight, part, vector).map_err(&fail)?;
         }
@@ -147,6 +155,28 @@ impl<'a> Weights<'a> {
             let got = format!("{} x {}", weight.rows(), weight.cols());
             return Err(fail(format!("has shape {:?}, which gives {got}; expected {rows} x {cols}", stored.shape)));
         }
+        Ok(weight)
+    }
+
+    fn decode(
+        &self,
+        name: &str,
+        stored: &Stored,
+        coded: &dyn Coded,
+        steps: &[Step],
+        part: usize,
+    ) -> Result<Weight, String> {
+        let part = match (stored.shape.len(), steps.first() == Some(&Step::Pick)) {
+            (2, false) => 0,
+            (3, true) if part < stored.shape[0] => part,
+            _ => return Err(format!("has shape {:?}, which is not what is asked of it", stored.shape)),
+        };
+        let mut last = self.decoded.borrow_mut();
+        if let Some((_, _, weight)) = last.as_ref().filter(|(of, at, _)| of == name && *at == part) {
+            return Ok(weight.clone());
+        }
+        let weight = coded.matrix(part)?;
+        *last = Some((name.to_owned(), part, weight.clone()));
         Ok(weight)
     }
 
@@ -170,8 +200,9 @@ impl Stored {
     /// The tensor as a matrix before its steps: a stack is cut when the first step picks, `[n]` is a column for a
     /// vector and otherwise a single row, and dimensions of one in the middle (depthwise kernels) are dropped.
     fn matrix(&self, vector: bool, steps: &[Step], part: usize, rows: usize) -> Result<Weight, String> {
-        let StoredKind::Weight(kind) = self.kind else {
-            return Err(format!("element type {} is not supported", self.kind.name()));
+        let kind = match &self.kind {
+            StoredKind::Weight(kind) => *kind,
+            other => return Err(format!("element type {} is not supported", other.name())),
         };
         let mut shape = self.shape.clone();
         let mut stack = 1;
@@ -202,6 +233,16 @@ impl Stored {
             return Ok(whole);
         }
         whole.narrow(part * stored_rows, stored_rows).map_err(|error| error.to_string())
+    }
+}
+
+impl Stored {
+    /// All bytes that the tensor is made of.
+    pub fn pieces(&self) -> Vec<&Bytes> {
+        match &self.kind {
+            StoredKind::Coded(coded) => coded.pieces(),
+            _ => vec![&self.bytes],
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Every family against the outputs of the reference implementation: whole, in every chunking, cached, in company.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod rows;
 
@@ -6,55 +7,120 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{BLOCK_SIZE, DefaultKernels, Kernels};
 use fastchat_models::{Decoder, LoadOptions, load};
-use rows::{Feed, Sequence, argmax, cache, chunked, difference, golden, step};
+use rows::{Feed, Sequence, argmax, cache, chunked, chunked_in, difference, golden, step};
 
 /// Largest difference of a logit, both sides computed in f32.
 const TOLERANCE: f32 = 1e-4;
 
+/// Root mean square of those differences over the rows of one run.
+const MEAN_TOLERANCE: f32 = 1e-5;
+
+/// (family, first row) from where f32 itself cannot reach `TOLERANCE` in every row: a head of the gated delta rule has a mean
+/// square of 4e-9 there, the norm over it (eps 1e-6) multiplies every rounding by a thousand, and later rows see it.
+/// Evaluated in f64, the reference's own logits are off by 8.5e-5 there, and f32 evaluations that differ only in the order
+/// of their sums scatter by up to 3.4e-4.
+const AMPLIFIED: &[(&str, usize)] = &[("qwen3_5", 14), ("qwen3_next", 2)];
+
+/// The tolerance of those rows.
+const AMPLIFIED_TOLERANCE: f32 = 5e-4;
+
 struct Golden {
+    /// First row of the larger tolerance.
+    amplified: usize,
     ids: Vec<u32>,
     logits: Vec<Vec<f32>>,
     greedy: Vec<u32>,
+    /// What a backend that promises the same bits for every split of the work computed for the whole.
+    whole: Option<Vec<Vec<f32>>>,
 }
 
 impl Golden {
     fn read(folder: &Path) -> Self {
         let file = folder.join("golden.safetensors");
-        let ids = |name| -> Vec<u32> {
-            golden(&file, name).to_dtype(DType::U32).unwrap().to_vec1().unwrap()
-        };
-        Self { ids: ids("input_ids"), logits: golden(&file, "logits").to_vec2().unwrap(), greedy: ids("greedy") }
+        let ids = |name| -> Vec<u32> { golden(&file, name).to_dtype(DType::U32).unwrap().to_vec1().unwrap() };
+        let name = folder.file_name().unwrap();
+        let amplified = AMPLIFIED.iter().find(|(family, _)| name == *family).map_or(usize::MAX, |(_, row)| *row);
+        Self {
+            amplified,
+            ids: ids("input_ids"),
+            logits: golden(&file, "logits").to_vec2().unwrap(),
+            whole: None,
+            greedy: ids("greedy"),
+        }
     }
 
     fn check(&self, what: &str, from: usize, rows: &[Vec<f32>]) {
-        let most = difference(rows, &self.logits[from..from + rows.len()]);
-        assert!(most <= TOLERANCE, "{what}: logits differ by {most}");
+        let mut squares = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            let position = from + i;
+            let amplified = position >= self.amplified;
+            let tolerance = if amplified { AMPLIFIED_TOLERANCE } else { TOLERANCE };
+            let most = difference(std::slice::from_ref(row), &self.logits[position..=position]);
+            assert!(most <= tolerance, "{what}: logits of row {position} differ by {most}");
+            if let Some(whole) = &self.whole {
+                assert!(*row == whole[position], "{what}: row {position} differs from the whole in some bit");
+            }
+            if !amplified {
+                squares.extend(row.iter().zip(&self.logits[position]).map(|(a, b)| (a - b).powi(2)));
+            }
+        }
+        let mean = (squares.iter().sum::<f32>() / squares.len().max(1) as f32).sqrt();
+        assert!(mean <= MEAN_TOLERANCE, "{what}: logits differ by {mean} on average");
     }
 }
 
-fn kernels() -> Vec<Arc<dyn Kernels>> {
-    vec![Arc::new(DefaultKernels(Device::Cpu))]
+/// The reference and the CPU with every instruction set it has; whether bits must not depend on how work is split.
+fn kernels() -> Vec<(Arc<dyn Kernels>, bool)> {
+    let mut sets = vec![Isa::Avx512Vnni, Isa::Avx2, Isa::Portable];
+    for isa in &mut sets {
+        *isa = (*isa).min(Isa::detect());
+    }
+    sets.dedup();
+    let cpu = sets.into_iter().map(|isa| (Arc::new(CpuKernels::with_isa(None, isa)) as Arc<dyn Kernels>, true));
+    std::iter::once((Arc::new(DefaultKernels(Device::Cpu)) as Arc<dyn Kernels>, false)).chain(cpu).collect()
 }
 
 fn family(name: &str) {
     let Some(shared) = rows::shared() else { return };
     let folder = shared.join("text").join(name);
-    let golden = Golden::read(&folder);
-    for kernels in kernels() {
+    let mut golden = Golden::read(&folder);
+    for (kernels, exact) in kernels() {
         let name = format!("{name} on {}", kernels.name());
         let decoder = load(&folder, kernels, &LoadOptions::default()).unwrap().decoder;
+        golden.whole = exact.then(|| chunked(&decoder, &golden.ids, golden.ids.len()));
         chunks(&name, &decoder, &golden);
         greedy(&name, &decoder, &golden);
         cached(&name, &decoder, &golden);
         company(&name, &decoder, &golden);
+        if exact {
+            half_caches(&name, &decoder, &golden);
+        }
     }
 }
 
 fn chunks(name: &str, decoder: &Decoder, golden: &Golden) {
-    for chunk in (1..=golden.ids.len()).rev() {
-        golden.check(&format!("{name}, chunks of {chunk}"), 0, &chunked(decoder, &golden.ids, chunk));
+    for chunk in 1..=golden.ids.len() {
+        let rows = chunked(decoder, &golden.ids, chunk);
+        golden.check(&format!("{name}, chunks of {chunk}"), 0, &rows);
+    }
+}
+
+/// Half-width caches: near the reference, and still the same bits for every split.
+fn half_caches(name: &str, decoder: &Decoder, golden: &Golden) {
+    for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+        let whole = chunked_in(decoder, &golden.ids, golden.ids.len(), dtype);
+        // The middle row: where experts are close, rounding may rightly choose another, and that row is far off.
+        let mut rows: Vec<f32> = (0..whole.len()).map(|i| difference(&whole[i..=i], &golden.logits[i..=i])).collect();
+        rows.sort_by(f32::total_cmp);
+        let middle = rows[rows.len() / 2];
+        assert!(middle <= tolerance, "{name}, {dtype:?} cache: logits of the middle row differ by {middle}");
+        for chunk in [1, 7, 16] {
+            let rows = chunked_in(decoder, &golden.ids, chunk, dtype);
+            assert!(rows == whole, "{name}, {dtype:?} cache: chunks of {chunk} differ from the whole in some bit");
+        }
     }
 }
 
@@ -88,10 +154,7 @@ fn cached(name: &str, decoder: &Decoder, golden: &Golden) {
 fn company(name: &str, decoder: &Decoder, golden: &Golden) {
     let (cache, ids) = (cache(decoder, 3, DType::F32), &golden.ids);
     let [mut a, mut b, mut c] = [0, 1, 2].map(|i| Sequence::new(i, 3));
-    let mut early = [
-        Feed { sequence: &mut b, tokens: &ids[..21] },
-        Feed { sequence: &mut c, tokens: &ids[..33] },
-    ];
+    let mut early = [Feed { sequence: &mut b, tokens: &ids[..21] }, Feed { sequence: &mut c, tokens: &ids[..33] }];
     let rows = step(decoder, &cache, &mut early);
     golden.check(&format!("{name}, first of two"), 0, &rows[..21]);
     golden.check(&format!("{name}, second of two"), 0, &rows[21..]);

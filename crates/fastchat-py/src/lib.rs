@@ -1,1 +1,33 @@
-//! placeholder
+//! The compiled half of the Python package, `fastchat_rs._engine`: converts values, lets go of the interpreter lock, and
+//! decides nothing. `python/fastchat_rs/_engine.pyi` is its documentation.
+
+mod engine;
+mod errors;
+mod handle;
+mod info;
+mod params;
+
+/// `fastchat_rs._engine`.
+#[pyo3::pymodule]
+mod _engine {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::engine::{PyEngine, PySubscription, inspect};
+    #[pymodule_export]
+    use crate::errors::{
+        CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,
+        UnsupportedModelError, WeightsError,
+    };
+    #[pymodule_export]
+    use crate::handle::{PyDelta, PyPromptLogprobs, PyRequestHandle, PyTokenLogprobs};
+    #[pymodule_export]
+    use crate::info::{PyEngineStats, PyModelInfo};
+    #[pymodule_export]
+    use crate::params::PySamplingParams;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

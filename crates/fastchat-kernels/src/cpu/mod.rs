@@ -1,21 +1,36 @@
 //! The CPU backend: overrides of the operations that matter, on an owned pool of threads, with the widest instruction
 //! set the machine has. Knows nothing of models; every override computes what the default in `ops` says.
 
+mod attention;
+mod gated_delta;
+mod host;
 mod isa;
+pub(crate) mod linear;
+mod mlp;
+mod moe;
+mod norm;
 mod pool;
+mod qkv;
+mod simd;
+mod write_kv;
 
 use candle_core::{Device, Result, Tensor};
 
 pub use isa::Isa;
 pub use pool::Pool;
 
-use crate::{Kernels, MoeSpec, MoeWeights};
+use crate::{
+    Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope,
+    StateCache, Weight,
+};
 
 /// Kernels for the host's processor.
 #[derive(Debug)]
 pub struct CpuKernels {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    /// Where packed weights lie.
+    arena: linear::Arena,
 }
 
 impl CpuKernels {
@@ -29,7 +44,11 @@ impl CpuKernels {
     /// With the instruction set `isa`, or the widest below it that this machine has.
     pub fn with_isa(threads: Option<usize>, isa: Isa) -> Self {
         let allowed = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { pool: Pool::new(threads.unwrap_or_else(allowed)), isa: isa.min(Isa::detect()) }
+        Self {
+            pool: Pool::new(threads.unwrap_or_else(allowed)),
+            isa: isa.min(Isa::detect()),
+            arena: linear::Arena::default(),
+        }
     }
 
     /// The instruction set in use.
@@ -52,7 +71,65 @@ impl Kernels for CpuKernels {
         format!("cpu-{}", self.isa)
     }
 
+    fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+        self.pack_linear(weights, bias)
+    }
+
+    fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+        self.run_embed(table, ids)
+    }
+
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        self.run_linear(x, layer)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        norm::rms_norm(self, x, weight, eps)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
+        norm::layer_norm(self, x, weight, bias, eps)
+    }
+
+    fn add_rms_norm(&self, x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+        norm::add_rms_norm(self, x, residual, weight, eps)
+    }
+
+    fn qk_norm_rope_write(&self, qkv: &Tensor, spec: &QkvSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
+        qkv::qk_norm_rope_write(self, qkv, spec, cache, plan)
+    }
+
+    fn rope(&self, x: &Tensor, head_dim: usize, rope: &Rope, tail: bool, plan: &Plan) -> Result<Tensor> {
+        qkv::rope(self, x, head_dim, rope, tail, plan)
+    }
+
+    fn write_kv(&self, k: &Tensor, v: Option<&Tensor>, cache: &KvCache, plan: &Plan) -> Result<()> {
+        write_kv::write_kv(self, k, v, cache, plan)
+    }
+
+    fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
+        attention::attention(self, q, spec, cache, plan)
+    }
+
+    fn gated_act(&self, gate_up: &Tensor, act: Activation) -> Result<Tensor> {
+        mlp::gated_act(self, gate_up, act)
+    }
+
+    fn act(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
+        mlp::act(self, x, act)
+    }
+
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
-        crate::ops::moe::moe(self, x, spec, weights)
+        moe::moe(self, x, spec, weights)
+    }
+
+    fn gated_delta(
+        &self,
+        inputs: &[&Tensor; 3],
+        spec: &GatedDeltaSpec,
+        cache: &StateCache,
+        plan: &Plan,
+    ) -> Result<Tensor> {
+        gated_delta::gated_delta(self, inputs, spec, cache, plan)
     }
 }

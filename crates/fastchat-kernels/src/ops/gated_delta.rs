@@ -44,7 +44,7 @@ pub(crate) fn check(inputs: &[&Tensor; 3], spec: &GatedDeltaSpec, layout: &State
     Ok(())
 }
 
-pub(super) fn gated_delta(
+pub(crate) fn gated_delta(
     inputs: &[&Tensor; 3],
     spec: &GatedDeltaSpec,
     cache: &StateCache,

@@ -9,6 +9,9 @@ use crate::{Linear, Weight};
 pub(crate) fn stacked_shape(weights: &[Weight], bias: Option<&Tensor>) -> Result<(usize, usize)> {
     let Some(first) = weights.first() else { bail!("a linear layer needs at least one weight") };
     let in_features = first.cols();
+    if in_features == 0 {
+        bail!("a linear layer needs input features");
+    }
     if let Some(other) = weights.iter().find(|weight| weight.cols() != in_features) {
         bail!("stacked weights differ in input features: {in_features} and {}", other.cols());
     }

@@ -1,9 +1,9 @@
 //! The contract of the hardware: one method per fused operation, each with a default body in plain candle that is slow
 //! and obviously right. Backends override what is worth it; the test of an override is: override == default.
 
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod embed;
-mod gated_delta;
+pub(crate) mod gated_delta;
 pub(crate) mod linear;
 mod mlp;
 pub(crate) mod moe;

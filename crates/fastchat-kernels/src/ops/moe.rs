@@ -50,7 +50,7 @@ pub struct MoeWeights {
 }
 
 /// Experts are visited in ascending order and add to their tokens in that order, whoever else is in the batch.
-pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+pub(super) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     check(spec, weights)?;
     let logits = kernels.linear(x, &weights.router)?.to_vec2::<f32>()?;
@@ -76,7 +76,8 @@ pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &M
     Ok(out)
 }
 
-fn check(spec: &MoeSpec, weights: &MoeWeights) -> Result<()> {
+/// Refuses weights and routing that do not fit together.
+pub(crate) fn check(spec: &MoeSpec, weights: &MoeWeights) -> Result<()> {
     let MoeSpec { num_experts, top_k, .. } = *spec;
     if weights.gate_up.len() != num_experts || weights.down.len() != num_experts {
         bail!("{num_experts} experts, {} gate_up and {} down", weights.gate_up.len(), weights.down.len());

@@ -92,15 +92,21 @@ pub(super) fn q8_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-pub(super) fn iq4_xs(block: &[u8], out: &mut [f32]) {
-    let d = f16_at(block);
+/// Signed scales (6 bits, less 32) of the eight sub-blocks of an `IQ4_XS` block.
+pub(crate) fn iq4_xs_scales(block: &[u8]) -> [i8; 8] {
     let high = u16::from_le_bytes([block[2], block[3]]);
+    std::array::from_fn(|group| {
+        let low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
+        (low | ((high >> (2 * group) & 3) as u8) << 4) as i8 - 32
+    })
+}
+
+pub(super) fn iq4_xs(block: &[u8], out: &mut [f32]) {
+    let (d, scales) = (f16_at(block), iq4_xs_scales(block));
     for (i, out) in out.iter_mut().enumerate() {
         let (group, i) = (i / 32, i % 32);
-        let low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
-        let scale = (low | ((high >> (2 * group) & 3) as u8) << 4) as i8 - 32;
         let byte = block[8 + 16 * group + i % 16];
         let q = if i < 16 { byte & 15 } else { byte >> 4 };
-        *out = d * f32::from(scale) * f32::from(IQ4_VALUES[usize::from(q)]);
+        *out = d * f32::from(scales[group]) * f32::from(IQ4_VALUES[usize::from(q)]);
     }
 }

@@ -2,11 +2,17 @@
 //! exact road; the packed layouts of the hardware live with their kernels.
 
 mod basic;
+mod encode;
+mod iq;
 mod kquants;
 
 use candle_core::{Result, bail};
 
 use crate::WeightKind;
+
+pub use encode::quantize;
+pub(crate) use iq::{iq_block, unit, values};
+pub(crate) use kquants::{iq4_xs_scales, k4_scale_min, q3_scales};
 
 /// The 16 values of `IQ4_NL` and `IQ4_XS` (llama.cpp, `kvalues_iq4nl`).
 pub(crate) const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -23,7 +29,19 @@ pub(crate) fn e8m0_half(exponent: u8) -> f32 {
 
 /// The little-endian f16 at the start of `bytes`.
 pub(crate) fn f16_at(bytes: &[u8]) -> f32 {
-    half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    half_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+/// An f16 as f32, without branches, so that loops over it vectorise.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+pub(crate) fn half_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    // The exponents differ by 112; multiplying by a power of two also normalises subnormals.
+    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = magnitude | 0xff << 23;
+    let magnitude = if bits & 0x7c00 == 0x7c00 { special } else { finite };
+    f32::from_bits(magnitude | u32::from(bits & 0x8000) << 16)
 }
 
 /// Decodes `elements` elements of `kind`.
@@ -63,10 +81,32 @@ pub fn dequantize_into(kind: WeightKind, bytes: &[u8], out: &mut [f32]) -> Resul
         WeightKind::Q6_K => kquants::q6_k,
         WeightKind::Q8_K => kquants::q8_k,
         WeightKind::IQ4_XS => kquants::iq4_xs,
-        _ => bail!("{kind:?} cannot be decoded yet"),
+        WeightKind::IQ2_XXS => |block, out| iq::decode(WeightKind::IQ2_XXS, block, out),
+        WeightKind::IQ2_XS => |block, out| iq::decode(WeightKind::IQ2_XS, block, out),
+        WeightKind::IQ2_S => |block, out| iq::decode(WeightKind::IQ2_S, block, out),
+        WeightKind::IQ3_XXS => |block, out| iq::decode(WeightKind::IQ3_XXS, block, out),
+        WeightKind::IQ3_S => |block, out| iq::decode(WeightKind::IQ3_S, block, out),
+        WeightKind::IQ1_S => |block, out| iq::decode(WeightKind::IQ1_S, block, out),
+        WeightKind::IQ1_M => |block, out| iq::decode(WeightKind::IQ1_M, block, out),
+        WeightKind::TQ1_0 => |block, out| iq::decode(WeightKind::TQ1_0, block, out),
+        WeightKind::TQ2_0 => |block, out| iq::decode(WeightKind::TQ2_0, block, out),
     };
     for (block, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements)) {
         decode(block, out);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_to_f32;
+
+    #[test]
+    fn every_half_is_read() {
+        for bits in 0..=u16::MAX {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let actual = half_to_f32(bits);
+            assert!(actual.to_bits() == expected.to_bits() || (actual.is_nan() && expected.is_nan()), "{bits:#x}");
+        }
+    }
 }

@@ -82,7 +82,8 @@ fn attention(c: &Config, hidden: usize) -> Result<(Attention, rope::Rope), Model
 
 /// Hugging Face's names for everything that several families store the same way.
 fn names() -> Names {
-    let roots = vec![("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""), ("", "")];
+    let roots =
+        vec![("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""), ("", "")];
     let ignored = ["rotary_emb.inv_freq", "mtp.", "vision_tower.", "visual.", "multi_modal_projector."];
     let mut names = Names { roots, ignored: ignored.map(str::to_owned).to_vec(), ..Names::default() };
     names.set(Slot::Embed, Source::stem("embed_tokens"));
@@ -193,7 +194,11 @@ pub fn grouped_moe(c: &Config) -> Result<Moe, ModelError> {
     let mut moe = softmax_moe(c, inter, c.activation("hidden_act")?)?;
     let (groups, kept) = (c.size_or("n_group", 1)?, c.size_or("topk_group", 1)?);
     if !moe.experts.is_multiple_of(groups) || kept > groups || moe.top_k > moe.experts / groups * kept {
-        return Err(c.bad("n_group", groups, format!("a divisor of {} experts with topk_group {kept} at most", moe.experts)));
+        return Err(c.bad(
+            "n_group",
+            groups,
+            format!("a divisor of {} experts with topk_group {kept} at most", moe.experts),
+        ));
     }
     moe.score = RouterScore::Sigmoid;
     moe.score_bias = Bias::Present;

@@ -58,6 +58,13 @@ impl Config {
         }
     }
 
+    /// The same config with the fields of `defaults` that it leaves out, for families whose published configs do.
+    pub fn with_defaults(&self, defaults: Value) -> Self {
+        let Value::Object(mut fields) = defaults else { return self.clone() };
+        fields.extend(self.fields.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+        Self { fields, ..self.clone() }
+    }
+
     /// The same file with no fields.
     pub fn empty(&self) -> Self {
         Self { fields: Map::new(), ..self.clone() }
@@ -104,7 +111,8 @@ impl Config {
 
     fn whole(&self, field: &str, value: &Value, least: u64) -> Result<usize, ModelError> {
         // Some exporters write whole numbers as floats.
-        let number = value.as_u64().or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+        let number =
+            value.as_u64().or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
         match number {
             Some(n) if (least..=MAX_SIZE).contains(&n) => Ok(n as usize),
             _ => Err(self.bad(field, value, format!("a whole number from {least} to {MAX_SIZE}"))),
@@ -150,9 +158,10 @@ impl Config {
     pub fn floats(&self, field: &str) -> Result<Vec<f32>, ModelError> {
         let list = self.list(field)?;
         let list = self.required(field, list, "a list of numbers")?;
-        let number = |value| self.finite(field, value).and_then(|x| {
-            if x > 0.0 { Ok(x) } else { Err(self.bad(field, x, "numbers above 0")) }
-        });
+        let number = |value| {
+            self.finite(field, value)
+                .and_then(|x| if x > 0.0 { Ok(x) } else { Err(self.bad(field, x, "numbers above 0")) })
+        };
         list.iter().map(number).collect()
     }
 
@@ -238,7 +247,9 @@ impl Config {
         }
         let find = |(i, value): (usize, &Value)| {
             let name = known.iter().copied().find(|name| value == name);
-            name.ok_or_else(|| self.unsupported(&format!("layer_types[{i}]"), value, format!("{} are", known.join(", "))))
+            name.ok_or_else(|| {
+                self.unsupported(&format!("layer_types[{i}]"), value, format!("{} are", known.join(", ")))
+            })
         };
         list[..layers].iter().enumerate().map(find).collect()
     }

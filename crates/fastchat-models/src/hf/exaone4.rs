@@ -11,8 +11,12 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
     d.qk_norm(NormScope::PerHead);
     olmo2::after_only(&mut d);
     if c.size_opt("sliding_window")?.is_some() {
-        let pattern = c.size_or("sliding_window_pattern", 4)?;
-        d.windows(c, |i| if (i + 1).is_multiple_of(pattern) { FULL } else { SLIDING })?;
+        let period = match c.get("sliding_window_pattern").and_then(serde_json::Value::as_str) {
+            // `LLLG`, always with the global layer last.
+            Some(pattern) => pattern.len().max(1),
+            None => c.size_or("sliding_window_pattern", 4)?,
+        };
+        d.windows(c, |i| if (i + 1).is_multiple_of(period) { FULL } else { SLIDING })?;
         d.attention(|_, a| a.rope = a.window.map(|_| 0));
     }
     Ok(d)

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::Config;
+use super::quantized;
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, GenerationDefaults, TextSide, TokenizerSource};
 use crate::safetensors::{self, MAX_JSON, read_json};
@@ -13,7 +14,10 @@ use crate::safetensors::{self, MAX_JSON, read_json};
 pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let config = Config::read(folder, max_model_len)?;
     let description = super::describe(&config)?;
-    let tensors = safetensors::open(folder, &safetensors::files(folder)?)?;
+    let mut tensors = safetensors::open(folder, &safetensors::files(folder)?)?;
+    if let Some(method) = quantized::method(&config)? {
+        quantized::join(&mut tensors, &method)?;
+    }
     Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
 }
 
@@ -42,7 +46,8 @@ fn text_side(folder: &Path, config: &Config) -> Result<TextSide, ModelError> {
 }
 
 fn defaults(c: &Config) -> Result<GenerationDefaults, ModelError> {
-    let count = |field: &str| Ok::<_, ModelError>(c.get(field).map(|_| c.count_or(field, 0)).transpose()?.map(|n| n as u32));
+    let count =
+        |field: &str| Ok::<_, ModelError>(c.get(field).map(|_| c.count_or(field, 0)).transpose()?.map(|n| n as u32));
     let greedy = c.get("do_sample") == Some(&Value::Bool(false));
     Ok(GenerationDefaults {
         temperature: if greedy { Some(0.0) } else { c.float_opt("temperature")? },

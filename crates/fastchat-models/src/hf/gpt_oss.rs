@@ -4,6 +4,7 @@ use fastchat_kernels::{Activation, RouterScore};
 
 use super::base::{Description, FULL, SLIDING, layer_source, softmax_moe, standard};
 use super::config::Config;
+use super::quantized::{self, Method};
 use crate::ModelError;
 use crate::names::{Slot, Source, Step};
 use crate::spec::{Bias, Dense, Sinks};
@@ -24,12 +25,14 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
     d.experts(&moe, |_| true);
     d.names.set(Slot::Sinks, Source::exact("layers.{l}.self_attn.sinks", ""));
     d.names.set(Slot::Router, layer_source("mlp.router"));
-    // Stacks of `x W` matrices; gate and up alternate by column.
+    // Stacks of `x W` matrices, or where the elements are MXFP4 of `W`; gate and up alternate.
+    let coded = quantized::method(c)? == Some(Method::Mxfp4);
     let stack = |name: &str| {
         let stem = format!("layers.{{l}}.mlp.experts.{name}");
-        Source::exact(&stem, &format!("{stem}_bias")).then(Step::Pick).then(Step::Transpose)
+        let source = Source::exact(&stem, &format!("{stem}_bias")).then(Step::Pick);
+        if coded { source } else { source.then(Step::Transpose) }
     };
-    let every_other = |first: usize| Step::Groups { stride: 2, within: vec![first..first + 1] };
+    let every_other = |first: usize| Step::part_of(2, first..first + 1);
     d.names.set(Slot::ExpertGate, stack("gate_up_proj").then(every_other(0)));
     d.names.set(Slot::ExpertUp, stack("gate_up_proj").then(every_other(1)));
     d.names.set(Slot::ExpertDown, stack("down_proj"));

@@ -4,6 +4,7 @@
 pub mod base;
 pub mod config;
 pub mod folder;
+mod quantized;
 mod rope;
 
 mod cohere2;
@@ -78,9 +79,5 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
         let known: Vec<_> = FAMILIES.iter().map(|(known, _)| *known).collect();
         return Err(c.unsupported("model_type", name, format!("{} are", known.join(", "))));
     };
-    if let Some(quantization) = c.table("quantization_config")? {
-        let method = quantization.text("quant_method")?.unwrap_or("nothing").to_owned();
-        return Err(quantization.unsupported("quant_method", method, "bf16, f16 and f32 tensors are"));
-    }
     family(c)
 }

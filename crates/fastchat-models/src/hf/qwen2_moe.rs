@@ -35,7 +35,8 @@ pub fn shared(c: &Config, d: &mut Description) -> Result<(), ModelError> {
             moe.shared = Shared::Gated(width);
         }
     });
-    for (slot, stem) in [(Slot::SharedGate, "gate_proj"), (Slot::SharedUp, "up_proj"), (Slot::SharedDown, "down_proj")] {
+    for (slot, stem) in [(Slot::SharedGate, "gate_proj"), (Slot::SharedUp, "up_proj"), (Slot::SharedDown, "down_proj")]
+    {
         d.names.set(slot, layer_source(&format!("mlp.shared_expert.{stem}")));
     }
     Ok(())

@@ -3,8 +3,8 @@
 use fastchat_kernels::NormScope;
 
 use super::base::{Description, FULL, LINEAR, layer_source, standard};
-use super::qwen2_moe::{routed, shared, sparse_layers};
 use super::config::Config;
+use super::qwen2_moe::{routed, shared, sparse_layers};
 use crate::ModelError;
 use crate::names::{Slot, Source, Step};
 use crate::spec::{GatedDeltaNet, Mixer, Moe, OutputGate};
@@ -18,12 +18,12 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
     let ratio = delta.v_heads / delta.k_heads;
     let (k, v) = (delta.k_dim, ratio * delta.v_dim);
     let (qkvz, ba) = (layer_source("linear_attn.in_proj_qkvz"), layer_source("linear_attn.in_proj_ba"));
-    let part = |source: &Source, stride, within| source.clone().then(Step::Groups { stride, within });
     let stride = 2 * (k + v);
-    d.names.set(Slot::DeltaQkv, part(&qkvz, stride, vec![0..k, k..2 * k, 2 * k..2 * k + v]));
-    d.names.set(Slot::DeltaZ, part(&qkvz, stride, vec![2 * k + v..stride]));
-    d.names.set(Slot::DeltaB, part(&ba, 2 * ratio, vec![0..ratio]));
-    d.names.set(Slot::DeltaA, part(&ba, 2 * ratio, vec![ratio..2 * ratio]));
+    let qkv = Step::Groups { stride, within: vec![0..k, k..2 * k, 2 * k..2 * k + v] };
+    d.names.set(Slot::DeltaQkv, qkvz.clone().then(qkv));
+    d.names.set(Slot::DeltaZ, qkvz.then(Step::part_of(stride, 2 * k + v..stride)));
+    d.names.set(Slot::DeltaB, ba.clone().then(Step::part_of(2 * ratio, 0..ratio)));
+    d.names.set(Slot::DeltaA, ba.then(Step::part_of(2 * ratio, ratio..2 * ratio)));
     Ok(d)
 }
 
@@ -56,7 +56,7 @@ pub fn hybrid(c: &Config) -> Result<(Description, GatedDeltaNet), ModelError> {
     delta_names(&mut d.names);
     // Every head of q_proj is followed by its gate.
     let head_dim = c.size_or("head_dim", 256)?;
-    let half = |within| layer_source("self_attn.q_proj").then(Step::Groups { stride: 2 * head_dim, within: vec![within] });
+    let half = |within| layer_source("self_attn.q_proj").then(Step::part_of(2 * head_dim, within));
     d.names.set(Slot::Q, half(0..head_dim));
     d.names.set(Slot::AttnGate, half(head_dim..2 * head_dim));
     Ok((d, delta))

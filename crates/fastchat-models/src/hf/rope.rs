@@ -8,6 +8,9 @@ use crate::ModelError;
 use crate::rope::{Scaling, frequencies, yarn_mscale};
 use crate::spec::RopeSpec;
 
+/// Above any head in use; a table of frequencies has half as many numbers.
+const MAX_HEAD_DIM: usize = 1 << 14;
+
 /// The rope tables of a config and what else follows from their fields.
 #[derive(Debug)]
 pub struct Rope {
@@ -40,6 +43,9 @@ pub fn read(c: &Config, kind: Option<&str>, head_dim: usize) -> Result<Rope, Mod
         None => c.float_or("partial_rotary_factor", 1.0)?,
     };
     let dim = (head_dim as f32 * fraction) as usize;
+    if head_dim > MAX_HEAD_DIM {
+        return Err(c.bad("head_dim", head_dim, format!("at most {MAX_HEAD_DIM} where heads are rotated")));
+    }
     if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
         return Err(table.bad("partial_rotary_factor", fraction, format!("an even part of head_dim {head_dim}")));
     }
@@ -75,7 +81,7 @@ fn resolve(c: &Config, t: &Config, theta: f32, dim: usize) -> Result<Rope, Model
         "dynamic" => {
             let factor = factor(t)?;
             reach = (max as f32 * factor) as usize;
-            Scaling::Dynamic(factor, max as f32, c.max_model_len.unwrap_or(max) as f32)
+            Scaling::Dynamic(factor, max as f32, c.max_model_len.unwrap_or(reach) as f32)
         }
         "llama3" => Scaling::Llama3 {
             factor: factor(t)?,
@@ -110,13 +116,14 @@ fn factor(t: &Config) -> Result<f32, ModelError> {
 }
 
 fn yarn(t: &Config, factor: f32, trained: usize) -> Result<Scaling, ModelError> {
-    let attention_factor = match (t.float_opt("attention_factor")?, t.float_opt("mscale")?, t.float_opt("mscale_all_dim")?) {
-        (Some(given), ..) => given,
-        (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-            yarn_mscale(factor, mscale) / yarn_mscale(factor, all)
-        }
-        _ => yarn_mscale(factor, 1.0),
-    };
+    let attention_factor =
+        match (t.float_opt("attention_factor")?, t.float_opt("mscale")?, t.float_opt("mscale_all_dim")?) {
+            (Some(given), ..) => given,
+            (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                yarn_mscale(factor, mscale) / yarn_mscale(factor, all)
+            }
+            _ => yarn_mscale(factor, 1.0),
+        };
     Ok(Scaling::Yarn {
         factor,
         original: trained as f32,

@@ -1,5 +1,7 @@
 //! Runs token sequences through a decoder as a scheduler would: owns block tables and state slots, scattered on purpose.
 //! Used by several test files.
+#![allow(dead_code)] // every test file uses its part
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +67,8 @@ impl Sequence {
     fn state_step(&mut self, fed: usize) -> StateStep {
         let (before, after) = (self.tokens.len(), self.tokens.len() + fed);
         let borders = (before / BLOCK_SIZE + 1)..=(after / BLOCK_SIZE);
-        let snapshots = borders.map(|block| ((block * BLOCK_SIZE - before) as u32, self.slots + block as u32)).collect();
+        let snapshots =
+            borders.map(|block| ((block * BLOCK_SIZE - before) as u32, self.slots + block as u32)).collect();
         let source = self.state.replace(self.slots);
         StateStep { source, target: self.slots, snapshots }
     }
@@ -101,9 +104,14 @@ pub fn batch(decoder: &Decoder, feeds: &mut [Feed]) -> ForwardBatch {
     batch
 }
 
-/// All tokens in chunks of `chunk`, alone in the cache.
+/// All tokens in chunks of `chunk`, alone in an f32 cache.
 pub fn chunked(decoder: &Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
-    let cache = cache(decoder, 1, DType::F32);
+    chunked_in(decoder, tokens, chunk, DType::F32)
+}
+
+/// All tokens in chunks of `chunk`, alone in a cache of that type.
+pub fn chunked_in(decoder: &Decoder, tokens: &[u32], chunk: usize, dtype: DType) -> Vec<Vec<f32>> {
+    let cache = cache(decoder, 1, dtype);
     let mut sequence = Sequence::new(0, 1);
     let mut rows = Vec::new();
     for tokens in tokens.chunks(chunk) {

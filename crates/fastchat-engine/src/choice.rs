@@ -1,0 +1,96 @@
+//! One choice between the scheduler and its reader: its sampler, its text so far, and when it stops by itself.
+
+use std::sync::Arc;
+
+use crate::delta::{Finish, StopReason};
+use crate::params::SamplingParams;
+use crate::rng::choice_seed;
+use crate::sampler::ChoiceSampler;
+use crate::sequence::FinishReason;
+use crate::text::{Detokenizer, StopMatcher, TextError, Tokenizer};
+
+/// Choices of one request have this in common.
+#[derive(Clone, Debug)]
+pub(crate) struct ChoiceSeed {
+    pub params: Arc<SamplingParams>,
+    /// The request's seed.
+    pub seed: u64,
+    pub prompt: Arc<[u32]>,
+    /// Tokens that end a text, unless `ignore_eos`.
+    pub eos: Arc<[u32]>,
+}
+
+/// One choice.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub request: u64,
+    pub index: u32,
+    pub sampler: ChoiceSampler,
+    pub completion_tokens: usize,
+    params: Arc<SamplingParams>,
+    eos: Arc<[u32]>,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+}
+
+impl Choice {
+    pub fn new(request: u64, index: u32, seed: &ChoiceSeed) -> Self {
+        let ChoiceSeed { params, seed, prompt, eos } = seed;
+        let eos = if params.ignore_eos { Arc::default() } else { eos.clone() };
+        let ends: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
+        Self {
+            request,
+            index,
+            sampler: ChoiceSampler::new(params.clone(), choice_seed(*seed, index), prompt, ends.into()),
+            completion_tokens: 0,
+            params: params.clone(),
+            eos,
+            detokenizer: Detokenizer::continuing(params.skip_special_tokens),
+            stops: StopMatcher::new(params.stop.clone(), params.include_stop_str_in_output),
+        }
+    }
+
+    /// How its tokens are chosen.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Books the next token; appends to `out` the text that may leave. `last` says that no more tokens fit.
+    pub fn push(
+        &mut self,
+        tokenizer: Option<&Tokenizer>,
+        token: u32,
+        last: bool,
+        out: &mut String,
+    ) -> Result<Option<Finish>, TextError> {
+        self.sampler.record(token);
+        self.completion_tokens += 1;
+        let mut finish = if self.eos.contains(&token) {
+            Some(Finish { reason: FinishReason::Stop, stop: None })
+        } else if self.params.stop_token_ids.contains(&token) {
+            Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::Token(token)) })
+        } else {
+            last.then_some(Finish { reason: FinishReason::Length, stop: None })
+        };
+        let Some(tokenizer) = tokenizer else { return Ok(finish) };
+        let mut piece = String::new();
+        let by_token = finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Stop);
+        // Vocabularies are padded: ids past the tokenizer's have no text. Nor has the token that ends one.
+        if (token as usize) < tokenizer.vocab_size() && (!by_token || self.params.include_stop_str_in_output) {
+            self.detokenizer.push(tokenizer, token, &mut piece)?;
+        }
+        if finish.is_some() {
+            self.detokenizer.finish(&mut piece);
+        }
+        if self.completion_tokens <= self.params.min_tokens as usize {
+            out.push_str(&piece);
+        } else if self.stops.push(&piece, out) {
+            let stop = self.stops.stopped_by().map(|stop| StopReason::Text(stop.to_owned()));
+            return Ok(Some(Finish { reason: FinishReason::Stop, stop }));
+        }
+        if finish.is_some() {
+            self.stops.finish(out);
+        }
+        Ok(finish.take())
+    }
+}

@@ -1,0 +1,96 @@
+//! What the engine is given: its configuration, and requests.
+
+use candle_core::DType;
+
+use crate::error::EngineError;
+use crate::params::SamplingParams;
+
+/// How to load a model and how much to run at once.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Tokens of a sequence, prompt and completion together; `None` is the model's own, or what the cache can hold.
+    pub max_model_len: Option<usize>,
+    /// Bytes for the cache; `None` is a share of the free memory.
+    pub kv_memory: Option<u64>,
+    /// Type of cached keys and values; `None` is what suits the weights.
+    pub kv_dtype: Option<DType>,
+    /// Tokens per step.
+    pub max_batch_tokens: usize,
+    /// Sequences per step.
+    pub max_num_seqs: usize,
+    /// Requests that may wait; more are refused.
+    pub max_queue: usize,
+    /// Whether requests share equal prefixes.
+    pub enable_prefix_caching: bool,
+    /// Threads of the CPU kernels; `None` is what the process may use.
+    pub threads: Option<usize>,
+    /// Serves token ids only.
+    pub skip_tokenizer_init: bool,
+    /// Blocks of the cache, in place of `kv_memory`.
+    pub num_blocks: Option<usize>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_model_len: None,
+            kv_memory: None,
+            kv_dtype: None,
+            max_batch_tokens: 512,
+            max_num_seqs: 256,
+            max_queue: 512,
+            enable_prefix_caching: true,
+            threads: None,
+            skip_tokenizer_init: false,
+            num_blocks: None,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let counts = [
+            ("max_model_len", self.max_model_len, 1 << 24),
+            ("max_batch_tokens", Some(self.max_batch_tokens), 1 << 20),
+            ("max_num_seqs", Some(self.max_num_seqs), 1 << 16),
+            ("max_queue", Some(self.max_queue), 1 << 24),
+            ("threads", self.threads, 1024),
+            ("num_blocks", self.num_blocks, u32::MAX as usize / fastchat_kernels::BLOCK_SIZE),
+        ];
+        for (param, value, most) in counts {
+            if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
+                return Err(EngineError::invalid(param, format!("{param} is {value}; it must be 1 to {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text; `add_special_tokens` frames it as the tokenizer does.
+    Text {
+        /// The text, control tokens included.
+        text: String,
+        /// Off when a chat template has framed it already.
+        add_special_tokens: bool,
+    },
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How.
+    pub params: SamplingParams,
+    /// Requests share cached prefixes only with those of the same salt.
+    pub cache_salt: Option<String>,
+    /// Less is served earlier; each level is worth 64 arrivals.
+    pub priority: i32,
+}

@@ -1,0 +1,83 @@
+//! How much memory the cache gets, and how that divides into blocks and recurrent state slots.
+
+use std::fs;
+
+use candle_core::DType;
+use fastchat_kernels::BLOCK_SIZE;
+use fastchat_models::Decoder;
+
+use crate::config::EngineConfig;
+use crate::error::EngineError;
+
+/// One part in this many of the free memory goes to the cache when nothing is said: the rest is for activations, other
+/// processes, and the page cache that holds mapped weights.
+const SHARE: u64 = 4;
+/// Most that the engine takes of its own accord.
+const MOST: u64 = 4 << 30;
+
+/// Sizes of the caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Type of keys and values.
+    pub kv_dtype: DType,
+    /// Blocks.
+    pub num_blocks: usize,
+    /// Recurrent state slots; `None` for models without recurrent layers.
+    pub num_state_slots: Option<usize>,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// Bytes that were free after the weights were loaded, if the system says.
+    pub available: Option<u64>,
+    /// Tokens of a sequence that the model and the cache allow.
+    pub max_model_len: usize,
+}
+
+impl MemoryPlan {
+    /// Divides `kv_memory`, or a share of what is free but no more than `max_num_seqs` full sequences could use.
+    ///
+    /// # Errors
+    /// When not even one sequence of the length asked for fits.
+    pub fn new(decoder: &Decoder, config: &EngineConfig) -> Result<Self, EngineError> {
+        let kv_dtype = config.kv_dtype.unwrap_or_else(|| decoder.default_kv_dtype());
+        let (block, slot) = (decoder.bytes_per_block(kv_dtype) as u64, decoder.bytes_per_state_slot() as u64);
+        let per_sequence = decoder.max_model_len().div_ceil(BLOCK_SIZE);
+        let wanted = (per_sequence as u64).saturating_mul(config.max_num_seqs as u64);
+        let available = available_bytes();
+        let budget = config.kv_memory.unwrap_or_else(|| MOST.min(available.map_or(MOST, |bytes| bytes / SHARE)));
+        let mut num_state_slots = None;
+        let mut left = budget;
+        if decoder.has_recurrent_state() {
+            // As many snapshots as running sequences, within half of the memory.
+            let slots = (2 * config.max_num_seqs as u64).min(budget / 2 / slot.max(1)).max(2);
+            num_state_slots = Some(slots as usize);
+            left = budget.saturating_sub(slots * slot);
+        }
+        // Models whose every layer is recurrent need block numbers but no memory for them.
+        let affordable = left.checked_div(block).unwrap_or(wanted);
+        let num_blocks = config.num_blocks.unwrap_or(affordable.min(wanted) as usize);
+        let max_model_len = decoder.max_model_len().min(num_blocks * BLOCK_SIZE);
+        if max_model_len < 2
+            || (config.num_blocks.is_none() && config.max_model_len.is_some_and(|len| len > max_model_len))
+        {
+            let needed = block.saturating_mul(per_sequence as u64);
+            let len = decoder.max_model_len();
+            let message = format!("kv_memory is {budget} bytes; one sequence of max_model_len {len} needs {needed}");
+            return Err(EngineError::invalid("kv_memory", message));
+        }
+        let bytes = num_blocks as u64 * block + num_state_slots.unwrap_or(0) as u64 * slot;
+        Ok(Self { kv_dtype, num_blocks, num_state_slots, bytes, available, max_model_len })
+    }
+}
+
+/// Free memory of the machine or, if less, of the control group.
+fn available_bytes() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    });
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let group = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
+    let v2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+    let v1 = || group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    machine.into_iter().chain(v2.or_else(v1)).min()
+}

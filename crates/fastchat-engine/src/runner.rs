@@ -1,0 +1,102 @@
+//! Turns a scheduled batch into the model's flat arrays, runs it, and gives the rows of logits back by sequence. Owns
+//! the decoder and its cache; knows nothing of requests.
+
+use std::ops::Range;
+
+use candle_core::{DType, Storage, Tensor};
+use fastchat_kernels::{BLOCK_SIZE, ForwardBatch};
+use fastchat_models::{Cache, Decoder, ModelError};
+
+use crate::error::EngineError;
+use crate::memory::MemoryPlan;
+use crate::scheduler::{ScheduledBatch, Scheduler};
+
+/// The model and its memory.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    decoder: Decoder,
+    cache: Cache,
+}
+
+/// Logits of one step.
+#[derive(Debug)]
+pub(crate) struct Logits {
+    tensor: Tensor,
+    vocab: usize,
+    /// Rows of each scheduled sequence, in the batch's order; the last is the one that samples.
+    rows: Vec<Range<usize>>,
+}
+
+impl Runner {
+    pub fn new(decoder: Decoder, plan: &MemoryPlan) -> Result<Self, EngineError> {
+        let cache = decoder.new_cache(plan.num_blocks, plan.num_state_slots.unwrap_or(0), plan.kv_dtype)?;
+        Ok(Self { decoder, cache })
+    }
+
+    /// Computes the batch.
+    pub fn run(&self, batch: &ScheduledBatch, scheduler: &Scheduler) -> Result<Logits, EngineError> {
+        let (forward, rows) = forward_batch(batch, scheduler);
+        let tensor = self.decoder.forward(&forward, &self.cache)?;
+        Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
+    }
+}
+
+fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch, Vec<Range<usize>>) {
+    let mut forward = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() };
+    let mut rows = Vec::with_capacity(batch.sequences.len());
+    for scheduled in &batch.sequences {
+        let sequence = scheduler.sequence(scheduled.id).expect("scheduled sequences are live; this is a bug");
+        let (start, end) = (scheduled.start, scheduled.end);
+        let first_token = forward.token_ids.len() as u32;
+        forward.token_ids.extend_from_slice(&sequence.tokens[start..end]);
+        forward.positions.extend(start as u32..end as u32);
+        forward.slot_mapping.extend((start..end).map(|position| {
+            sequence.block_table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
+        }));
+        let last_token = forward.token_ids.len() as u32;
+        forward.query_start.push(last_token);
+        forward.context_lens.push(end as u32);
+        forward.block_tables.push(sequence.block_table.clone());
+        forward.states.extend(scheduled.state.clone());
+        let first_row = forward.logits_rows.len();
+        if scheduled.prompt_logits {
+            forward.logits_rows.extend(first_token..last_token);
+        } else if scheduled.samples {
+            forward.logits_rows.push(last_token - 1);
+        }
+        rows.push(first_row..forward.logits_rows.len());
+    }
+    (forward, rows)
+}
+
+impl Logits {
+    /// Calls `read` with the rows of all sequences on the host, without a copy if they are there.
+    pub fn read<T>(&self, read: impl FnOnce(&Rows<'_>) -> T) -> Result<T, EngineError> {
+        let kernel = |error| EngineError::from(ModelError::Kernel(error));
+        let (storage, layout) = self.tensor.storage_and_layout();
+        if let (Storage::Cpu(cpu), Some((start, end)), DType::F32) =
+            (&*storage, layout.contiguous_offsets(), self.tensor.dtype())
+        {
+            let values = &cpu.as_slice::<f32>().map_err(kernel)?[start..end];
+            return Ok(read(&Rows { values, logits: self }));
+        }
+        drop(storage);
+        let values =
+            self.tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(kernel)?;
+        Ok(read(&Rows { values: &values, logits: self }))
+    }
+}
+
+/// The rows of one step on the host.
+pub(crate) struct Rows<'a> {
+    values: &'a [f32],
+    logits: &'a Logits,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of the sequence at `place` of the batch, in order of position.
+    pub fn of(&self, place: usize) -> impl DoubleEndedIterator<Item = &'a [f32]> + use<'a> {
+        let (rows, vocab) = (self.logits.rows[place].clone(), self.logits.vocab);
+        self.values[rows.start * vocab..rows.end * vocab].chunks_exact(vocab)
+    }
+}

@@ -1,0 +1,462 @@
+//! Who runs in the next step: admits, cuts prompts into chunks, preempts, and keeps the books of blocks and state
+//! slots. A pure state machine over integers; knows no tensors, clocks or channels.
+
+use std::collections::{BTreeSet, HashMap};
+
+use fastchat_kernels::{BLOCK_SIZE, StateStep};
+
+use crate::block_manager::{BlockManager, hash_salt};
+use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::state_pool::StatePool;
+
+/// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
+const TURNS_PER_PRIORITY: i64 = 64;
+/// Priorities beyond this count as this.
+const MAX_PRIORITY: i32 = 1_000;
+/// Prompt positions per step whose logits are wanted: a row of 262,144 logits is 1 MiB.
+const MAX_PROMPT_LOGIT_ROWS: usize = 64;
+/// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
+const SNAPSHOT_INTERVAL: usize = 256;
+
+/// Limits of the scheduler.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerConfig {
+    /// Blocks of the cache.
+    pub num_blocks: usize,
+    /// Recurrent state slots; `None` for models without recurrent state.
+    pub num_state_slots: Option<usize>,
+    /// Tokens per step.
+    pub max_batch_tokens: usize,
+    /// Sequences per step.
+    pub max_num_seqs: usize,
+    /// Tokens of a sequence.
+    pub max_model_len: usize,
+    /// Whether requests share equal prefixes; the choices of one request always do.
+    pub enable_prefix_caching: bool,
+}
+
+/// A request as the scheduler needs it.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    /// The submitter's number for it.
+    pub request: u64,
+    /// At least one token, fewer than `max_model_len`.
+    pub prompt: Vec<u32>,
+    /// Choices.
+    pub n: u32,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Less is earlier.
+    pub priority: i32,
+    /// Requests share prefixes only with those of the same salt.
+    pub cache_salt: Option<String>,
+    /// Logits of every prompt position are wanted (of choice 0).
+    pub wants_prompt_logits: bool,
+}
+
+/// A request that could not finish even alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Blocks it may need.
+    pub needed: usize,
+    /// Blocks there are.
+    pub total: usize,
+}
+
+/// One sequence's part of a step: tokens `start..end` of it are computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduledSequence {
+    /// Which.
+    pub id: SequenceId,
+    /// First token.
+    pub start: usize,
+    /// One past the last token.
+    pub end: usize,
+    /// Whether the last row's logits choose the next token.
+    pub samples: bool,
+    /// Whether the logits of all rows are wanted.
+    pub prompt_logits: bool,
+    /// Recurrent state moves.
+    pub state: Option<StateStep>,
+}
+
+/// What runs in one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScheduledBatch {
+    /// In no particular order, each sequence at most once.
+    pub sequences: Vec<ScheduledSequence>,
+}
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulerStats {
+    /// Sequences thrown back to waiting.
+    pub preemptions: u64,
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: u64,
+}
+
+/// What is left to give in the step being scheduled.
+struct Budget {
+    tokens: usize,
+    prompt_logit_rows: usize,
+}
+
+/// The state machine. `schedule`, run the batch, then `commit` (or `fail`), then `append` and `finish`.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    blocks: BlockManager,
+    states: Option<StatePool>,
+    sequences: HashMap<SequenceId, Sequence>,
+    waiting: BTreeSet<Rank>,
+    running: BTreeSet<Rank>,
+    next_id: u64,
+    stats: SchedulerStats,
+}
+
+impl Scheduler {
+    /// An idle scheduler. No step runs more sequences than it may have tokens.
+    pub fn new(mut config: SchedulerConfig) -> Self {
+        config.max_num_seqs = config.max_num_seqs.min(config.max_batch_tokens);
+        Self {
+            config,
+            blocks: BlockManager::new(config.num_blocks),
+            states: config.num_state_slots.map(StatePool::new),
+            sequences: HashMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            next_id: 0,
+            stats: SchedulerStats::default(),
+        }
+    }
+
+    /// Enters a request and returns its choices in order.
+    ///
+    /// # Errors
+    /// When a choice could not finish even with the whole cache to itself.
+    pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
+        let Submission { request, prompt, n, max_tokens, priority, cache_salt, wants_prompt_logits } = submission;
+        let max_len = prompt.len().saturating_add(max_tokens).min(self.config.max_model_len);
+        // The last token is never computed, only returned.
+        let refusal = Refusal { needed: (max_len - 1).div_ceil(BLOCK_SIZE), total: self.config.num_blocks };
+        if refusal.needed > refusal.total || prompt.is_empty() || prompt.len() >= max_len {
+            return Err(refusal);
+        }
+        let salt = match (self.config.enable_prefix_caching, cache_salt) {
+            (true, Some(salt)) => Some(hash_salt("salt", salt.as_bytes())),
+            (true, None) => Some(hash_salt("shared", &[])),
+            (false, _) if n > 1 => Some(hash_salt("request", &self.next_id.to_le_bytes())),
+            (false, _) => None,
+        };
+        let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
+        let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
+        self.next_id += u64::from(n);
+        for (index, &id) in ids.iter().enumerate() {
+            let rank = Rank { turn, id };
+            let sequence = Sequence {
+                rank,
+                request,
+                index: index as u32,
+                status: SequenceStatus::Waiting,
+                tokens: prompt.clone(),
+                prompt_len: prompt.len(),
+                max_len,
+                num_computed: 0,
+                cached_tokens: None,
+                block_table: Vec::new(),
+                hashes: Vec::new(),
+                salt,
+                state: None,
+                wants_prompt_logits: wants_prompt_logits && index == 0,
+                forks: if index == 0 { ids[1..].to_vec() } else { Vec::new() },
+            };
+            self.sequences.insert(id, sequence);
+            if index == 0 {
+                self.waiting.insert(rank);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Chooses the next step: one token for each decoding sequence, then prompts in rank order with what is left.
+    pub fn schedule(&mut self) -> ScheduledBatch {
+        let mut batch = ScheduledBatch::default();
+        let mut budget = Budget { tokens: self.config.max_batch_tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
+        let preemptions = self.stats.preemptions;
+        let (decoding, prefilling): (Vec<_>, Vec<_>) =
+            self.running.iter().copied().partition(|rank| self.sequences[&rank.id].is_decoding());
+        for rank in decoding {
+            if self.running.contains(&rank) && self.grow(rank) {
+                self.schedule_chunk(rank.id, &mut budget, &mut batch);
+            }
+        }
+        for rank in prefilling {
+            if self.running.contains(&rank) {
+                self.schedule_chunk(rank.id, &mut budget, &mut batch);
+            }
+        }
+        // Who was just thrown out must not come back for the blocks it was thrown out for.
+        if preemptions == self.stats.preemptions {
+            self.admit(&mut budget, &mut batch);
+        }
+        batch
+    }
+
+    /// Makes room for the newest token of a running sequence; preempts the youngest, itself at worst.
+    fn grow(&mut self, rank: Rank) -> bool {
+        loop {
+            let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
+            if sequence.tokens.len() <= sequence.block_table.len() * BLOCK_SIZE {
+                return true;
+            }
+            if let Some(block) = self.blocks.allocate() {
+                sequence.block_table.push(block);
+                return true;
+            }
+            let youngest = *self.running.last().expect("this sequence is running; this is a bug");
+            self.preempt(youngest);
+            if youngest == rank {
+                return false;
+            }
+        }
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        self.running.remove(&rank);
+        self.release(rank.id);
+        let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
+        sequence.status = SequenceStatus::Waiting;
+        self.waiting.insert(rank);
+        self.stats.preemptions += 1;
+    }
+
+    /// Takes everything a sequence owns; its tokens stay.
+    fn release(&mut self, id: SequenceId) {
+        let sequence = self.sequences.get_mut(&id).expect("only live sequences are released; this is a bug");
+        self.blocks.release(&std::mem::take(&mut sequence.block_table));
+        sequence.num_computed = 0;
+        if let (Some(states), Some(state)) = (&mut self.states, sequence.state.take()) {
+            states.release(state.slot);
+            if let Some((hash, _)) = state.resume_from {
+                states.unpin(hash);
+            }
+        }
+    }
+
+    /// Lets waiting sequences in, strictly in order, while there is room for all of their tokens.
+    fn admit(&mut self, budget: &mut Budget, batch: &mut ScheduledBatch) {
+        while budget.tokens > 0 && self.running.len() < self.config.max_num_seqs {
+            let Some(&rank) = self.waiting.first() else { break };
+            if !self.place(rank.id) {
+                break;
+            }
+            self.waiting.remove(&rank);
+            self.running.insert(rank);
+            self.schedule_chunk(rank.id, budget, batch);
+        }
+    }
+
+    /// Gives a waiting sequence the blocks of all its tokens, cached ones first, and a state slot.
+    fn place(&mut self, id: SequenceId) -> bool {
+        // A recurrent sequence may have to do without a snapshot whose slot is the only one left to write to.
+        self.place_after(id, true) || (self.states.is_some() && self.place_after(id, false))
+    }
+
+    fn place_after(&mut self, id: SequenceId, cached: bool) -> bool {
+        let sequence = self.sequences.get_mut(&id).expect("waiting sequences exist; this is a bug");
+        let mut prefix = Vec::new();
+        let mut snapshot = None;
+        if cached && !sequence.wants_prompt_logits {
+            // One token at least must be computed, for its logits.
+            let hashes = sequence.hash_blocks((sequence.tokens.len() - 1) / BLOCK_SIZE);
+            prefix = self.blocks.lookup(hashes);
+            if let Some(states) = &self.states {
+                let usable = hashes[..prefix.len()].iter().rposition(|&hash| states.contains(hash));
+                prefix.truncate(usable.map_or(0, |block| block + 1));
+                snapshot = usable.map(|block| hashes[block]);
+            }
+        }
+        let fresh = sequence.tokens.len().div_ceil(BLOCK_SIZE) - prefix.len();
+        // A block of headroom per running sequence, or the newcomer would soon be thrown out again.
+        let needed = fresh + self.blocks.num_unreferenced(&prefix) + self.running.len();
+        if needed > self.blocks.num_free() {
+            return false;
+        }
+        if let Some(states) = &mut self.states {
+            let resume_from = snapshot.and_then(|hash| states.pin(hash).map(|slot| (hash, slot)));
+            let Some(slot) = states.allocate() else {
+                if let Some((hash, _)) = resume_from {
+                    states.unpin(hash);
+                }
+                return false;
+            };
+            sequence.state = Some(SequenceState { slot, resume_from });
+        }
+        self.blocks.share(&prefix);
+        sequence.num_computed = prefix.len() * BLOCK_SIZE;
+        sequence.block_table = prefix;
+        for _ in 0..fresh {
+            sequence.block_table.push(self.blocks.allocate().expect("room was checked; this is a bug"));
+        }
+        if sequence.cached_tokens.is_none() {
+            sequence.cached_tokens = Some(sequence.num_computed);
+            self.stats.cached_tokens += sequence.num_computed as u64;
+        }
+        sequence.status = SequenceStatus::Running;
+        true
+    }
+
+    /// Puts as many pending tokens of a running sequence into the step as the budget allows.
+    fn schedule_chunk(&mut self, id: SequenceId, budget: &mut Budget, batch: &mut ScheduledBatch) {
+        let sequence = self.sequences.get_mut(&id).expect("running sequences exist; this is a bug");
+        let prompt_logits = sequence.wants_prompt_logits;
+        let mut count = sequence.num_pending().min(budget.tokens);
+        if prompt_logits {
+            count = count.min(budget.prompt_logit_rows);
+            budget.prompt_logit_rows -= count;
+        }
+        if count == 0 {
+            return;
+        }
+        budget.tokens -= count;
+        let start = sequence.num_computed;
+        let end = start + count;
+        let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
+        let samples = end == sequence.tokens.len();
+        batch.sequences.push(ScheduledSequence { id, start, end, samples, prompt_logits, state });
+    }
+
+    /// Books a step that ran: its tokens are in the cache now.
+    pub fn commit(&mut self, batch: &ScheduledBatch) {
+        for scheduled in &batch.sequences {
+            let sequence = self.sequences.get_mut(&scheduled.id).expect("scheduled sequences exist; this is a bug");
+            sequence.num_computed = scheduled.end;
+            let full = scheduled.end / BLOCK_SIZE;
+            sequence.hash_blocks(full);
+            if sequence.salt.is_some() {
+                for block in scheduled.start / BLOCK_SIZE..full {
+                    self.blocks.remember(sequence.block_table[block], sequence.hashes[block]);
+                }
+            }
+            if let (Some(states), Some(step), Some(state)) = (&mut self.states, &scheduled.state, &mut sequence.state) {
+                for &(consumed, slot) in &step.snapshots {
+                    states.remember(slot, sequence.hashes[(scheduled.start + consumed as usize) / BLOCK_SIZE - 1]);
+                }
+                if let Some((hash, _)) = state.resume_from.take() {
+                    states.unpin(hash);
+                }
+            }
+            if scheduled.end >= sequence.prompt_len {
+                sequence.wants_prompt_logits = false;
+                let forks = std::mem::take(&mut sequence.forks);
+                self.wake(&forks);
+            }
+        }
+    }
+
+    /// Ends every sequence of a step that did not run. What it may have written is forgotten.
+    pub fn fail(&mut self, batch: &ScheduledBatch) -> Vec<Sequence> {
+        for scheduled in &batch.sequences {
+            if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
+                step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
+            }
+        }
+        batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
+    }
+
+    fn wake(&mut self, forks: &[SequenceId]) {
+        self.waiting.extend(forks.iter().filter_map(|id| self.sequences.get(id)).map(|sequence| sequence.rank));
+    }
+
+    /// Adds a token that was chosen; tells when it was the last that fits. The caller then calls `finish`.
+    pub fn append(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+        let sequence = self.sequences.get_mut(&id).expect("tokens are for live sequences; this is a bug");
+        sequence.tokens.push(token);
+        (sequence.tokens.len() >= sequence.max_len).then_some(FinishReason::Length)
+    }
+
+    /// Ends a sequence wherever it is and frees what it owns at once. `None` if it has ended before.
+    pub fn finish(&mut self, id: SequenceId, reason: FinishReason) -> Option<Sequence> {
+        let sequence = self.sequences.get(&id)?;
+        let rank = sequence.rank;
+        if self.running.remove(&rank) {
+            self.release(id);
+        }
+        self.waiting.remove(&rank);
+        let mut sequence = self.sequences.remove(&id)?;
+        self.wake(&std::mem::take(&mut sequence.forks));
+        sequence.status = SequenceStatus::Finished(reason);
+        Some(sequence)
+    }
+
+    /// A live sequence.
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences.get(&id)
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Sequences that own blocks.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences that do not.
+    pub fn num_waiting(&self) -> usize {
+        self.sequences.len() - self.running.len()
+    }
+
+    /// The pool of blocks.
+    pub fn blocks(&self) -> &BlockManager {
+        &self.blocks
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> SchedulerStats {
+        self.stats
+    }
+
+    /// Checks all books between two steps. For tests.
+    ///
+    /// # Errors
+    /// What does not add up.
+    pub fn check(&self) -> Result<(), String> {
+        self.blocks.check(self.sequences.values().map(|sequence| sequence.block_table.as_slice()))?;
+        if let Some(states) = &self.states {
+            states.check(self.sequences.values().filter_map(|sequence| sequence.state).map(|state| state.slot))?;
+        }
+        for sequence in self.sequences.values() {
+            let running = self.running.contains(&sequence.rank);
+            if running != (sequence.status == SequenceStatus::Running) || running == sequence.block_table.is_empty() {
+                return Err(format!("{} is {:?} but in the wrong set", sequence.id(), sequence.status));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the recurrent state of tokens up to `end` comes from and goes to, with snapshots at the borders worth keeping.
+fn state_step(sequence: &mut Sequence, end: usize, states: &mut StatePool) -> StateStep {
+    let state = sequence.state.expect("running sequences of recurrent models own a slot; this is a bug");
+    let start = sequence.num_computed;
+    let source = match state.resume_from {
+        Some((_, slot)) => Some(slot),
+        None => (start > 0).then_some(state.slot),
+    };
+    let mut snapshots = Vec::new();
+    let last_border = (sequence.tokens.len() - 1) / BLOCK_SIZE * BLOCK_SIZE;
+    if sequence.salt.is_some() && !sequence.is_decoding() {
+        for border in (start / BLOCK_SIZE + 1..=end / BLOCK_SIZE).map(|block| block * BLOCK_SIZE) {
+            let hash = sequence.hash_blocks(border / BLOCK_SIZE)[border / BLOCK_SIZE - 1];
+            let worth = border == last_border || border.is_multiple_of(SNAPSHOT_INTERVAL);
+            if worth && !states.contains(hash) {
+                snapshots.extend(states.allocate().map(|slot| ((border - start) as u32, slot)));
+            }
+        }
+    }
+    StateStep { source, target: state.slot, snapshots }
+}

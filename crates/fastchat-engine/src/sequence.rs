@@ -1,0 +1,131 @@
+//! One choice of a request as the scheduler sees it: its tokens, how many of them are in the cache, and where. Knows no
+//! tensors, clocks or channels.
+
+use std::fmt;
+
+use fastchat_kernels::BLOCK_SIZE;
+
+use crate::block_manager::hash_block;
+
+/// Key of a sequence, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sequence {}", self.0)
+    }
+}
+
+/// Order of service, least first. It never changes, so the least of all live sequences is never preempted for another
+/// and every sequence becomes the least in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Number of arrivals before this one, plus the head start its priority gives or takes.
+    pub turn: i64,
+    /// Breaks ties by arrival.
+    pub id: SequenceId,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token, a stop string, or the model's end of text.
+    Stop,
+    /// `max_tokens` or the context is used up.
+    Length,
+    /// The caller gave up.
+    Abort,
+    /// The engine failed.
+    Error,
+}
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceStatus {
+    /// Owns no block.
+    Waiting,
+    /// Owns blocks for all its tokens.
+    Running,
+    /// Owns nothing and is about to be forgotten.
+    Finished(FinishReason),
+}
+
+/// Hash of a block's tokens and everything before them.
+pub type BlockHash = u128;
+
+/// Recurrent state of a running sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceState {
+    /// Slot this sequence writes.
+    pub slot: u32,
+    /// Snapshot (by hash, and its slot) to start from instead, pinned until the first step is done.
+    pub resume_from: Option<(BlockHash, u32)>,
+}
+
+/// One choice of a request.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// Key and order of service.
+    pub rank: Rank,
+    /// Request it belongs to, as the submitter numbers them.
+    pub request: u64,
+    /// Choice of that request.
+    pub index: u32,
+    /// Where it stands.
+    pub status: SequenceStatus,
+    /// Prompt, then what was generated.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_len: usize,
+    /// Prompt and completion together never exceed this.
+    pub max_len: usize,
+    /// Tokens whose keys and values (or state) are in the cache.
+    pub num_computed: usize,
+    /// Prompt tokens that were found in the cache when it first ran; `None` before.
+    pub cached_tokens: Option<usize>,
+    /// Blocks in order.
+    pub block_table: Vec<u32>,
+    /// Chained hashes of the full blocks, as far as they were needed.
+    pub hashes: Vec<BlockHash>,
+    /// Start of the chain; `None` shares nothing.
+    pub salt: Option<BlockHash>,
+    /// Recurrent state while it runs; `None` for models without.
+    pub state: Option<SequenceState>,
+    /// Logits of every prompt position are wanted, so no cached prefix may be skipped yet.
+    pub wants_prompt_logits: bool,
+    /// Choices that start once this one has the prompt in the cache.
+    pub forks: Vec<SequenceId>,
+}
+
+impl Sequence {
+    /// Its key.
+    pub fn id(&self) -> SequenceId {
+        self.rank.id
+    }
+
+    /// Tokens generated so far.
+    pub fn completion_len(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens known but not yet in the cache.
+    pub fn num_pending(&self) -> usize {
+        self.tokens.len() - self.num_computed
+    }
+
+    /// Hashes of its first `count` blocks, which must be full; empty if it shares nothing.
+    pub fn hash_blocks(&mut self, count: usize) -> &[BlockHash] {
+        let Some(mut parent) = self.hashes.last().copied().or(self.salt) else { return &[] };
+        for block in self.hashes.len()..count {
+            parent = hash_block(parent, &self.tokens[block * BLOCK_SIZE..(block + 1) * BLOCK_SIZE]);
+            self.hashes.push(parent);
+        }
+        &self.hashes[..count]
+    }
+
+    /// Whether it only waits for its newest token to be computed.
+    pub fn is_decoding(&self) -> bool {
+        self.num_pending() == 1 && self.completion_len() > 0
+    }
+}

@@ -1,0 +1,337 @@
+//! The engine thread: the only owner of model, cache and scheduler. Takes commands, steps while there is work, leaves
+//! news in slots. Never waits for a reader; a panic in a step ends the requests of that step and nothing else.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use parking_lot::Mutex;
+
+use crate::choice::{Choice, ChoiceSeed};
+use crate::delta::{Delta, Finish, Usage};
+use crate::doorbell::Doorbell;
+use crate::error::EngineError;
+use crate::info::EngineStats;
+use crate::prompt_logprobs::PromptLogprobsBuilder;
+use crate::runner::{Rows, Runner};
+use crate::sampler::{NothingToSample, Sampler, TokenLogprobs, logprobs};
+use crate::scheduler::{Refusal, ScheduledBatch, Scheduler, Submission};
+use crate::sequence::{FinishReason, SequenceId};
+use crate::slot::SlotOwner;
+use crate::text::Tokenizer;
+
+/// What callers ask of the engine thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Submit(Box<Job>),
+    Abort(u64),
+    Shutdown,
+}
+
+/// A checked request on its way to the scheduler.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub slot: SlotOwner,
+    pub submission: Submission,
+    pub choices: ChoiceSeed,
+    pub prompt_logprobs: Option<PromptLogprobsBuilder>,
+    pub queued: Queued,
+}
+
+/// A place in the queue, given back when the request starts or is gone.
+#[derive(Debug)]
+pub(crate) struct Queued(pub Arc<AtomicUsize>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request the scheduler knows.
+#[derive(Debug)]
+struct Active {
+    slot: SlotOwner,
+    sequences: Vec<SequenceId>,
+    /// Until its first step.
+    queued: Option<Queued>,
+    prompt_logprobs: Option<PromptLogprobsBuilder>,
+    cached_tokens: usize,
+    open: usize,
+}
+
+/// What sampling found for one scheduled sequence.
+struct Sampled {
+    id: SequenceId,
+    token: Result<u32, NothingToSample>,
+    logprobs: Option<TokenLogprobs>,
+}
+
+/// The state of the engine thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub runner: Runner,
+    pub scheduler: Scheduler,
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub commands: Receiver<Command>,
+    pub stats: Arc<Mutex<EngineStats>>,
+    pub book: Book,
+}
+
+/// Requests and choices in flight, and what the thread reuses.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    requests: HashMap<u64, Active>,
+    choices: HashMap<SequenceId, Choice>,
+    sampler: Sampler,
+    bells: Vec<Arc<Doorbell>>,
+    counters: EngineStats,
+}
+
+impl Worker {
+    /// Serves until told to shut down or all callers are gone. A panic outside a step's computation means the books
+    /// cannot be trusted: every request is ended and the engine is dead.
+    pub fn run(mut self) {
+        self.report(true);
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        self.report(false);
+        if served.is_err() {
+            let lost = EngineError::Internal("the engine has failed and must be restarted".to_owned());
+            for active in self.book.requests.values() {
+                self.book.bells.extend(active.slot.0.close(FinishReason::Error, &lost));
+            }
+            self.ring();
+        }
+    }
+
+    fn serve(&mut self) {
+        loop {
+            if self.scheduler.is_idle() {
+                let Ok(command) = self.commands.recv() else { return };
+                if !self.obey(command) {
+                    return;
+                }
+            }
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => {
+                        if !self.obey(command) {
+                            return;
+                        }
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            if !self.scheduler.is_idle() {
+                self.step();
+            }
+            self.report(true);
+            self.ring();
+        }
+    }
+
+    /// Returns whether to go on.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit(job) => self.enter(*job),
+            Command::Abort(request) => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
+            Command::Shutdown => return false,
+        }
+        true
+    }
+
+    fn enter(&mut self, job: Job) {
+        let Job { slot, submission, choices, prompt_logprobs, queued } = job;
+        let request = submission.request;
+        match self.scheduler.submit(submission) {
+            Ok(sequences) => {
+                for (index, &id) in (0..).zip(&sequences) {
+                    self.book.choices.insert(id, Choice::new(request, index, &choices));
+                }
+                let open = sequences.len();
+                let queued = Some(queued);
+                let active = Active { slot, sequences, queued, prompt_logprobs, cached_tokens: 0, open };
+                self.book.requests.insert(request, active);
+            }
+            Err(Refusal { needed, total }) => {
+                let message = format!("the request may need {needed} cache blocks; there are {total}");
+                self.book.bells.extend(slot.0.close(FinishReason::Error, &EngineError::Internal(message)));
+            }
+        }
+    }
+
+    /// Ends all choices of a request and frees their blocks.
+    fn end_request(&mut self, request: u64, reason: FinishReason, error: &EngineError) {
+        let Some(active) = self.book.requests.remove(&request) else { return };
+        for id in &active.sequences {
+            if let Some(choice) = self.book.choices.remove(id) {
+                let mut delta = active.delta(&choice);
+                delta.finish = Some(Finish { reason, stop: None });
+                delta.error = Some(error.clone());
+                self.book.bells.extend(active.slot.0.publish(delta));
+            }
+            self.scheduler.finish(*id, reason);
+        }
+    }
+
+    fn step(&mut self) {
+        let batch = self.scheduler.schedule();
+        self.book.start(&batch, &self.scheduler);
+        let Self { runner, scheduler, book, .. } = self;
+        let computed = catch_unwind(AssertUnwindSafe(|| {
+            runner.run(&batch, scheduler)?.read(|rows| book.sample(&batch, scheduler, rows))
+        }));
+        self.book.counters.steps += 1;
+        let error = match computed {
+            Ok(Ok(sampled)) => {
+                self.scheduler.commit(&batch);
+                for sampled in sampled {
+                    self.deliver(sampled);
+                }
+                return;
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => EngineError::Internal(format!("a step failed: {}", panic_text(panic.as_ref()))),
+        };
+        for sequence in self.scheduler.fail(&batch) {
+            self.end_request(sequence.request, FinishReason::Error, &error);
+        }
+    }
+
+    /// Gives one sampled token to its choice, its reader and the scheduler.
+    fn deliver(&mut self, sampled: Sampled) {
+        let Sampled { id, token, logprobs } = sampled;
+        // An earlier token of this step may have ended the whole request.
+        let Some(choice) = self.book.choices.get_mut(&id) else { return };
+        let request = choice.request;
+        let error = match token {
+            Err(error) => EngineError::Internal(error.to_string()),
+            Ok(token) => {
+                let last = self.scheduler.append(id, token).is_some();
+                let mut text = String::new();
+                match choice.push(self.tokenizer.as_deref(), token, last, &mut text) {
+                    Err(error) => error.into(),
+                    Ok(finish) => {
+                        self.book.counters.generation_tokens += 1;
+                        self.publish(
+                            id,
+                            Delta {
+                                text,
+                                token_ids: vec![token],
+                                logprobs: logprobs.map(|found| vec![found]),
+                                finish,
+                                ..Delta::default()
+                            },
+                        );
+                        return;
+                    }
+                }
+            }
+        };
+        self.end_request(request, FinishReason::Error, &error);
+    }
+
+    fn publish(&mut self, id: SequenceId, mut delta: Delta) {
+        let Some(choice) = self.book.choices.get(&id) else { return };
+        let request = choice.request;
+        let active = self.book.requests.get_mut(&request).expect("choices belong to requests; this is a bug");
+        let Delta { index, usage, .. } = active.delta(choice);
+        (delta.index, delta.usage) = (index, usage);
+        let ended = delta.finish.as_ref().map(|finish| finish.reason);
+        if let Some(builder) = active.prompt_logprobs.take() {
+            active.slot.0.set_prompt_logprobs(builder.finish());
+        }
+        self.book.bells.extend(active.slot.0.publish(delta));
+        if let Some(reason) = ended {
+            active.open -= 1;
+            let over = active.open == 0;
+            self.scheduler.finish(id, reason);
+            self.book.choices.remove(&id);
+            if over {
+                self.book.requests.remove(&request);
+            }
+        }
+    }
+
+    fn report(&mut self, alive: bool) {
+        let scheduler = &self.scheduler;
+        let stats = &mut self.book.counters;
+        stats.alive = alive;
+        stats.running = scheduler.num_running();
+        stats.waiting = scheduler.num_waiting();
+        stats.free_blocks = scheduler.blocks().num_free();
+        stats.total_blocks = scheduler.blocks().num_blocks();
+        stats.preemptions = scheduler.stats().preemptions;
+        *self.stats.lock() = *stats;
+    }
+
+    fn ring(&mut self) {
+        self.book.bells.drain(..).for_each(|bell| bell.ring());
+    }
+}
+
+impl Active {
+    /// An empty delta of one choice with the counts so far.
+    fn delta(&self, choice: &Choice) -> Delta {
+        let usage = Usage {
+            prompt_tokens: self.slot.0.prompt.len(),
+            completion_tokens: choice.completion_tokens,
+            cached_tokens: self.cached_tokens,
+        };
+        Delta { index: choice.index, usage, ..Delta::default() }
+    }
+}
+
+impl Book {
+    /// Notes which requests have their first step.
+    fn start(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler) {
+        for scheduled in &batch.sequences {
+            let Some(active) =
+                self.choices.get(&scheduled.id).and_then(|choice| self.requests.get_mut(&choice.request))
+            else {
+                continue;
+            };
+            if active.queued.take().is_some() {
+                active.slot.0.set_started();
+                let cached = scheduler.sequence(scheduled.id).and_then(|sequence| sequence.cached_tokens);
+                active.cached_tokens = cached.unwrap_or(0);
+                self.counters.cached_tokens += active.cached_tokens as u64;
+                self.counters.prompt_tokens += active.slot.0.prompt.len() as u64;
+            }
+        }
+    }
+
+    /// Chooses tokens and gathers prompt log-probabilities from the rows of a step.
+    fn sample(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler, rows: &Rows<'_>) -> Vec<Sampled> {
+        let mut sampled = Vec::with_capacity(batch.sequences.len());
+        for (place, scheduled) in batch.sequences.iter().enumerate() {
+            let choice = &self.choices[&scheduled.id];
+            if scheduled.prompt_logits
+                && let Some(active) = self.requests.get_mut(&choice.request)
+                && let Some(builder) = &mut active.prompt_logprobs
+            {
+                for (position, row) in (scheduled.start..).zip(rows.of(place)) {
+                    builder.add(position, &active.slot.0.prompt, row);
+                }
+            }
+            if scheduled.samples {
+                let row = rows.of(place).next_back().expect("sampling sequences have a row; this is a bug");
+                let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
+                let token = self.sampler.sample(row, &choice.sampler, position as u64, None);
+                let asked = choice.params().logprobs;
+                let logprobs = asked.zip(token.ok()).map(|(k, token)| logprobs(row, token, k as usize));
+                sampled.push(Sampled { id: scheduled.id, token, logprobs });
+            }
+        }
+        sampled
+    }
+}
+
+/// The message of a panic.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let owned = || panic.downcast_ref::<String>().map(String::as_str);
+    panic.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("no message")
+}

@@ -1,0 +1,59 @@
+//! Routed experts: tokens are gathered per active expert, so that each expert's weights are read once per step.
+
+use candle_core::{Result, Tensor};
+
+use super::CpuKernels;
+use super::host::slice;
+use crate::ops::moe::{check, route};
+use crate::{Kernels, MoeSpec, MoeWeights};
+
+/// The tokens that chose an expert, ascending, and with what weight.
+#[derive(Clone, Default)]
+struct Chosen {
+    rows: Vec<usize>,
+    factors: Vec<f32>,
+}
+
+/// Experts are visited in ascending order and add to their tokens in that order, whoever else is in the batch.
+pub(super) fn moe(kernels: &CpuKernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+    check(spec, weights)?;
+    let (tokens, hidden) = x.dims2()?;
+    let x = x.contiguous()?;
+    let mut chosen = vec![Chosen::default(); spec.num_experts];
+    {
+        let logits = kernels.linear(&x, &weights.router)?;
+        let (storage, layout) = logits.storage_and_layout();
+        let bias = weights.score_bias.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
+        for (token, logits) in slice::<f32>(&storage, layout)?.chunks_exact(spec.num_experts).enumerate() {
+            for (expert, factor) in route(logits, bias.as_deref(), spec) {
+                chosen[expert].rows.push(token);
+                chosen[expert].factors.push(factor);
+            }
+        }
+    }
+    let mut out = vec![0.; tokens * hidden];
+    for (expert, Chosen { rows, factors }) in chosen.iter().enumerate().filter(|(_, chosen)| !chosen.rows.is_empty()) {
+        // An expert that all tokens chose needs no copy.
+        let input = if rows.len() == tokens { x.clone() } else { gather(&x, rows, hidden)? };
+        let inner = kernels.gated_act(&kernels.linear(&input, &weights.gate_up[expert])?, spec.act)?;
+        let y = kernels.linear(&inner, &weights.down[expert])?;
+        let (storage, layout) = y.storage_and_layout();
+        let y = slice::<f32>(&storage, layout)?;
+        for ((y, &row), factor) in y.chunks_exact(hidden).zip(rows).zip(factors) {
+            for (out, y) in out[row * hidden..][..hidden].iter_mut().zip(y) {
+                *out += y * factor;
+            }
+        }
+    }
+    Tensor::from_vec(out, (tokens, hidden), x.device())
+}
+
+fn gather(x: &Tensor, rows: &[usize], hidden: usize) -> Result<Tensor> {
+    let (storage, layout) = x.storage_and_layout();
+    let x_slice = slice::<f32>(&storage, layout)?;
+    let mut gathered = Vec::with_capacity(rows.len() * hidden);
+    for &row in rows {
+        gathered.extend_from_slice(&x_slice[row * hidden..][..hidden]);
+    }
+    Tensor::from_vec(gathered, (rows.len(), hidden), x.device())
+}

@@ -1,0 +1,10 @@
+//! The CPU overrides against the plain defaults, on every instruction set of this machine, and bit by bit against
+//! themselves in other company.
+#![allow(clippy::unwrap_used)]
+
+mod attention;
+mod data;
+mod gated_delta;
+mod moe;
+mod qkv;
+mod rows;

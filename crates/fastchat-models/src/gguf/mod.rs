@@ -1,0 +1,95 @@
+//! From a GGUF file to a checkpoint: header, metadata and tensor names become a [`Description`]. The only place, with
+//! `hf`, that knows models by name: one file per architecture.
+
+mod base;
+mod cursor;
+mod header;
+mod meta;
+mod rope;
+mod shards;
+mod value;
+mod vocab;
+
+mod cohere2;
+mod deepseek2;
+mod exaone4;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod glm4moe;
+mod gpt_oss;
+mod granite;
+mod llama;
+mod olmo2;
+mod olmoe;
+mod phi3;
+mod qwen2;
+mod qwen2moe;
+mod qwen3;
+mod qwen35;
+mod qwen3moe;
+mod qwen3next;
+mod seed_oss;
+mod smollm3;
+mod starcoder2;
+
+use std::path::Path;
+
+use fastchat_kernels::MappedFile;
+
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+use crate::description::Description;
+use meta::Meta;
+pub(crate) use shards::one_model;
+
+type Architecture = fn(&Meta) -> Result<Description, ModelError>;
+
+/// `general.architecture` to mapping.
+const ARCHITECTURES: &[(&str, Architecture)] = &[
+    ("cohere2", cohere2::describe),
+    ("deepseek2", deepseek2::describe),
+    ("ernie4_5", llama::describe),
+    ("exaone4", exaone4::describe),
+    ("gemma2", gemma2::describe),
+    ("gemma3", gemma3::describe),
+    ("glm4", glm4::describe),
+    ("glm4moe", glm4moe::describe),
+    ("gpt-oss", gpt_oss::describe),
+    ("granite", granite::describe),
+    ("llama", llama::describe),
+    ("olmo2", olmo2::describe),
+    ("olmoe", olmoe::describe),
+    ("phi3", phi3::describe),
+    ("qwen2", qwen2::describe),
+    ("qwen2moe", qwen2moe::describe),
+    ("qwen3", qwen3::describe),
+    ("qwen35", qwen35::describe),
+    ("qwen35moe", qwen35::describe),
+    ("qwen3moe", qwen3moe::describe),
+    ("qwen3next", qwen3next::describe),
+    ("seed_oss", seed_oss::describe),
+    ("smollm3", smollm3::describe),
+    ("starcoder2", starcoder2::describe),
+];
+
+/// Reads a file, or all files of a model cut into several: headers are checked, tensors stay mapped.
+pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
+    let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
+    let mut header = header::read(&file)?;
+    if let Some(place) = shards::place(&header, path)? {
+        let files = shards::files(path, place)?;
+        if place.0 > 0 {
+            return open(&files[0], max_model_len);
+        }
+        shards::join(&mut header, &files)?;
+    }
+    let meta = Meta::new(&header, path, max_model_len)?;
+    let Some((_, describe)) = ARCHITECTURES.iter().find(|(known, _)| *known == meta.arch) else {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|(known, _)| *known).collect();
+        return Err(meta.unsupported("general.architecture", meta.arch, format!("{} are", known.join(", "))));
+    };
+    let description = describe(&meta)?;
+    let text = vocab::read(&meta, description.spec.vocab_size)?;
+    Ok(Checkpoint { format: "gguf", description, tensors: header.tensors, text })
+}

@@ -1,0 +1,50 @@
+//! What every family's config becomes: a snapshot of the resolved spec, equal layers told once.
+#![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
+
+mod checkpoints;
+mod rows;
+
+use std::fmt::Write;
+
+use fastchat_models::inspect;
+use fastchat_models::spec::DecoderSpec;
+use serde_json::Value;
+
+/// The spec as text: its fields, then each distinct layer with the indices it stands at.
+fn outline(spec: &DecoderSpec) -> String {
+    // By way of text, which holds f32 in their shortest form.
+    let mut head: Value = serde_json::from_str(&serde_json::to_string(spec).unwrap()).unwrap();
+    let layers = head.as_object_mut().unwrap().remove("layers").unwrap();
+    let mut text = format!("{head:#}\n");
+    let mut distinct: Vec<(&Value, Vec<usize>)> = Vec::new();
+    for (i, layer) in layers.as_array().unwrap().iter().enumerate() {
+        match distinct.iter_mut().find(|(known, _)| *known == layer) {
+            Some((_, at)) => at.push(i),
+            None => distinct.push((layer, vec![i])),
+        }
+    }
+    for (layer, at) in distinct {
+        writeln!(text, "layers {at:?}: {layer:#}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn families_with_reference_outputs() {
+    let Some(shared) = rows::shared() else { return };
+    let mut folders: Vec<_> =
+        std::fs::read_dir(shared.join("text")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    for folder in folders {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        insta::assert_snapshot!(name, outline(&inspect(&folder).unwrap().spec));
+    }
+}
+
+#[test]
+fn families_without() {
+    for family in checkpoints::FAMILIES {
+        let folder = checkpoints::random(family, "snapshots");
+        insta::assert_snapshot!(family, outline(&inspect(&folder.0).unwrap().spec));
+    }
+}

@@ -1,0 +1,177 @@
+//! `Engine` and `Subscription`: every call that can wait or work lets go of the interpreter lock.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use pyo3::prelude::*;
+
+use crate::errors::{invalid, to_py};
+use crate::handle::PyRequestHandle;
+use crate::info::{PyEngineStats, PyModelInfo};
+use crate::params::PySamplingParams;
+
+/// One loaded model with its own thread.
+#[pyclass(name = "Engine", module = "fastchat_rs._engine", frozen)]
+pub struct PyEngine(Engine);
+
+/// A doorbell for an event loop.
+#[pyclass(name = "Subscription", module = "fastchat_rs._engine", frozen)]
+pub struct PySubscription(Subscription);
+
+/// A text, or token ids.
+#[derive(FromPyObject)]
+enum PyPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// The arguments that `Engine.submit` and `Subscription.submit` share.
+fn request(
+    prompt: PyPrompt,
+    params: &PySamplingParams,
+    add_special_tokens: bool,
+    cache_salt: Option<String>,
+    priority: i32,
+) -> Request {
+    let prompt = match prompt {
+        PyPrompt::Text(text) => Prompt::Text { text, add_special_tokens },
+        PyPrompt::Tokens(ids) => Prompt::Tokens(ids),
+    };
+    Request { prompt, params: params.to_engine(), cache_salt, priority }
+}
+
+#[pymethods]
+#[allow(clippy::too_many_arguments, reason = "keywords of the Python methods")]
+#[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
+impl PyEngine {
+    #[new]
+    #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
+        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, threads=None, skip_tokenizer_init=false,
+        num_blocks=None))]
+    fn new(
+        py: Python<'_>,
+        model: &str,
+        max_model_len: Option<usize>,
+        kv_memory: Option<u64>,
+        kv_dtype: Option<&str>,
+        max_batch_tokens: usize,
+        max_num_seqs: usize,
+        max_queue: usize,
+        enable_prefix_caching: bool,
+        threads: Option<usize>,
+        skip_tokenizer_init: bool,
+        num_blocks: Option<usize>,
+    ) -> PyResult<Self> {
+        let kv_dtype = kv_dtype
+            .map(|name| match name {
+                "f16" => Ok(DType::F16),
+                "bf16" => Ok(DType::BF16),
+                "f32" => Ok(DType::F32),
+                _ => Err(invalid("kv_dtype", format!("kv_dtype is '{name}', expected f16, bf16 or f32"))),
+            })
+            .transpose()?;
+        let config = EngineConfig {
+            max_model_len,
+            kv_memory,
+            kv_dtype,
+            max_batch_tokens,
+            max_num_seqs,
+            max_queue,
+            enable_prefix_caching,
+            threads,
+            skip_tokenizer_init,
+            num_blocks,
+        };
+        let engine = py.detach(|| Engine::load(Path::new(model), config));
+        engine.map(Self).map_err(|error| to_py(&error))
+    }
+
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    fn submit(
+        &self,
+        py: Python<'_>,
+        prompt: PyPrompt,
+        params: &PySamplingParams,
+        add_special_tokens: bool,
+        cache_salt: Option<String>,
+        priority: i32,
+    ) -> PyResult<PyRequestHandle> {
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
+    }
+
+    fn subscribe(&self) -> PyResult<PySubscription> {
+        self.0.subscribe().map(PySubscription).map_err(|error| to_py(&error))
+    }
+
+    #[pyo3(signature = (text, add_special_tokens=true, parse_special=true))]
+    fn encode(&self, py: Python<'_>, text: &str, add_special_tokens: bool, parse_special: bool) -> PyResult<Vec<u32>> {
+        py.detach(|| self.0.encode(text, add_special_tokens, parse_special)).map_err(|error| to_py(&error))
+    }
+
+    #[pyo3(signature = (token_ids, skip_special_tokens=true))]
+    fn decode(&self, py: Python<'_>, token_ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+        py.detach(|| self.0.decode(&token_ids, skip_special_tokens)).map_err(|error| to_py(&error))
+    }
+
+    fn token_bytes(&self, token_id: u32) -> PyResult<Vec<u8>> {
+        self.0.token_bytes(token_id).map_err(|error| to_py(&error))
+    }
+
+    fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
+        self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn stats(&self) -> PyEngineStats {
+        self.0.stats().into()
+    }
+
+    fn info(&self) -> PyModelInfo {
+        self.0.info().into()
+    }
+
+    fn shutdown(&self, py: Python<'_>) {
+        py.detach(|| self.0.shutdown());
+    }
+}
+
+#[pymethods]
+#[allow(clippy::too_many_arguments, reason = "keywords of the Python methods")]
+impl PySubscription {
+    fn fileno(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    fn ready(&self) -> Vec<u64> {
+        self.0.ready()
+    }
+
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    fn submit(
+        &self,
+        py: Python<'_>,
+        prompt: PyPrompt,
+        params: &PySamplingParams,
+        add_special_tokens: bool,
+        cache_salt: Option<String>,
+        priority: i32,
+    ) -> PyResult<PyRequestHandle> {
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+/// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
+#[pyfunction]
+pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
+    py.detach(|| {
+        let inspection =
+            fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}

@@ -1,0 +1,314 @@
+"""Typed face of the compiled engine (crates/fastchat-py): small plain values per call, no tensors.
+
+Every method that can wait or work releases the GIL. Only `server/bridge.py` and `llm.py` import this module.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+__version__: str
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose. `str(error)` is one line that is safe to show to a client."""
+
+class InvalidRequestError(EngineError):
+    """A value of a request is wrong. `param` names the field as `SamplingParams` and `submit` spell it."""
+
+    param: str
+
+class ContextLengthError(EngineError):
+    """The prompt alone does not fit in the context or in the cache."""
+
+    limit: int
+    prompt_tokens: int
+
+class OverloadedError(EngineError):
+    """The waiting queue is full; try again later."""
+
+class UnsupportedModelError(EngineError):
+    """The model's configuration names something this engine does not do."""
+
+class WeightsError(EngineError):
+    """A model file is missing, damaged, or does not match its configuration."""
+
+class CancelledError(EngineError):
+    """The request was aborted, or the engine was shut down before it ended."""
+
+class InternalError(EngineError):
+    """The engine failed; the request is lost, the process goes on."""
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+@final
+class SamplingParams:
+    """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
+
+    Raises `InvalidRequestError` whose `param` is the keyword's name.
+    `top_k` -1 or 0 is off; `logprobs` k adds the k most likely tokens of each step; `prompt_logprobs` -1 asks for the
+    whole float32 matrix; `logit_bias` maps a token id to a number added to its logit; `max_tokens=None` is the
+    remaining context (a larger number than that is clamped to it); `seed` is any signed 64-bit integer.
+    A number that no such field can hold (n=-1) is Python's own OverflowError, a wrong type its TypeError.
+    """
+
+    def __new__(
+        cls,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        include_stop_str_in_output: bool = False,
+        ignore_eos: bool = False,
+        max_tokens: int | None = None,
+        min_tokens: int = 0,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        skip_special_tokens: bool = True,
+    ) -> SamplingParams: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def stop(self) -> list[str]: ...
+    @property
+    def stop_token_ids(self) -> list[int]: ...
+    @property
+    def include_stop_str_in_output(self) -> bool: ...
+    @property
+    def ignore_eos(self) -> bool: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+    @property
+    def min_tokens(self) -> int: ...
+    @property
+    def logprobs(self) -> int | None: ...
+    @property
+    def prompt_logprobs(self) -> int | None: ...
+    @property
+    def logit_bias(self) -> dict[int, float]: ...
+    @property
+    def skip_special_tokens(self) -> bool: ...
+
+@final
+class TokenLogprobs:
+    """Log-probabilities of one step under the raw model distribution (before temperature and penalties)."""
+
+    @property
+    def token_id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def rank(self) -> int:
+        """1 = the most likely token."""
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """The k most likely (token id, log-probability), best first."""
+
+@final
+class PromptLogprobs:
+    """Log-probabilities of prompt tokens 1.. given those before them; row i belongs to token i + 1."""
+
+    @property
+    def tokens(self) -> list[TokenLogprobs]:
+        """One entry per prompt token from the second on (empty when the whole matrix was asked for)."""
+    @property
+    def matrix(self) -> bytes | None:
+        """`rows * vocab_size` little-endian float32, row-major, when `prompt_logprobs` was -1."""
+    @property
+    def rows(self) -> int: ...
+
+@final
+class Delta:
+    """News of one choice since the last `take`, merged into one piece. `text` never ends inside a code point."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or stop token id that ended the choice; None for eos and for length."""
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of this choice so far."""
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+    @property
+    def error(self) -> EngineError | None:
+        """Why the choice ended with finish reason `error` or `abort`."""
+
+@final
+class RequestHandle:
+    """One request in flight. Dropping the last reference aborts it, as does `abort`."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def prompt_token_ids(self) -> list[int]: ...
+    @property
+    def finished(self) -> bool:
+        """True once every choice has ended and its last delta was taken."""
+    def take(self) -> list[Delta]:
+        """What has come since the last call, at most one delta per choice; never waits."""
+    def wait(self, timeout: float | None = None) -> list[Delta]:
+        """As `take`, but waits (without the GIL) until there is news, the request has ended, or `timeout` seconds."""
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Available from the first delta on when asked for; None otherwise."""
+    def abort(self) -> None:
+        """Frees the cache blocks within one step, wherever the request is. Twice does no harm."""
+
+@final
+class Subscription:
+    """A doorbell for an event loop: `fileno()` becomes readable once per engine step that has news for its handles."""
+
+    def fileno(self) -> int: ...
+    def ready(self) -> list[int]:
+        """Drains the doorbell and returns the ids of the handles with news; never waits."""
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        add_special_tokens: bool = True,
+        cache_salt: str | None = None,
+        priority: int = 0,
+    ) -> RequestHandle:
+        """As `Engine.submit`, with the news of this handle announced here."""
+    def close(self) -> None: ...
+
+@final
+class EngineStats:
+    """Counters since the start and gauges of now."""
+
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def generation_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens served from the prefix cache."""
+    @property
+    def preemptions(self) -> int: ...
+
+@final
+class ModelInfo:
+    """What was loaded; constant for the life of the engine."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def bos_token(self) -> str | None: ...
+    @property
+    def eos_token(self) -> str | None: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def has_tokenizer(self) -> bool: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int:
+        """Width of a row of logits."""
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, kernels and settings that decide the output."""
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """What the model's generation_config.json says of the fields of `SamplingParams`."""
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def spec_json(self) -> str:
+        """The resolved decoder description, as JSON."""
+
+@final
+class Engine:
+    """One loaded model with its own thread. `model` is a .gguf file or a folder with config.json and *.safetensors."""
+
+    def __new__(
+        cls,
+        model: str,
+        *,
+        max_model_len: int | None = None,
+        kv_memory: int | None = None,
+        kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
+        max_batch_tokens: int = 512,
+        max_num_seqs: int = 256,
+        max_queue: int = 512,
+        enable_prefix_caching: bool = True,
+        threads: int | None = None,
+        skip_tokenizer_init: bool = False,
+        num_blocks: int | None = None,
+    ) -> Engine:
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        add_special_tokens: bool = True,
+        cache_salt: str | None = None,
+        priority: int = 0,
+    ) -> RequestHandle:
+        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first."""
+    def subscribe(self) -> Subscription: ...
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text, as bytes (a part of a code point is possible); special tokens by name."""
+    def token_to_id(self, token: str) -> int | None: ...
+    def stats(self) -> EngineStats: ...
+    def info(self) -> ModelInfo: ...
+    def shutdown(self) -> None:
+        """Ends every request with `CancelledError` and joins the thread. Twice does no harm."""
+
+def inspect(model: str) -> str:
+    """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""

@@ -1,0 +1,203 @@
+"""The command `fastchat-rs`: words and tables for people. The work is done in llm.py, bench.py, doctor.py, server/."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fastchat_rs.config import ConfigError, EngineConfig, ServeConfig
+from fastchat_rs.errors import FastchatError
+from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
+from fastchat_rs.options import with_settings
+
+if TYPE_CHECKING:
+    from fastchat_rs.server.state import State
+
+_PRECEDENCE = """Settings come from four places; the first that names one wins: the command line, the environment
+(FASTCHAT_PORT for --port, lists separated by commas), a TOML file (--config or FASTCHAT_CONFIG, port = 8000), defaults.
+
+MODEL is a .gguf file, a folder with config.json and *.safetensors, a Hugging Face id (org/name, org/name:Q4_K_M), or a
+demo name: demo (SmolLM2 135M), gemma, qwen05."""
+
+app = typer.Typer(
+    help="An LLM inference engine in Rust with an OpenAI-compatible server.",
+    epilog=_PRECEDENCE,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token")]
+Tokens = Annotated[int | None, typer.Option(help="Most tokens of an answer (default: the rest of the context)")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable")]
+
+
+def main() -> None:
+    """Entry point. Expected errors are one line on stderr and status 1."""
+    try:
+        app()
+    except (FastchatError, EngineError) as error:
+        print(f"fastchat-rs: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastchat-rs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it")] = False,
+) -> None:
+    """An LLM inference engine in Rust with an OpenAI-compatible server."""
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(ServeConfig)
+def serve(config: ServeConfig) -> None:
+    """Serve MODEL over HTTP, as OpenAI does, until SIGTERM or Ctrl-C."""
+    from fastchat_rs.server.serve import serve as run
+
+    print(f"fastchat-rs {__version__}: loading {config.model}", file=sys.stderr)
+    run(config, _announce)
+
+
+def _announce(port: int, state: "State") -> None:
+    config = state.config
+    served = next(iter(state.models.values()))
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    body: dict[str, Any] = {"model": served.name, "stream": True}
+    if served.template is None:
+        route, body = "completions", {**body, "prompt": "The capital of France is", "max_tokens": 32}
+    else:
+        route, body = "chat/completions", {**body, "messages": [{"role": "user", "content": "Tell me a fun fact."}]}
+    key = " -H 'Authorization: Bearer KEY'" if config.api_key else ""
+    print(
+        f"fastchat-rs: {served.name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"
+        f"curl -N http://{host}:{port}/v1/{route} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",
+        flush=True,
+    )
+
+
+def load(config: EngineConfig) -> LLM:
+    """The model of a command that runs in this process."""
+    template = None
+    if config.chat_template is not None:
+        try:
+            template = Path(config.chat_template).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat_template: cannot read {config.chat_template}: {error}") from error
+    return LLM(
+        config.model,
+        dtype=config.cache_dtype,
+        max_model_len=config.max_model_len,
+        kv_memory=config.kv_memory,
+        max_num_batched_tokens=config.max_batch_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_queue=config.max_queue,
+        enable_prefix_caching=config.prefix_caching,
+        threads=config.threads,
+        chat_template=template,
+    )
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(EngineConfig)
+def chat(
+    config: EngineConfig,
+    system: Annotated[str | None, typer.Option(help="System message")] = None,
+    temperature: Temperature = 0.7,
+    max_tokens: Tokens = None,
+    seed: Seed = None,
+) -> None:
+    """Talk to MODEL in the terminal. Ctrl-C stops an answer, Ctrl-D leaves, /help tells more."""
+    from fastchat_rs.terminal import converse
+
+    with load(config) as llm:
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        converse(llm, params, system, Console())
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(EngineConfig)
+def generate(
+    config: EngineConfig,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text to go on from; else stdin")] = None,
+    as_chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, not raw text")] = False,
+    temperature: Temperature = 0.0,
+    max_tokens: Tokens = 128,
+    seed: Seed = None,
+) -> None:
+    """Write what MODEL makes of a prompt to stdout, as it comes."""
+    text = sys.stdin.read() if prompt is None else prompt
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    with load(config) as llm:
+        messages = [{"role": "user", "content": text}]
+        for chunk in llm.chat_stream(messages, params) if as_chat else llm.stream(text, params):
+            print(chunk.text, end="", flush=True)
+    print()
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(EngineConfig)
+def bench(
+    config: EngineConfig,
+    repeat: Annotated[int, typer.Option(min=1, help="Measurements of each figure")] = 3,
+    quick: Annotated[bool, typer.Option(help="Short prompts and answers, for a first look")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure MODEL here: prefill, decode, time to first token, and 1, 4, 16, 64 requests at once."""
+    from fastchat_rs.bench import measure
+
+    with load(config) as llm:
+        result = measure(llm, repeat, quick=quick, log=lambda line: print(line, file=sys.stderr))
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    table = Table(title=f"{result['model']} ({result['kernels']})")
+    for name in ("figure", "median", "min", "max", "unit"):
+        table.add_column(name, justify="left" if name in ("figure", "unit") else "right")
+    for row in result["figures"]:
+        table.add_row(row["name"], *(_number(row[key]) for key in ("median", "min", "max")), row["unit"])
+    Console().print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show what MODEL is without loading its weights: resolved layers, tensor kinds, memory plan."""
+    from fastchat_rs.inspection import show
+
+    text = inspect_model(model)
+    print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(EngineConfig)
+def doctor(config: EngineConfig, as_json: AsJson = False) -> None:
+    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails."""
+    from fastchat_rs.doctor import examine
+
+    checks = examine(config.model, lambda: load(config))
+    if as_json:
+        print(
+            json.dumps({"ok": all(check.ok for check in checks), "checks": [check.row() for check in checks]}, indent=1)
+        )
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)

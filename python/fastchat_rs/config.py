@@ -1,0 +1,175 @@
+"""Settings: one table of fields, one precedence, checked whole before anything is loaded. Knows no command line.
+
+Command line > environment (`FASTCHAT_<FIELD>`, lists separated by commas) > TOML file (`--config` or FASTCHAT_CONFIG,
+keys as the fields below) > the defaults below.
+"""
+
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from fastchat_rs.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+ConfigT = TypeVar("ConfigT", bound="EngineConfig")
+SIZES = frozenset({"kv_memory", "max_body", "max_header", "max_stream_memory"})
+"""Fields that hold a number of bytes, as text with a unit."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every command that loads a model can be told. The text beside each field is its help."""
+
+    model: Annotated[str, Meta(description="Path of a .gguf file or model folder, Hugging Face id, or demo name")]
+    max_model_len: Annotated[Count | None, Meta(description="Longest context in tokens (default: the model's)")] = None
+    kv_memory: Annotated[str | None, Meta(description="Memory of the KV cache, as 512MiB or 2GiB (default: auto)")] = (
+        None
+    )
+    kv_dtype: Annotated[
+        Literal["f16", "bf16", "f32"] | None,
+        Meta(description="Type of the KV cache: f16, bf16 or f32 (default: by the weights)"),
+    ] = None
+    max_batch_tokens: Annotated[int, Meta(ge=16, description="Token budget of one engine step")] = 512
+    max_num_seqs: Annotated[Count, Meta(description="Most sequences in one step")] = 256
+    max_queue: Annotated[Count, Meta(description="Most waiting requests; more are refused")] = 512
+    prefix_caching: Annotated[bool, Meta(description="Reuse the cache of common prompt beginnings")] = True
+    threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
+    chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
+
+    @property
+    def cache_dtype(self) -> Literal["auto", "float16", "bfloat16", "float32"]:
+        """`kv_dtype` in the words of `LLM`."""
+        names: dict[str | None, Any] = {None: "auto", "f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+        return names[self.kv_dtype]
+
+    def __post_init__(self) -> None:
+        for field in SIZES & set(self.__struct_fields__):
+            value = getattr(self, field)
+            if value is not None:
+                parse_bytes(value, field)
+
+
+class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `fastchat-rs serve` can be told."""
+
+    host: Annotated[str, Meta(description="IP address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
+    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME for the only model; may be repeated")] = []
+    api_key: Annotated[list[str], Meta(description="Accepted API key; may be repeated; none = open")] = []
+    cors_origin: Annotated[list[str], Meta(description="Origin that browsers may call from; may be repeated")] = []
+    allowed_host: Annotated[
+        list[str], Meta(description="Extra Host header accepted when listening on loopback; may be repeated")
+    ] = []
+    generation_config: Annotated[
+        Literal["auto", "none"], Meta(description="auto: sampling defaults come from the model's generation_config")
+    ] = "none"
+
+    max_body: Annotated[str, Meta(description="Largest request body")] = "32MiB"
+    max_n: Annotated[Count, Meta(description="Largest n")] = 16
+    max_stop: Annotated[Count, Meta(description="Most stop strings")] = 16
+    max_logprobs: Annotated[int, Meta(ge=0, description="Largest top_logprobs")] = 20
+    max_json_depth: Annotated[Count, Meta(description="Deepest nesting of a request body")] = 128
+    max_header: Annotated[str, Meta(description="Largest request header block")] = "16KiB"
+    body_timeout: Annotated[Seconds, Meta(description="Seconds a request body may take to arrive")] = 30.0
+    request_timeout: Annotated[Seconds, Meta(description="Seconds until a request is given up")] = 600.0
+    stall_timeout: Annotated[Seconds, Meta(description="Seconds until a client that reads nothing is cut off")] = 45.0
+    heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
+    drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0
+    max_stream_memory: Annotated[str, Meta(description="Bytes all open streams may have sent before 503")] = "1GiB"
+    access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            raise ConfigError(f"host: '{self.host}' is not an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+
+
+def parse_bytes(text: str, field: str) -> int:
+    """`512MiB` -> 536870912. Units: none or B, KiB, MiB, GiB (and KB, MB, GB in tens)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?)?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"{field}: '{text}' is not a size such as 512MiB or 2GiB")
+    unit = (match[2] or "").lower()
+    base = 1024 if unit.endswith("i") else 1000
+    power = " kmg".index(unit[0]) if unit else 0
+    size = int(float(match[1]) * base**power)
+    if size < 1:
+        raise ConfigError(f"{field}: '{text}' is not more than nothing")
+    return size
+
+
+def load_config(
+    kind: type[ConfigT],
+    command_line: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> ConfigT:
+    """Merges the four sources. `command_line` holds only what was typed.
+
+    Environment and file are shared by all commands: a setting of another command is left aside there, an unknown one
+    in the file is an error.
+    """
+    environment = os.environ if environment is None else environment
+    if file is None and environment.get("FASTCHAT_CONFIG"):
+        file = Path(environment["FASTCHAT_CONFIG"])
+    wanted = set(kind.__struct_fields__)
+    values: dict[str, Any] = {}
+    for name, value in _from_file(file).items() if file else ():
+        if name not in ServeConfig.__struct_fields__:
+            raise ConfigError(f"{file}: unknown setting '{name}'")
+        if name in wanted:
+            values[name] = value
+    for field in msgspec.structs.fields(kind):
+        variable = f"FASTCHAT_{field.name.upper()}"
+        if environment.get(variable):
+            values[field.name] = _from_text(variable, environment[variable], field.type)
+    values.update(command_line)
+    if "model" not in values:
+        raise ConfigError("no model given: name one on the command line, in FASTCHAT_MODEL or in the file")
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_readable(error)) from error
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _from_text(name: str, text: str, kind: Any) -> Any:
+    if is_list(kind):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {_readable(error)}, got '{text}'") from error
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a field may be given several times."""
+    info = msgspec.inspect.type_info(kind)
+    return isinstance(info.type if isinstance(info, msgspec.inspect.Metadata) else info, msgspec.inspect.ListType)
+
+
+def _readable(error: Exception) -> str:
+    message, _, place = str(error).partition(" - at `$.")
+    return f"{place.rstrip('`')}: {message}" if place else message

@@ -1,0 +1,115 @@
+"""The checks of `fastchat-rs doctor`: each says what it saw, and the first that loads nothing ends the list."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastchat_rs.errors import FastchatError
+from fastchat_rs.inspection import memory_lines
+from fastchat_rs.llm import LLM, EngineError, SamplingParams, inspect_model
+
+_TEXT = "The quick brown fox jumps over 13 lazy dogs. Größe: 数学, наука 🙂\n\tif x >= 2: return"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
+    """Runs all checks that the model allows."""
+    checks = [_check("files", lambda: _files(model))]
+    if not checks[0].ok:
+        return checks
+    loaded: list[LLM] = []
+
+    def tensors() -> str:
+        loaded.append(load())
+        return f"complete, none left over; kernels {loaded[0].info.kernels}"
+
+    checks.append(_check("tensors", tensors))
+    if not checks[-1].ok:
+        return checks
+    with loaded[0] as llm:
+        parts: list[tuple[str, Callable[[LLM], str]]] = [("numbers", _numbers)]
+        if llm.info.has_tokenizer:
+            parts += [("tokenizer", _tokenizer), ("template", _template), ("text", _text)]
+        checks += [_check(name, lambda part=part: part(llm)) for name, part in parts]
+        checks.append(_check("memory", lambda: _memory(llm, model)))
+    return checks
+
+
+def _check(name: str, work: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, work())
+    except (FastchatError, EngineError, _FailedError) as error:
+        return Check(name, False, " ".join(str(error).split()))
+
+
+class _FailedError(Exception):
+    """A check that ran and did not like what it saw."""
+
+
+def _files(model: str) -> str:
+    found = json.loads(inspect_model(model))
+    return f"readable, {len(found.get('spec', {}).get('layers', []))} layers"
+
+
+def _numbers(llm: LLM) -> str:
+    """A forward pass reaches every weight but unused embedding rows; one bad number spoils the logits."""
+    last = llm.info.vocab_size
+    ids = [int(id) for id in np.linspace(0, last - 1, num=min(64, llm.info.max_model_len - 1))]
+    output = llm.generate(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, ignore_eos=True))[0]
+    matrix = output.prompt_logprobs
+    if not isinstance(matrix, np.ndarray):
+        raise _FailedError("the engine gave no matrix of log-probabilities")
+    bad = int(np.count_nonzero(~np.isfinite(matrix)))
+    if bad:
+        raise _FailedError(f"{bad} of {matrix.size} log-probabilities are not finite")
+    off = float(np.abs(np.exp(matrix.astype(np.float64)).sum(axis=1) - 1).max())
+    if off > 1e-3:
+        raise _FailedError(f"probabilities of a step sum to 1 only within {off:.2g}")
+    return f"{matrix.size} log-probabilities finite, rows sum to 1 within {off:.1g}"
+
+
+def _tokenizer(llm: LLM) -> str:
+    ids = llm.encode(_TEXT, add_special_tokens=False)
+    back = llm.decode(ids)
+    # SentencePiece models may put one blank in front.
+    if back.removeprefix(" ") != _TEXT:
+        raise _FailedError(f"round trip gives {back!r}")
+    return f"round trip of {len(ids)} tokens"
+
+
+def _template(llm: LLM) -> str:
+    if llm.info.chat_template is None:
+        return "none in the model: chat needs --chat-template"
+    text = llm.render([{"role": "user", "content": "Hello"}])
+    if "Hello" not in text:
+        raise _FailedError("the template does not print the user's message")
+    return f"renders {len(text)} characters for one message"
+
+
+def _text(llm: LLM) -> str:
+    output = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=12))[0]
+    return repr(output.outputs[0].text)
+
+
+def _memory(llm: LLM, model: str) -> str:
+    stats = llm.stats()
+    room = stats.total_blocks * stats.block_size
+    lines = [*memory_lines(json.loads(inspect_model(model))), f"cache for {room} tokens"]
+    if room < llm.info.max_model_len:
+        lines.append(f"which is less than the context of {llm.info.max_model_len}: raise --kv-memory")
+    return ", ".join(lines)

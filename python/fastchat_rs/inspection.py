@@ -1,0 +1,75 @@
+"""Tables of `fastchat-rs inspect`, from the JSON that the engine makes of a model's headers. Knows no files."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_STATE_BYTES = 4
+_PLAIN_KINDS = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """The model on one screen: layers that are alike are counted, not repeated."""
+    spec = found["spec"]
+    console.print(f"{found['path']} ({found['format']})", markup=False, highlight=False, soft_wrap=True)
+    heads = ("vocab_size", "hidden_size", "max_positions", "head", "final_norm", "embed_scale", "logit_softcap")
+    console.print(", ".join(f"{name} {_short(spec[name])}" for name in heads), markup=False, soft_wrap=True)
+    layers = Table("layers", "mixer", "mlp", "norms", title=f"{len(spec['layers'])} layers")
+    for (mixer, mlp, norms), count in Counter(_layer(layer) for layer in spec["layers"]).items():
+        layers.add_row(str(count), mixer, mlp, norms)
+    console.print(layers)
+    kinds = Table("kind", "tensors", "elements", "bytes", title="tensors")
+    for kind, sums in found["kinds"].items():
+        kinds.add_row(kind, f"{sums['tensors']:,}", f"{sums['elements']:,}", f"{sums['bytes']:,}")
+    console.print(kinds)
+    for line in memory_lines(found):
+        console.print(line, highlight=False)
+
+
+def memory_lines(found: Mapping[str, Any]) -> list[str]:
+    """What weights and cache cost, with the engine's default type of the cache."""
+    spec = found["spec"]
+    quantised = any(kind.upper() not in _PLAIN_KINDS for kind in found["kinds"])
+    element = 2 if quantised else 4
+    token, state = 0, 0
+    for layer in spec["layers"]:
+        ((kind, mixer),) = layer["mixer"].items()
+        if kind == "Attention":
+            token += 2 * mixer["kv_heads"] * mixer["head_dim"] * element
+        elif kind == "Mla":
+            token += (mixer["kv_lora_rank"] + mixer["rope_dim"]) * element
+        else:
+            state += mixer.get("v_heads", 0) * mixer.get("k_dim", 0) * mixer.get("v_dim", 0) * _STATE_BYTES
+    context = spec["max_positions"]
+    lines = [
+        f"weights {size(found['total']['bytes'])}",
+        f"cache {size(token)} a token ({'f16' if quantised else 'f32'}), {size(token * context)} for {context} tokens",
+    ]
+    return [*lines, f"state {size(state)} a sequence"] if state else lines
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _layer(layer: Mapping[str, Any]) -> tuple[str, str, str]:
+    norms = [name for name in ("pre_attn", "post_attn", "pre_mlp", "post_mlp") if layer[name] is not None]
+    return _short(layer["mixer"]), _short(layer["mlp"]), ", ".join(norms)
+
+
+def _short(value: Any) -> str:
+    """A JSON value in a few words; what is absent is left out."""
+    if isinstance(value, Mapping):
+        items: list[tuple[str, Any]] = list(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        if len(items) == 1 and isinstance(items[0][1], Mapping):
+            return f"{items[0][0]}({_short(items[0][1])})"
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in items if inner not in (None, "Absent"))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,377 @@
+"""`LLM`: one model in this process, with vLLM's calls: batches, streams and their async twins. No HTTP words here."""
+
+import asyncio
+import select
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fastchat_rs._engine import (
+    CancelledError,
+    ContextLengthError,
+    Engine,
+    EngineError,
+    EngineStats,
+    InternalError,
+    InvalidRequestError,
+    ModelInfo,
+    OverloadedError,
+    SamplingParams,
+    UnsupportedModelError,
+    WeightsError,
+    __version__,
+    inspect,
+)
+from fastchat_rs.config import parse_bytes
+from fastchat_rs.errors import ConfigError, TemplateError
+from fastchat_rs.outputs import Chunk, Collector, RequestOutput, chunk_of
+from fastchat_rs.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from fastchat_rs.hub import Located
+    from fastchat_rs.server.bridge import Bridge
+
+__all__ = [
+    "LLM",
+    "CancelledError",
+    "ContextLengthError",
+    "EngineError",
+    "InternalError",
+    "InvalidRequestError",
+    "Message",
+    "OverloadedError",
+    "Prompt",
+    "SamplingParams",
+    "UnsupportedModelError",
+    "WeightsError",
+    "__version__",
+    "inspect_model",
+]
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+Message = Mapping[str, Any]
+"""`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
+
+# Half of the engine's queue, so that other callers of the same engine find room.
+_WAITING_SHARE = 2
+# A doorbell cannot be lost; this only bounds the time until Ctrl-C is seen.
+_LOOK_SECONDS = 0.25
+
+
+def inspect_model(model: str) -> str:
+    """Resolved description, tensor kinds and bytes of a model as JSON, without loading its weights."""
+    return inspect(str(_located(model).path))
+
+
+def _located(model: str) -> "Located":
+    # Imported late, so that `python -m fastchat_rs.hub` is not imported twice.
+    from fastchat_rs.hub import resolve
+
+    return resolve(model)
+
+
+class LLM:
+    """A loaded model. Safe to use from several threads; the engine batches whatever comes.
+
+    `model` is a path, a Hugging Face id or a demo name. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
+    `shutdown`, to give the memory back.
+    """
+
+    def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
+        self,
+        model: str | Path,
+        *,
+        device: Literal["auto", "cpu"] = "auto",
+        dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
+        skip_tokenizer_init: bool = False,
+        max_model_len: int | None = None,
+        kv_memory: int | str | None = None,
+        max_num_batched_tokens: int = 512,
+        max_num_seqs: int = 256,
+        max_queue: int = 512,
+        enable_prefix_caching: bool = True,
+        threads: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"device: '{device}' is not auto or cpu")
+        kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+        if dtype not in kinds:
+            raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
+        located = _located(str(model))
+        self.model = located.name
+        self._window = max(max_queue // _WAITING_SHARE, 1)
+        self._engine = Engine(
+            str(located.path),
+            max_model_len=max_model_len,
+            kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
+            # Weights keep their stored type; `dtype` is that of the cache.
+            kv_dtype=cast(Any, kinds[dtype]),
+            max_batch_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            max_queue=max_queue,
+            enable_prefix_caching=enable_prefix_caching,
+            threads=threads,
+            skip_tokenizer_init=skip_tokenizer_init,
+        )
+        self._template_source = chat_template
+        self._template: ChatTemplate | None = None
+        self._bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
+        self._tokens: dict[int, str] = {}
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """Ends every request and frees the model. Twice does no harm."""
+        self._engine.shutdown()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        return self._engine.info()
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of the engine."""
+        return self._engine.stats()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text -> token ids; special tokens in the text are recognised."""
+        return self._engine.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Token ids -> text."""
+        return self._engine.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one prompt or many, in order. A bar shows the progress of several (`use_tqdm`, vLLM's word).
+
+        The first prompt that is refused, or fails, raises its error and ends the others.
+        """
+        several = _several(prompts)
+        return self._run(several, _params(sampling_params, len(several)), special=True, bar=use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """As `generate`, for one conversation or many; `template` as in `render`."""
+        texts = [self.render(conversation, **template) for conversation in _conversations(messages)]
+        return self._run(texts, _params(sampling_params, len(texts)), special=False, bar=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """The answer piece by piece. Leaving the loop, or closing the iterator, aborts the request."""
+        return self._stream(prompt, sampling_params or SamplingParams(), special=True)
+
+    def chat_stream(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[Chunk]:
+        """As `stream`, for a conversation."""
+        text = self.render(messages, **template)
+        return self._stream(text, sampling_params or SamplingParams(), special=False)
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """`generate` for event loops."""
+        several = _several(prompts)
+        return await self._arun(several, _params(sampling_params, len(several)), special=True)
+
+    async def achat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """`chat` for event loops."""
+        texts = [self.render(conversation, **template) for conversation in _conversations(messages)]
+        return await self._arun(texts, _params(sampling_params, len(texts)), special=False)
+
+    def astream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
+        """`stream` for event loops. Cancelling the task aborts the request."""
+        return self._astream(prompt, sampling_params or SamplingParams(), special=True)
+
+    def achat_stream(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
+    ) -> AsyncIterator[Chunk]:
+        """`chat_stream` for event loops."""
+        text = self.render(messages, **template)
+        return self._astream(text, sampling_params or SamplingParams(), special=False)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+        return self.template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=chat_template_kwargs,
+        )
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template, or the one given instead."""
+        if self._template is None:
+            info = self.info
+            source = self._template_source or info.chat_template
+            if source is None:
+                raise TemplateError("this model has no chat template; use generate, or give LLM a chat_template")
+            self._template = ChatTemplate(source, info.bos_token, info.eos_token)
+        return self._template
+
+    def _token(self, token_id: int) -> str:
+        text = self._tokens.get(token_id)
+        if text is None:
+            raw = self._engine.token_bytes(token_id) if self.info.has_tokenizer else b""
+            text = self._tokens[token_id] = raw.decode("utf-8", "replace")
+        return text
+
+    def _collector(self, prompt: Prompt, handle: Any) -> Collector:
+        return Collector(handle, prompt if isinstance(prompt, str) else None, self._token)
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool, bar: bool
+    ) -> list[RequestOutput]:
+        doorbell = self._engine.subscribe()
+        waiting = list(enumerate(zip(prompts, params, strict=True)))[::-1]
+        running: dict[int, tuple[int, Collector]] = {}
+        done: dict[int, RequestOutput] = {}
+        try:
+            with _progress(bar and len(prompts) > 1) as progress:
+                task = progress.add_task("prompts", total=len(prompts)) if progress else None
+                while waiting or running:
+                    while waiting and len(running) < self._window:
+                        place, (prompt, wanted) = waiting.pop()
+                        handle = doorbell.submit(prompt, wanted, add_special_tokens=special)
+                        running[handle.id] = (place, self._collector(prompt, handle))
+                    select.select([doorbell.fileno()], [], [], _LOOK_SECONDS)
+                    for id in doorbell.ready():
+                        place, collector = running[id]
+                        collector.add(collector.handle.take())
+                        if collector.handle.finished:
+                            done[place] = collector.output()
+                            del running[id]
+                            if progress and task is not None:
+                                progress.update(task, advance=1)
+        finally:
+            for _, collector in running.values():
+                collector.handle.abort()
+            doorbell.close()
+        return [done[place] for place in range(len(prompts))]
+
+    def _stream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> Iterator[Chunk]:
+        handle = self._engine.submit(prompt, params, add_special_tokens=special)
+        try:
+            while not handle.finished:
+                for delta in handle.wait(_LOOK_SECONDS):
+                    if delta.error is not None:
+                        raise delta.error
+                    yield chunk_of(delta, self._token)
+        finally:
+            handle.abort()
+
+    def _bridge(self) -> "Bridge":
+        from fastchat_rs.server.bridge import Bridge
+
+        loop = asyncio.get_running_loop()
+        bridge = self._bridges.get(loop)
+        if bridge is None:
+            for old in [old for old in self._bridges if old.is_closed()]:
+                self._bridges.pop(old).close()
+            bridge = self._bridges[loop] = Bridge(self._engine)
+        return bridge
+
+    async def _arun(
+        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool
+    ) -> list[RequestOutput]:
+        room = asyncio.Semaphore(self._window)
+
+        async def one(prompt: Prompt, wanted: SamplingParams) -> RequestOutput:
+            async with room:
+                generation = await self._bridge().submit([prompt], wanted, add_special_tokens=special)
+                try:
+                    collector = self._collector(prompt, generation.handles[0])
+                    while not generation.finished:
+                        collector.add([delta for _, delta in await generation.news(_LOOK_SECONDS)])
+                    return collector.output()
+                finally:
+                    generation.close()
+
+        tasks = [asyncio.ensure_future(one(*pair)) for pair in zip(prompts, params, strict=True)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _astream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> AsyncIterator[Chunk]:
+        generation = await self._bridge().submit([prompt], params, add_special_tokens=special)
+        try:
+            while not generation.finished:
+                for _, delta in await generation.news(_LOOK_SECONDS):
+                    yield chunk_of(delta, self._token)
+        finally:
+            generation.close()
+
+
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many -> many. A list of numbers is one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if all(isinstance(item, int) for item in prompts) and len(prompts):
+        return [cast("Sequence[int]", prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
+
+
+def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    if messages and isinstance(messages[0], Mapping):
+        return [cast("Sequence[Message]", messages)]
+    return list(cast("Sequence[Sequence[Message]]", messages))
+
+
+def _params(given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * count
+    if len(given) != count:
+        raise ConfigError(f"sampling_params: {len(given)} for {count} prompts")
+    return list(given)
+
+
+def _progress(wanted: bool) -> "AbstractContextManager[Progress | None]":
+    """A bar on stderr, when somebody can see it."""
+    if not wanted:
+        return nullcontext()
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

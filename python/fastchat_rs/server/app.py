@@ -1,0 +1,166 @@
+"""The RSGI entry: key first, then a dict of routes; every way out is JSON with a request id. Knows no model."""
+
+import ipaddress
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastchat_rs.server import chat, completions, health, models, openapi, tokenize
+from fastchat_rs.server.errors import to_api_error
+from fastchat_rs.server.handle import Context
+from fastchat_rs.server.http import (
+    ApiError,
+    HTTPProtocol,
+    ProtocolClosed,
+    Reply,
+    Request,
+    Scope,
+)
+from fastchat_rs.server.keys import Keys
+from fastchat_rs.server.metrics import Metrics
+from fastchat_rs.server.state import State
+
+log = logging.getLogger("fastchat_rs")
+
+Handler = Callable[[Context, Request], Awaitable[Reply | None]]
+
+# path without /api -> method -> handler. /v1/models/{id} is the only path with a variable part.
+ROUTES: dict[str, dict[str, Handler]] = {
+    "/health": {"GET": health.health},
+    "/metrics": {"GET": health.metrics},
+    "/openapi.json": {"GET": openapi.openapi},
+    "/v1/models": {"GET": models.list_models},
+    "/v1/models/": {"GET": models.get_model},
+    "/v1/chat/completions": {"POST": chat.chat_completions},
+    "/v1/completions": {"POST": completions.completions},
+    "/v1/tokenize": {"POST": tokenize.tokenize},
+    "/v1/detokenize": {"POST": tokenize.detokenize},
+}
+# Reachable without a key; everything else, known or not, needs one.
+OPEN_PATHS = frozenset({"/health", "/metrics"})
+_MODEL_PREFIX = "/v1/models/"
+_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def route_of(path: str) -> str:
+    """The key in `ROUTES` of a path."""
+    if path.startswith("/api/v1/"):
+        path = path.removeprefix("/api")
+    if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
+        return _MODEL_PREFIX
+    return path if path != _MODEL_PREFIX else ""
+
+
+class App:
+    """One server. `granian` calls `__rsgi__` for each request."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.metrics = Metrics(state)
+        self._context = Context(state, self.metrics)
+        self._keys = Keys(state.config.api_key)
+        self._origins = frozenset(state.config.cors_origin)
+        self._hosts = _allowed_hosts(state.config.host, state.config.allowed_host)
+
+    async def __rsgi__(self, scope: Scope, proto: HTTPProtocol) -> None:
+        """One request, whatever comes."""
+        given = scope.headers.get("x-request-id", "")
+        request = Request(scope, proto, given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
+        route = route_of(scope.path)
+        self.state.in_flight += 1
+        try:
+            reply = await self._answer(request, route)
+            if reply is not None:
+                request.send(reply)
+        except ProtocolClosed:
+            pass
+        except Exception as error:
+            request.send_error(to_api_error(error, request.id))
+        finally:
+            self.state.in_flight -= 1
+            self._record(request, route)
+
+    async def _answer(self, request: Request, route: str) -> Reply | None:
+        self._add_cors(request)
+        if self._hosts is not None and _host_name(request.header("host")) not in self._hosts:
+            raise ApiError(403, "This Host header is not accepted on a loopback address; see --allowed-host")
+        if request.scope.method == "OPTIONS":
+            return self._options(request, route)
+        if route not in OPEN_PATHS:
+            request.tenant = self._keys.check(request.header("authorization"))
+        methods = ROUTES.get(route)
+        if methods is None:
+            raise ApiError(404, "There is nothing at this path", code="not_found")
+        method = "GET" if request.scope.method == "HEAD" else request.scope.method
+        handler = methods.get(method)
+        if handler is None:
+            error = ApiError(405, f"This path takes {_allow(methods)}", code="method_not_allowed")
+            error.headers.append(("allow", _allow(methods)))
+            raise error
+        return await handler(self._context, request)
+
+    def _add_cors(self, request: Request) -> None:
+        origin = request.header("origin")
+        if origin and (origin in self._origins or "*" in self._origins):
+            request.headers_out += [
+                ("access-control-allow-origin", origin),
+                ("access-control-expose-headers", "x-request-id, retry-after"),
+                ("vary", "origin"),
+            ]
+
+    def _options(self, request: Request, route: str) -> Reply:
+        methods = ROUTES.get(route)
+        if methods is None:
+            raise ApiError(404, "There is nothing at this path", code="not_found")
+        headers = [("allow", _allow(methods))]
+        if any(name == "access-control-allow-origin" for name, _ in request.headers_out):
+            headers += [
+                ("access-control-allow-methods", _allow(methods)),
+                ("access-control-allow-headers", "authorization, content-type, x-request-id"),
+                ("access-control-max-age", "600"),
+            ]
+        return Reply(b"", 204, headers=headers)
+
+    def _record(self, request: Request, route: str) -> None:
+        path = route if route in ROUTES else "other"
+        # Nobody was there to get a status.
+        request.status = request.status or 499
+        self.metrics.requests.labels(path=path, status=str(request.status)).inc()
+        if self.state.config.access_log:
+            print(json.dumps(_log_line(request)), file=sys.stderr)
+
+
+def _log_line(request: Request) -> dict[str, Any]:
+    # JSON escapes control characters; the path is cut because clients choose its length.
+    return {
+        "time": round(time.time(), 3),
+        "request": request.id,
+        "client": request.scope.client,
+        "method": request.scope.method,
+        "path": request.scope.path[:200],
+        "status": request.status,
+        "seconds": round(time.monotonic() - request.started, 4),
+    }
+
+
+def _allow(methods: dict[str, Handler]) -> str:
+    names = [*methods, "OPTIONS"]
+    if "GET" in methods:
+        names.insert(1, "HEAD")
+    return ", ".join(names)
+
+
+def _allowed_hosts(address: str, extra: list[str]) -> frozenset[str] | None:
+    """On loopback only local names are accepted, so that a web page cannot reach in by DNS rebinding."""
+    if not ipaddress.ip_address(address).is_loopback or "*" in extra:
+        return None
+    return frozenset({"", "localhost", "127.0.0.1", "[::1]", address, *(name.lower() for name in extra)})
+
+
+def _host_name(host: str) -> str:
+    return re.sub(r":\d*$", "", host).lower()

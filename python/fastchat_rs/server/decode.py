@@ -1,0 +1,64 @@
+"""Bytes of a body -> a request Struct, or a 400 that names the field. The only place that reads msgspec's messages."""
+
+import re
+from typing import Generic, TypeVar
+
+import msgspec
+
+from fastchat_rs.server.http import ApiError, bad_field
+
+T = TypeVar("T")
+
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+class BodyDecoder(Generic[T]):
+    """A prebuilt decoder for one type of request."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def decode(self, body: bytes, max_depth: int) -> T:
+        """Checks depth, syntax, types and ranges. CPU work: large bodies belong on a worker thread."""
+        if body.count(b"{") + body.count(b"[") > max_depth and nesting(body) > max_depth:
+            raise bad_field(None, f"The body is nested deeper than {max_depth}")
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise _field_error(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise bad_field(None, f"The body is not valid JSON: {error}", code="invalid_json") from None
+        except RecursionError:
+            raise bad_field(None, "The body is nested too deep") from None
+
+
+def nesting(body: bytes) -> int:
+    """Deepest nesting of brackets outside strings."""
+    depth = deepest = 0
+    for match in _TOKENS.finditer(body):
+        first = match[0][0]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _field_error(text: str) -> ApiError:
+    reason, _, place = text.partition(" - at `$")
+    path = place.rstrip("`").lstrip(".")
+    missing = _MISSING.search(reason)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+    param = param_of(path)
+    code = "missing_required_parameter" if missing else "invalid_type" if "got" in reason else "invalid_value"
+    return bad_field(param, f"{param}: {reason}" if param else reason, code)
+
+
+def param_of(path: str) -> str | None:
+    """`messages[0].content[1].type` -> `messages.0.content.1.type`; items of other lists and maps go by the field."""
+    if not path.startswith("messages"):
+        path = path.partition("[")[0]
+    return path.replace("[...]", "").replace("[", ".").replace("]", "") or None

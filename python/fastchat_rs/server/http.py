@@ -1,0 +1,147 @@
+"""What a handler sees of HTTP: the request with its bounds, the reply, the one kind of error. No routes, no models."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from granian._granian import RSGIHTTPProtocol as HTTPProtocol
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
+from granian._granian import RSGIProtocolError as ProtocolError
+from granian.rsgi import Scope
+
+from fastchat_rs.server.protocol import ErrorBody, ErrorReply
+
+__all__ = [
+    "ApiError",
+    "BodyLimits",
+    "HTTPProtocol",
+    "ProtocolClosed",
+    "Reply",
+    "Request",
+    "Scope",
+    "bad_field",
+    "encode_json",
+    "json_reply",
+]
+
+JSON = "application/json"
+_MAX_MESSAGE = 4000
+encode_json = msgspec.json.Encoder().encode
+
+
+class ApiError(Exception):
+    """Becomes `{"error": {message, type, param, code}}` with `status`."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message[:_MAX_MESSAGE]
+        self.param = param
+        self.code = code
+        self.headers: list[tuple[str, str]] = [("retry-after", str(retry_after))] if retry_after else []
+
+    @property
+    def body(self) -> ErrorReply:
+        """The JSON object of the reply and of an error event in a stream."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return ErrorReply(ErrorBody(self.message, kind, self.param, self.code))
+
+
+def bad_field(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
+    """A 400 that names the field."""
+    return ApiError(400, message, param=param, code=code)
+
+
+@dataclass
+class Reply:
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = JSON
+    headers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+
+def json_reply(value: Any, status: int = 200) -> Reply:
+    """Encodes with msgspec: structs, dicts and lists; NaN and infinities become null."""
+    return Reply(encode_json(value), status)
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Bounds of a request body."""
+
+    max_bytes: int
+    seconds: float
+
+
+class Request:
+    """One request on its way. `headers_out` go on every reply to it."""
+
+    def __init__(self, scope: Scope, proto: HTTPProtocol, request_id: str) -> None:
+        self.scope = scope
+        self.proto = proto
+        self.id = request_id
+        self.started = time.monotonic()
+        self.tenant: str | None = None
+        self.status = 0
+        self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
+
+    def header(self, name: str) -> str:
+        """The first value of a header, or an empty string."""
+        return self.scope.headers.get(name, "")
+
+    async def body(self, limits: BodyLimits) -> bytes:
+        """The body, checked against its announced length; 408, 413 or 415 when it may not be read."""
+        kind = self.header("content-type").partition(";")[0].strip().lower()
+        if kind and kind != JSON and not kind.endswith("+json"):
+            raise ApiError(415, f"The body must be {JSON}", code="unsupported_media_type")
+        if self.header("content-encoding").lower() not in ("", "identity"):
+            raise ApiError(415, "Compressed bodies are not accepted", code="unsupported_media_type")
+        announced = self.header("content-length")
+        if announced.isdecimal() and int(announced) > limits.max_bytes:
+            raise _too_large(limits.max_bytes)
+        try:
+            body = await asyncio.wait_for(self._read(limits.max_bytes), limits.seconds)
+        except asyncio.TimeoutError:
+            message = f"The body did not arrive within {limits.seconds:g} seconds"
+            raise ApiError(408, message, code="body_timeout") from None
+        except (ProtocolClosed, ProtocolError):
+            raise bad_field(None, "The body ended before its announced length") from None
+        if announced.isdecimal() and len(body) != int(announced):
+            raise bad_field(None, "The body's length differs from Content-Length")
+        return body
+
+    async def _read(self, max_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in self.proto:
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+        return b"".join(parts)
+
+    def send(self, reply: Reply) -> None:
+        """Sends a whole answer; HEAD gets its headers only."""
+        self.status = reply.status if 200 <= reply.status <= 599 else 500
+        headers = [*self.headers_out, *reply.headers]
+        if reply.body:
+            headers.append(("content-type", reply.content_type))
+        if self.scope.method == "HEAD":
+            headers.append(("content-length", str(len(reply.body))))
+            self.proto.response_empty(self.status, headers)
+        else:
+            self.proto.response_bytes(self.status, headers, reply.body)
+
+    def send_error(self, error: ApiError) -> None:
+        """Sends an error as JSON."""
+        self.send(Reply(encode_json(error.body), error.status, headers=error.headers))
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The body is larger than {max_bytes} bytes", code="body_too_large")

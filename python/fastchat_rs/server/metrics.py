@@ -1,0 +1,142 @@
+"""Prometheus text: `fastchat_*`, and the same numbers under the `vllm:*` names that existing dashboards read."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fastchat_rs.server.bridge import Delta, EngineStats
+from fastchat_rs.server.state import Served, State
+from fastchat_rs.server.usage import UsageCounter
+
+# fastchat_<left> is also vllm:<right>.
+_ALIASES = {
+    "requests_running": "num_requests_running",
+    "requests_waiting": "num_requests_waiting",
+    "kv_cache_usage": "kv_cache_usage_perc",
+    "prompt_tokens": "prompt_tokens",
+    "generation_tokens": "generation_tokens",
+    "prefix_cache_queries": "prefix_cache_queries",
+    "prefix_cache_hits": "prefix_cache_hits",
+    "preemptions": "num_preemptions",
+    "time_to_first_token_seconds": "time_to_first_token_seconds",
+    "inter_token_seconds": "inter_token_latency_seconds",
+    "request_seconds": "e2e_request_latency_seconds",
+    "finished": "request_success",
+}
+_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+def _gauges(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
+    yield "requests_running", "Sequences in the running batch", stats.running
+    yield "requests_waiting", "Requests in the queue", stats.waiting
+    yield "kv_cache_usage", "Share of cache blocks in use, 0 to 1", 1 - stats.free_blocks / max(stats.total_blocks, 1)
+    yield "kv_blocks_free", "Cache blocks free or reclaimable", stats.free_blocks
+    yield "kv_blocks_total", "Cache blocks", stats.total_blocks
+    yield "engine_alive", "1 while the engine thread runs", stats.alive
+
+
+def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
+    yield "prompt_tokens", "Prompt tokens read", stats.prompt_tokens
+    yield "generation_tokens", "Tokens written", stats.generation_tokens
+    yield "prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prompt_tokens
+    yield "prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.cached_tokens
+    yield "preemptions", "Sequences put back for lack of cache", stats.preemptions
+    yield "engine_steps", "Steps of the engine", stats.steps
+
+
+class _EngineCollector(Collector):
+    """Reads the engines when scraped."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        served: dict[str, Served] = {model.name: model for model in self._state.models.values()}
+        stats = {name: model.bridge.engine.stats() for name, model in served.items()}
+        families: dict[str, Metric] = {}
+        for model, now in stats.items():
+            for name, text, value in _gauges(now):
+                family = families.setdefault(name, GaugeMetricFamily(f"fastchat_{name}", text, labels=["model_name"]))
+                family.add_sample(f"fastchat_{name}", {"model_name": model}, value)
+            for name, text, value in _counters(now):
+                family = families.setdefault(name, CounterMetricFamily(f"fastchat_{name}", text, labels=["model_name"]))
+                family.add_sample(f"fastchat_{name}_total", {"model_name": model}, value)
+        streams = GaugeMetricFamily("fastchat_requests_open", "HTTP requests being answered", self._state.in_flight)
+        return [*families.values(), streams]
+
+
+class _AliasCollector(Collector):
+    """The metrics of another registry under vLLM's names."""
+
+    def __init__(self, source: CollectorRegistry) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._source.collect():
+            alias = _ALIASES.get(family.name.removeprefix("fastchat_"))
+            if alias is None:
+                continue
+            copy = Metric(f"vllm:{alias}", family.documentation, family.type)
+            for sample in family.samples:
+                copy.add_sample(f"vllm:{alias}{sample.name[len(family.name) :]}", sample.labels, sample.value)
+            yield copy
+
+
+class Observation:
+    """Times of one generation."""
+
+    def __init__(self, metrics: "Metrics", started: float) -> None:
+        self._metrics = metrics
+        self._started = started
+        self._last: float | None = None
+
+    def delta(self, delta: Delta) -> None:
+        """Called for every delta."""
+        now = time.monotonic()
+        count = len(delta.token_ids)
+        if count:
+            if self._last is None:
+                self._metrics.first_token.observe(now - self._started)
+            else:
+                for _ in range(count):
+                    self._metrics.between_tokens.observe((now - self._last) / count)
+            self._last = now
+        if delta.finish_reason is not None:
+            self._metrics.finished.labels(finished_reason=delta.finish_reason).inc()
+
+    def done(self, usage: UsageCounter) -> None:
+        """Called when the whole answer is out."""
+        self._metrics.whole.observe(time.monotonic() - self._started)
+
+
+class Metrics:
+    """Counters of the server, and the text of /metrics."""
+
+    def __init__(self, state: State) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter("fastchat_http_requests", "Answered requests", ["path", "status"], registry=registry)
+        self.first_token = Histogram(
+            "fastchat_time_to_first_token_seconds", "Submit to first token", buckets=_FIRST, registry=registry
+        )
+        self.between_tokens = Histogram(
+            "fastchat_inter_token_seconds", "Between tokens", buckets=_BETWEEN, registry=registry
+        )
+        self.whole = Histogram("fastchat_request_seconds", "Submit to last token", buckets=_WHOLE, registry=registry)
+        self.finished = Counter("fastchat_finished", "Choices that ended", ["finished_reason"], registry=registry)
+        self._registry.register(_EngineCollector(state))
+        self._aliases = CollectorRegistry()
+        self._aliases.register(_AliasCollector(self._registry))
+
+    def observe(self, started: float) -> Observation:
+        """Starts timing a generation that was submitted at `started` (monotonic)."""
+        return Observation(self, started)
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry) + generate_latest(self._aliases)

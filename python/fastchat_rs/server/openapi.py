@@ -1,0 +1,63 @@
+"""GET /openapi.json, generated from the wire types: what protocol.py says is what the document says."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from fastchat_rs.server import protocol
+from fastchat_rs.server.bridge import __version__
+from fastchat_rs.server.handle import Context
+from fastchat_rs.server.http import Reply, Request, encode_json
+
+# path -> method, summary, type of the body, type of the reply
+_OPERATIONS: list[tuple[str, str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]] = [
+    ("/v1/chat/completions", "post", "Answer a conversation", protocol.ChatRequest, protocol.ChatCompletion),
+    ("/v1/completions", "post", "Go on from a text", protocol.CompletionRequest, protocol.Completion),
+    ("/v1/models", "get", "Names of the models", None, protocol.ModelList),
+    ("/v1/models/{id}", "get", "One model", None, protocol.ModelCard),
+    ("/v1/tokenize", "post", "Text to token ids", protocol.TokenizeRequest, protocol.TokenizeReply),
+    ("/v1/detokenize", "post", "Token ids to text", protocol.DetokenizeRequest, protocol.DetokenizeReply),
+    ("/health", "get", "Whether requests are served", None, None),
+    ("/metrics", "get", "Prometheus text", None, None),
+]
+
+
+async def openapi(context: Context, request: Request) -> Reply:
+    """The document."""
+    return Reply(_document())
+
+
+@cache
+def _document() -> bytes:
+    kinds = [kind for _, _, _, body, reply in _OPERATIONS for kind in (body, reply) if kind is not None]
+    kinds += [protocol.ErrorReply, protocol.ChatCompletionChunk]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    schema = dict(zip(kinds, schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for path, method, summary, body, reply in _OPERATIONS:
+        good: dict[str, Any] = {"description": "Success"}
+        if reply is not None:
+            good["content"] = {"application/json": {"schema": schema[reply]}}
+        if reply is protocol.ChatCompletion:
+            good["content"]["text/event-stream"] = {"schema": schema[protocol.ChatCompletionChunk]}
+        bad = {"description": "Error", "content": {"application/json": {"schema": schema[protocol.ErrorReply]}}}
+        operation: dict[str, Any] = {"summary": summary, "responses": {"200": good, "default": bad}}
+        if body is not None:
+            content = {"application/json": {"schema": schema[body]}}
+            operation["requestBody"] = {"required": True, "content": content}
+        if "{id}" in path:
+            parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+            operation["parameters"] = [parameter]
+        if path.startswith("/v1/"):
+            operation["security"] = [{"key": []}, {}]
+        paths[path] = {method: operation}
+    return encode_json(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "fastchat_rs", "version": __version__},
+            "servers": [{"url": "/"}, {"url": "/api"}],
+            "paths": paths,
+            "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        }
+    )

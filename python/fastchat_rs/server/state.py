@@ -1,0 +1,121 @@
+"""What the handlers share: the loaded models, the limits, and how the server is doing. No requests, no sockets."""
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+
+from fastchat_rs.config import ServeConfig, parse_bytes
+from fastchat_rs.server.bridge import Bridge, ModelInfo
+from fastchat_rs.server.http import ApiError, BodyLimits
+from fastchat_rs.template import ChatTemplate
+
+# A prefix that one client puts before every model id; replies leave it out.
+_CLIENT_PREFIX = "in-memory::"
+
+
+class Phase(Enum):
+    """The server's life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of requests, from the settings."""
+
+    body: BodyLimits
+    json_depth: int
+    n: int
+    stop: int
+    logprobs: int
+    request_seconds: float
+    heartbeat_seconds: float
+    stream_bytes: int
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> "Limits":
+        """Takes them from the settings."""
+        return cls(
+            body=BodyLimits(parse_bytes(config.max_body, "max_body"), config.body_timeout),
+            json_depth=config.max_json_depth,
+            n=config.max_n,
+            stop=config.max_stop,
+            logprobs=config.max_logprobs,
+            request_seconds=config.request_timeout,
+            heartbeat_seconds=config.heartbeat,
+            stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
+        )
+
+
+class Served:
+    """One model that answers."""
+
+    def __init__(
+        self, name: str, bridge: Bridge, template: ChatTemplate | None, defaults: dict[str, float] | None = None
+    ) -> None:
+        self.name = name
+        self.bridge = bridge
+        self.template = template
+        self.defaults = defaults or {}
+        self.created = int(time.time())
+        self._pieces: dict[int, tuple[str, list[int]]] = {}
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """Constant facts of the model."""
+        return self.bridge.engine.info()
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint` of replies."""
+        return f"fp_{self.info.fingerprint}"
+
+    def token(self, token_id: int) -> tuple[str, list[int]]:
+        """A token as text (invalid UTF-8 replaced) and as bytes."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            raw = self.bridge.engine.token_bytes(token_id)
+            piece = self._pieces[token_id] = (raw.decode("utf-8", "replace"), list(raw))
+        return piece
+
+
+@dataclass
+class State:
+    """One per server."""
+
+    config: ServeConfig
+    limits: Limits
+    phase: Phase = Phase.LOADING
+    models: dict[str, Served] = field(default_factory=dict[str, Served])
+    """By every name they answer to."""
+    in_flight: int = 0
+    stream_bytes: int = 0
+
+    def find(self, model: str) -> tuple[str, Served]:
+        """The name to answer with and the model, or the right error."""
+        self.must_serve()
+        name = model.removeprefix(_CLIENT_PREFIX)
+        served = self.models.get(name)
+        if served is None:
+            shown = "".join(char if char.isprintable() else "?" for char in name[:200])
+            raise ApiError(404, f"Model '{shown}' not found", param="model", code="model_not_found")
+        return name, served
+
+    def must_serve(self) -> None:
+        """503 while loading or draining."""
+        if self.phase is Phase.LOADING:
+            raise ApiError(503, "The model is still loading", code="loading", retry_after=2)
+        if self.phase is Phase.DRAINING:
+            error = ApiError(503, "The server is shutting down", code="draining", retry_after=5)
+            error.headers.append(("connection", "close"))
+            raise error
+
+    @property
+    def health(self) -> str:
+        """ready, loading, draining or dead."""
+        if self.phase is Phase.READY and not all(m.bridge.engine.stats().alive for m in self.models.values()):
+            return "dead"
+        return self.phase.value

@@ -1,0 +1,179 @@
+"""From a submitted generation to bytes on the socket: whole, or as server-sent events. Knows no fields of the API.
+
+granian queues without bound, so the rules that keep memory small are here: one write per engine step, bytes of all
+open streams counted, a deadline per request. A vanished client is found by the watcher, a stalled one by the timeout of
+its socket.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+from msgspec import Struct
+
+from fastchat_rs.server.bridge import Delta, Generation
+from fastchat_rs.server.errors import to_api_error
+from fastchat_rs.server.http import (
+    ApiError,
+    HTTPProtocol,
+    ProtocolClosed,
+    Request,
+    encode_json,
+    json_reply,
+)
+from fastchat_rs.server.metrics import Metrics
+from fastchat_rs.server.state import State
+from fastchat_rs.server.usage import UsageCounter
+
+_EVENT_STREAM = [("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+_PING = b": ping\n\n"
+_DONE = b"data: [DONE]\n\n"
+
+
+class Shape(Protocol):
+    """How a route words its answer: streams call `opening`, `chunk`, `usage_chunk`; others `collect`, `whole`."""
+
+    usage: UsageCounter
+    include_usage: bool
+
+    def opening(self) -> list[Struct]:
+        """Chunks that go out with the headers."""
+        ...
+
+    def chunk(self, prompt: int, delta: Delta) -> Struct | None:
+        """What a delta becomes; None when there is nothing to tell yet."""
+        ...
+
+    def usage_chunk(self) -> Struct:
+        """The last chunk, when usage was asked for."""
+        ...
+
+    def collect(self, prompt: int, delta: Delta) -> None:
+        """Keeps a delta for `whole`."""
+        ...
+
+    def whole(self) -> Struct:
+        """The reply."""
+        ...
+
+
+def event(value: Struct) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+class Watcher:
+    """Aborts a generation when its client leaves, also before there is one."""
+
+    def __init__(self, proto: HTTPProtocol) -> None:
+        self.gone = False
+        self._generation: Generation | None = None
+        self._task = asyncio.get_running_loop().create_task(self._watch(proto.client_disconnect()))
+
+    async def _watch(self, disconnect: Awaitable[None]) -> None:
+        await disconnect
+        self.gone = True
+        if self._generation is not None:
+            self._generation.abort()
+
+    def guard(self, generation: Generation) -> None:
+        """From now on this is what leaving aborts."""
+        self._generation = generation
+        if self.gone:
+            generation.abort()
+
+    def cancel(self) -> None:
+        """Must be called: a watcher left alone is never freed by granian."""
+        self._task.cancel()
+
+
+class Answer:
+    """Sends one generation to one client."""
+
+    def __init__(self, request: Request, state: State, metrics: Metrics, generation: Generation, shape: Shape) -> None:
+        self._request = request
+        self._state = state
+        self._generation = generation
+        self._shape = shape
+        self._deadline = request.started + state.limits.request_seconds
+        self._observed = metrics.observe(generation.submitted_at)
+
+    async def whole(self) -> None:
+        """Waits for everything, then replies."""
+        while not self._generation.finished:
+            await self._collect()
+            if self._generation.aborted:
+                return
+        self._request.send(json_reply(self._shape.whole()))
+        self._observed.done(self._shape.usage)
+
+    async def _collect(self) -> None:
+        for prompt, delta in await self._news(self._state.limits.heartbeat_seconds):
+            self._shape.collect(prompt, delta)
+
+    async def _news(self, patience: float) -> list[tuple[int, Delta]]:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise ApiError(504, "The request took longer than the server's deadline", code="deadline_exceeded")
+        news = await self._generation.news(min(left, patience))
+        for prompt, delta in news:
+            self._shape.usage.add(prompt, delta)
+            self._observed.delta(delta)
+        return news
+
+    async def stream(self) -> None:
+        """Server-sent events. Until the first news (or heartbeat) an error is still a status."""
+        limits = self._state.limits
+        if self._state.stream_bytes > limits.stream_bytes:
+            raise ApiError(503, "Too much is queued for slow readers", code="overloaded", retry_after=2)
+        news = await self._news(limits.heartbeat_seconds)
+        if self._generation.aborted:
+            return
+        request = self._request
+        request.status = 200
+        transport = request.proto.response_stream(200, [*request.headers_out, *_EVENT_STREAM])
+        sent = 0
+        try:
+            data = b"".join(event(chunk) for chunk in self._shape.opening())
+            while True:
+                data += self._events(news)
+                if self._generation.finished:
+                    break
+                await transport.send_bytes(data or _PING)
+                sent += len(data)
+                self._state.stream_bytes += len(data)
+                # granian's send does not yield; other tasks get their turn by our own decision.
+                await asyncio.sleep(0)
+                news = await self._news(limits.heartbeat_seconds)
+                data = b""
+                if self._generation.aborted:
+                    return
+            if self._shape.include_usage:
+                data += event(self._shape.usage_chunk())
+            await transport.send_bytes(data + _DONE)
+            self._observed.done(self._shape.usage)
+        except ProtocolClosed:
+            self._generation.abort()
+        except Exception as error:
+            await self._fail(transport.send_bytes, error)
+        finally:
+            self._state.stream_bytes -= sent
+
+    def _events(self, news: list[tuple[int, Delta]]) -> bytes:
+        chunks = (self._shape.chunk(prompt, delta) for prompt, delta in news)
+        return b"".join(event(chunk) for chunk in chunks if chunk is not None)
+
+    async def _fail(self, send: "Send", error: Exception) -> None:
+        failure = to_api_error(error, self._request.id)
+        self._request.status = failure.status
+        try:
+            await send(event(failure.body))
+        except ProtocolClosed:
+            self._generation.abort()
+
+
+class Send(Protocol):
+    """`send_bytes` of a stream."""
+
+    def __call__(self, data: bytes) -> Awaitable[None]: ...

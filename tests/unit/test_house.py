@@ -1,0 +1,56 @@
+"""Rules of the house that a reader relies on."""
+
+import ast
+import statistics
+from pathlib import Path
+
+import fastchat_rs
+
+PACKAGE = Path(fastchat_rs.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Modules imported when the file runs; those for type checking only do not count."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}", *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        found |= imports(node)
+    return found
+
+
+def test_only_the_bridge_and_llm_import_the_engine() -> None:
+    users = {path.name for path in FILES if "fastchat_rs._engine" in imports(ast.parse(path.read_text("utf-8")))}
+    assert users == {"bridge.py", "llm.py"}
+
+
+def test_nothing_below_the_server_knows_it() -> None:
+    for path in FILES:
+        modules = {
+            name for name in imports(ast.parse(path.read_text("utf-8"))) if name.startswith("fastchat_rs.server")
+        }
+        if path.parent.name != "server":
+            # llm.py's async twins use the bridge; the command line starts the server.
+            allowed = {"llm.py": "fastchat_rs.server.bridge", "cli.py": "fastchat_rs.server.serve"}.get(path.name, "-")
+            assert all(name.startswith(allowed) for name in modules), path
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text("utf-8"))
+        assert not imports(tree) & {"pickle", "marshal", "shelve", "dill", "torch"}, path
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & {"eval", "exec", "compile"}, path
+
+
+def test_files_are_small_and_say_what_they_own() -> None:
+    lines = [len(path.read_text("utf-8").splitlines()) for path in FILES]
+    assert max(lines) < 500
+    assert statistics.median(lines) <= 160
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
