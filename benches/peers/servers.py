@@ -49,6 +49,8 @@ def command(name: str, model: Path, port: int, threads: int, slots: int, peers: 
         return [
             *(sys.executable, "-m", "fastchat_rs", "serve", str(model)),
             *("--port", str(port), "--threads", str(threads), "--max-model-len", "8192"),
+            # The peers do not guess ahead, and random prompts make small models repeat themselves.
+            "--no-speculation",
         ]
     if name == "llama.cpp":
         script = [str(peers), str(HERE / "llama_server.py"), str(model)]

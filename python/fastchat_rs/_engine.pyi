@@ -343,6 +343,12 @@ class EngineStats:
         """Prompt tokens served from the prefix cache."""
     @property
     def preemptions(self) -> int: ...
+    @property
+    def draft_tokens(self) -> int:
+        """Tokens that prompt lookup proposed."""
+    @property
+    def accepted_tokens(self) -> int:
+        """Those of them that were chosen."""
 
 @final
 class ModelInfo:
@@ -392,6 +398,7 @@ class Engine:
         max_num_seqs: int = 256,
         max_queue: int = 512,
         enable_prefix_caching: bool = True,
+        speculation: bool = True,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,

@@ -103,6 +103,7 @@ def load(config: EngineConfig) -> LLM:
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
+        speculation=config.speculation,
         threads=config.threads,
         chat_template=template,
     )

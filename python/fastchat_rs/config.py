@@ -45,6 +45,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs: Annotated[Count, Meta(description="Most sequences in one step")] = 256
     max_queue: Annotated[Count, Meta(description="Most waiting requests; more are refused")] = 512
     prefix_caching: Annotated[bool, Meta(description="Reuse the cache of common prompt beginnings")] = True
+    speculation: Annotated[
+        bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
+    ] = True
     threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 

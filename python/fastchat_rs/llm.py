@@ -95,6 +95,7 @@ class LLM:
         max_num_seqs: int = 256,
         max_queue: int = 512,
         enable_prefix_caching: bool = True,
+        speculation: bool = True,
         threads: int | None = None,
         chat_template: str | None = None,
     ) -> None:
@@ -116,6 +117,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
+            speculation=speculation,
             threads=threads,
             skip_tokenizer_init=skip_tokenizer_init,
         )

@@ -22,6 +22,8 @@ pub struct EngineConfig {
     pub max_queue: usize,
     /// Whether requests share equal prefixes.
     pub enable_prefix_caching: bool,
+    /// Whether tokens that the text suggests are checked ahead (prompt lookup); the tokens chosen are the same.
+    pub speculation: bool,
     /// Threads of the CPU kernels; `None` is what the process may use.
     pub threads: Option<usize>,
     /// Serves token ids only.
@@ -40,6 +42,7 @@ impl Default for EngineConfig {
             max_num_seqs: 256,
             max_queue: 512,
             enable_prefix_caching: true,
+            speculation: true,
             threads: None,
             skip_tokenizer_init: false,
             num_blocks: None,

@@ -47,6 +47,7 @@ pub(crate) struct Front {
     next_id: AtomicU64,
     queued: Arc<AtomicUsize>,
     max_queue: usize,
+    speculation: bool,
 }
 
 impl Engine {
@@ -95,6 +96,7 @@ impl Engine {
             next_id: AtomicU64::new(0),
             queued: Arc::default(),
             max_queue: config.max_queue,
+            speculation: config.speculation,
         };
         let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::default() };
         let thread = std::thread::Builder::new()
@@ -241,6 +243,7 @@ impl Front {
                 priority,
                 cache_salt,
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
+                drafts: self.speculation && !params.has_history() && constraints.is_empty(),
                 prompt,
             },
             constraints,

@@ -31,6 +31,10 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Sequences thrown back to waiting.
     pub preemptions: u64,
+    /// Tokens checked ahead of their turn.
+    pub draft_tokens: u64,
+    /// Those that were chosen.
+    pub accepted_tokens: u64,
 }
 
 /// What was loaded; constant for the life of the engine.

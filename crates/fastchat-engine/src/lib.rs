@@ -21,6 +21,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 mod slot;
+pub mod speculation;
 pub mod state_pool;
 pub mod text;
 mod worker;

@@ -136,6 +136,11 @@ impl SamplingParams {
         Ok(())
     }
 
+    /// Whether the choice of a token depends on those chosen before it, beside the logits.
+    pub fn has_history(&self) -> bool {
+        self.has_penalties() || self.min_tokens > 0
+    }
+
     /// Whether any of the three penalties has an effect.
     pub fn has_penalties(&self) -> bool {
         self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 || self.has_repetition_penalty()

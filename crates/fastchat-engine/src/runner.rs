@@ -46,9 +46,10 @@ fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch
     let mut rows = Vec::with_capacity(batch.sequences.len());
     for scheduled in &batch.sequences {
         let sequence = scheduler.sequence(scheduled.id).expect("scheduled sequences are live; this is a bug");
-        let (start, end) = (scheduled.start, scheduled.end);
+        let (start, end) = (scheduled.start, scheduled.end + scheduled.draft.len());
         let first_token = forward.token_ids.len() as u32;
-        forward.token_ids.extend_from_slice(&sequence.tokens[start..end]);
+        forward.token_ids.extend_from_slice(&sequence.tokens[start..scheduled.end]);
+        forward.token_ids.extend_from_slice(&scheduled.draft);
         forward.positions.extend(start as u32..end as u32);
         forward.slot_mapping.extend((start..end).map(|position| {
             sequence.block_table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
@@ -62,7 +63,7 @@ fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch
         if scheduled.prompt_logits {
             forward.logits_rows.extend(first_token..last_token);
         } else if scheduled.samples {
-            forward.logits_rows.push(last_token - 1);
+            forward.logits_rows.extend(last_token - 1 - scheduled.draft.len() as u32..last_token);
         }
         rows.push(first_row..forward.logits_rows.len());
     }
@@ -95,7 +96,7 @@ pub(crate) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// Rows of the sequence at `place` of the batch, in order of position.
-    pub fn of(&self, place: usize) -> impl DoubleEndedIterator<Item = &'a [f32]> + use<'a> {
+    pub fn of(&self, place: usize) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
         let (rows, vocab) = (self.logits.rows[place].clone(), self.logits.vocab);
         self.values[rows.start * vocab..rows.end * vocab].chunks_exact(vocab)
     }

@@ -7,6 +7,7 @@ use fastchat_kernels::{BLOCK_SIZE, StateStep};
 
 use crate::block_manager::{BlockManager, hash_salt};
 use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
@@ -17,6 +18,8 @@ const MAX_PRIORITY: i32 = 1_000;
 const MAX_PROMPT_LOGIT_ROWS: usize = 64;
 /// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
 const SNAPSHOT_INTERVAL: usize = 256;
+/// Rows of a step of decoding that cost little more than one: drafts fill it up, and there are none in bigger batches.
+const MAX_DRAFTED_ROWS: usize = 8;
 
 /// Limits of the scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,8 @@ pub struct Submission {
     pub cache_salt: Option<String>,
     /// Logits of every prompt position are wanted (of choice 0).
     pub wants_prompt_logits: bool,
+    /// Its tokens depend on nothing but the rows of logits, so that drafts can be checked by sampling row after row.
+    pub drafts: bool,
 }
 
 /// A request that could not finish even alone.
@@ -78,6 +83,8 @@ pub struct ScheduledSequence {
     pub prompt_logits: bool,
     /// Recurrent state moves.
     pub state: Option<StateStep>,
+    /// Tokens that may follow `end`: computed too, and kept by `keep` as far as sampling agrees.
+    pub draft: Vec<u32>,
 }
 
 /// What runs in one step.
@@ -94,6 +101,10 @@ pub struct SchedulerStats {
     pub preemptions: u64,
     /// Prompt tokens found in the cache.
     pub cached_tokens: u64,
+    /// Tokens proposed by drafts.
+    pub draft_tokens: u64,
+    /// Proposed tokens that sampling chose.
+    pub accepted_tokens: u64,
 }
 
 /// What is left to give in the step being scheduled.
@@ -136,7 +147,10 @@ impl Scheduler {
     /// # Errors
     /// When a choice could not finish even with the whole cache to itself.
     pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
-        let Submission { request, prompt, n, max_tokens, priority, cache_salt, wants_prompt_logits } = submission;
+        let Submission { request, prompt, n, max_tokens, priority, cache_salt, wants_prompt_logits, drafts } =
+            submission;
+        // A recurrent state cannot be taken back.
+        let drafts = drafts && self.states.is_none();
         let max_len = prompt.len().saturating_add(max_tokens).min(self.config.max_model_len);
         // The last token is never computed, only returned.
         let refusal = Refusal { needed: (max_len - 1).div_ceil(BLOCK_SIZE), total: self.config.num_blocks };
@@ -170,6 +184,7 @@ impl Scheduler {
                 state: None,
                 wants_prompt_logits: wants_prompt_logits && index == 0,
                 forks: if index == 0 { ids[1..].to_vec() } else { Vec::new() },
+                drafter: drafts.then(Drafter::default),
             };
             self.sequences.insert(id, sequence);
             if index == 0 {
@@ -186,9 +201,16 @@ impl Scheduler {
         let preemptions = self.stats.preemptions;
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
             self.running.iter().copied().partition(|rank| self.sequences[&rank.id].is_decoding());
-        for rank in decoding {
+        let quiet = prefilling.is_empty() && self.waiting.is_empty();
+        let draft_room = if quiet { MAX_DRAFTED_ROWS / decoding.len().max(1) } else { 0 };
+        for (place, &rank) in decoding.iter().enumerate() {
             if self.running.contains(&rank) && self.grow(rank) {
                 self.schedule_chunk(rank.id, &mut budget, &mut batch);
+                if let Some(scheduled) = batch.sequences.last_mut().filter(|scheduled| scheduled.id == rank.id) {
+                    let spare = budget.tokens.saturating_sub(decoding.len() - 1 - place);
+                    scheduled.draft = self.draft(rank.id, draft_room.saturating_sub(1).min(spare));
+                    budget.tokens -= scheduled.draft.len();
+                }
             }
         }
         for rank in prefilling {
@@ -324,7 +346,30 @@ impl Scheduler {
         let end = start + count;
         let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
         let samples = end == sequence.tokens.len();
-        batch.sequences.push(ScheduledSequence { id, start, end, samples, prompt_logits, state });
+        batch.sequences.push(ScheduledSequence { id, start, end, samples, prompt_logits, state, draft: Vec::new() });
+    }
+
+    /// Tokens that may follow a decoding sequence, at most `room`, with blocks to compute them in.
+    fn draft(&mut self, id: SequenceId, room: usize) -> Vec<u32> {
+        let headroom = self.blocks.num_free() > self.running.len();
+        let sequence = self.sequences.get_mut(&id).expect("scheduled sequences exist; this is a bug");
+        let Some(drafter) = &mut sequence.drafter else { return Vec::new() };
+        let len = sequence.tokens.len();
+        let capacity = (sequence.block_table.len() + usize::from(headroom)) * BLOCK_SIZE;
+        let draft = drafter.propose(&sequence.tokens, room.min(sequence.max_len - 1 - len).min(capacity - len));
+        if len + draft.len() > sequence.block_table.len() * BLOCK_SIZE {
+            sequence.block_table.push(self.blocks.allocate().expect("room was checked; this is a bug"));
+        }
+        self.stats.draft_tokens += draft.len() as u64;
+        draft.to_vec()
+    }
+
+    /// Books that the newest token of a sequence is the one that was drafted, so that the cache holds it already.
+    pub fn keep(&mut self, id: SequenceId) {
+        let sequence = self.sequences.get_mut(&id).expect("tokens are kept for live sequences; this is a bug");
+        sequence.num_computed += 1;
+        debug_assert_eq!(sequence.num_pending(), 0);
+        self.stats.accepted_tokens += 1;
     }
 
     /// Books a step that ran: its tokens are in the cache now.
@@ -335,7 +380,8 @@ impl Scheduler {
             let full = scheduled.end / BLOCK_SIZE;
             sequence.hash_blocks(full);
             if sequence.salt.is_some() {
-                for block in scheduled.start / BLOCK_SIZE..full {
+                // Drafted tokens were kept after their step was booked, so the blocks they filled are booked now.
+                for block in scheduled.start.saturating_sub(MAX_DRAFT) / BLOCK_SIZE..full {
                     self.blocks.remember(sequence.block_table[block], sequence.hashes[block]);
                 }
             }

@@ -6,6 +6,7 @@ use std::fmt;
 use fastchat_kernels::BLOCK_SIZE;
 
 use crate::block_manager::hash_block;
+use crate::speculation::Drafter;
 
 /// Key of a sequence, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +97,8 @@ pub struct Sequence {
     pub wants_prompt_logits: bool,
     /// Choices that start once this one has the prompt in the cache.
     pub forks: Vec<SequenceId>,
+    /// Proposes tokens ahead of sampling; `None` where drafts cannot be checked.
+    pub drafter: Option<Drafter>,
 }
 
 impl Sequence {

@@ -70,6 +70,8 @@ struct Sampled {
     id: SequenceId,
     token: Result<u32, EngineError>,
     logprobs: Option<TokenLogprobs>,
+    /// The token was drafted, and the cache holds it already.
+    drafted: bool,
 }
 
 /// The state of the engine thread.
@@ -208,7 +210,7 @@ impl Worker {
 
     /// Gives one sampled token to its choice, its reader and the scheduler.
     fn deliver(&mut self, sampled: Sampled) {
-        let Sampled { id, token, logprobs } = sampled;
+        let Sampled { id, token, logprobs, drafted } = sampled;
         // An earlier token of this step may have ended the whole request.
         let Some(choice) = self.book.choices.get_mut(&id) else { return };
         let request = choice.request;
@@ -216,6 +218,9 @@ impl Worker {
             Err(error) => error,
             Ok(token) => {
                 let last = self.scheduler.append(id, token).is_some();
+                if drafted {
+                    self.scheduler.keep(id);
+                }
                 let mut text = String::new();
                 match choice.push(self.tokenizer.as_deref(), token, last, &mut text) {
                     Err(error) => error.into(),
@@ -270,6 +275,8 @@ impl Worker {
         stats.free_blocks = scheduler.blocks().num_free();
         stats.total_blocks = scheduler.blocks().num_blocks();
         stats.preemptions = scheduler.stats().preemptions;
+        stats.draft_tokens = scheduler.stats().draft_tokens;
+        stats.accepted_tokens = scheduler.stats().accepted_tokens;
         *self.stats.lock() = *stats;
     }
 
@@ -339,19 +346,27 @@ impl Book {
                     builder.add(position, &active.slot.0.prompt, row);
                 }
             }
-            if scheduled.samples {
-                let row = rows.of(place).next_back().expect("sampling sequences have a row; this is a bug");
-                let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
+            if !scheduled.samples {
+                continue;
+            }
+            let all = rows.of(place);
+            let first = all.len() - 1 - scheduled.draft.len();
+            let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
+            for (ahead, row) in all.skip(first).enumerate() {
                 let token = match choice.constraint.as_mut().map(Constraint::mask).transpose() {
                     Ok(allowed) => {
-                        let chosen = self.sampler.sample(row, &choice.sampler, position as u64, allowed);
+                        let chosen = self.sampler.sample(row, &choice.sampler, (position + ahead) as u64, allowed);
                         chosen.map_err(|error| EngineError::Internal(error.to_string()))
                     }
                     Err(error) => Err(error.into()),
                 };
                 let asked = choice.params().logprobs;
                 let logprobs = asked.zip(token.as_ref().ok()).map(|(k, &token)| logprobs(row, token, k as usize));
-                sampled.push(Sampled { id: scheduled.id, token, logprobs });
+                let drafted = token.as_ref().ok().is_some_and(|token| scheduled.draft.get(ahead) == Some(token));
+                sampled.push(Sampled { id: scheduled.id, token, logprobs, drafted });
+                if !drafted {
+                    break;
+                }
             }
         }
         sampled

@@ -74,13 +74,16 @@ impl World {
         let mut new_states = Vec::new();
         prop_assert!(batch.sequences.len() <= self.config.max_num_seqs);
         for scheduled in &batch.sequences {
-            let (salt, prompt, completion, _) = &self.live[&scheduled.id];
+            let (salt, prompt, completion, max_tokens) = &self.live[&scheduled.id];
             let all: Vec<u32> = prompt.iter().chain(completion).copied().collect();
             let sequence = self.scheduler.sequence(scheduled.id).unwrap();
             prop_assert_eq!(&sequence.tokens, &all);
             prop_assert!(scheduled.start < scheduled.end && scheduled.end <= all.len());
             prop_assert_eq!(scheduled.samples, scheduled.end == all.len());
-            tokens += scheduled.end - scheduled.start;
+            tokens += scheduled.end - scheduled.start + scheduled.draft.len();
+            prop_assert!(scheduled.draft.is_empty() || (scheduled.samples && scheduled.state.is_none()));
+            let computed: Vec<u32> = all[..scheduled.end].iter().chain(&scheduled.draft).copied().collect();
+            prop_assert!(computed.len() < prompt.len() + max_tokens);
             let slot = |position: usize| {
                 sequence.block_table[position / BLOCK_SIZE] as usize * BLOCK_SIZE + position % BLOCK_SIZE
             };
@@ -93,8 +96,8 @@ impl World {
                     position
                 );
             }
-            for position in scheduled.start..scheduled.end {
-                let clash = written.insert(slot(position), (*salt, all[..=position].to_vec()));
+            for position in scheduled.start..computed.len() {
+                let clash = written.insert(slot(position), (*salt, computed[..=position].to_vec()));
                 prop_assert_eq!(clash, None, "two sequences write one slot");
             }
             prop_assert_eq!(scheduled.state.is_some(), self.config.num_state_slots.is_some());
@@ -128,14 +131,25 @@ impl World {
         self.scheduler.commit(&batch);
         for scheduled in batch.sequences.iter().filter(|scheduled| scheduled.samples) {
             let (_, prompt, completion, max_tokens) = self.live.get_mut(&scheduled.id).unwrap();
-            // A toy language: few words, so that prefixes meet; 3 ends a text.
-            let token = ((prompt.len() * 7 + completion.len() * 5) % 4) as u32;
-            completion.push(token);
-            let full = completion.len() == *max_tokens;
-            let reason = self.scheduler.append(scheduled.id, token);
-            prop_assert_eq!(reason, full.then_some(FinishReason::Length));
-            let reason = reason.or((token == 3).then_some(FinishReason::Stop));
-            if let Some(reason) = reason {
+            let mut ended = None;
+            for ahead in 0..=scheduled.draft.len() {
+                // A toy language: few words, so that prefixes meet and drafts come true; 3 ends a text.
+                let count = completion.len();
+                let token = if count % 29 == 28 { 3 } else { ((prompt.len() * 7 + count * 5) % 3) as u32 };
+                completion.push(token);
+                let full = completion.len() == *max_tokens;
+                let reason = self.scheduler.append(scheduled.id, token);
+                prop_assert_eq!(reason, full.then_some(FinishReason::Length));
+                let drafted = scheduled.draft.get(ahead) == Some(&token);
+                if drafted {
+                    self.scheduler.keep(scheduled.id);
+                }
+                ended = reason.or((token == 3).then_some(FinishReason::Stop));
+                if ended.is_some() || !drafted {
+                    break;
+                }
+            }
+            if let Some(reason) = ended {
                 prop_assert!(self.scheduler.finish(scheduled.id, reason).is_some());
                 self.end(scheduled.id, reason)?;
             }
@@ -154,6 +168,7 @@ impl World {
                     priority,
                     cache_salt: (salt > 0).then(|| salt.to_string()),
                     wants_prompt_logits: prompt_logits,
+                    drafts: n != 2,
                 };
                 self.submit(submission, salt)?;
             }
@@ -176,7 +191,7 @@ impl World {
                 // A step that died half way leaves anything behind.
                 for scheduled in &batch.sequences {
                     let sequence = self.scheduler.sequence(scheduled.id).unwrap();
-                    for position in scheduled.start..scheduled.end {
+                    for position in scheduled.start..scheduled.end + scheduled.draft.len() {
                         let block = sequence.block_table[position / BLOCK_SIZE] as usize;
                         self.kv.remove(&(block * BLOCK_SIZE + position % BLOCK_SIZE));
                     }

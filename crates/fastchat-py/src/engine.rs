@@ -48,7 +48,7 @@ fn request(
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
-        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, threads=None, skip_tokenizer_init=false,
+        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
         num_blocks=None))]
     fn new(
         py: Python<'_>,
@@ -60,6 +60,7 @@ impl PyEngine {
         max_num_seqs: usize,
         max_queue: usize,
         enable_prefix_caching: bool,
+        speculation: bool,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
@@ -80,6 +81,7 @@ impl PyEngine {
             max_num_seqs,
             max_queue,
             enable_prefix_caching,
+            speculation,
             threads,
             skip_tokenizer_init,
             num_blocks,

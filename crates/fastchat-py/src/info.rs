@@ -19,6 +19,8 @@ pub struct PyEngineStats {
     generation_tokens: u64,
     cached_tokens: u64,
     preemptions: u64,
+    draft_tokens: u64,
+    accepted_tokens: u64,
 }
 
 /// What was loaded.
@@ -52,6 +54,8 @@ impl From<EngineStats> for PyEngineStats {
             generation_tokens: stats.generation_tokens,
             cached_tokens: stats.cached_tokens,
             preemptions: stats.preemptions,
+            draft_tokens: stats.draft_tokens,
+            accepted_tokens: stats.accepted_tokens,
         }
     }
 }

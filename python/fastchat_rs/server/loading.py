@@ -37,6 +37,7 @@ def _load(path: str, config: ServeConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
+        speculation=config.speculation,
         threads=config.threads,
     )
 

@@ -21,6 +21,8 @@ _ALIASES = {
     "prefix_cache_queries": "prefix_cache_queries",
     "prefix_cache_hits": "prefix_cache_hits",
     "preemptions": "num_preemptions",
+    "spec_decode_num_draft_tokens": "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens": "spec_decode_num_accepted_tokens",
     "time_to_first_token_seconds": "time_to_first_token_seconds",
     "inter_token_seconds": "inter_token_latency_seconds",
     "request_seconds": "e2e_request_latency_seconds",
@@ -46,6 +48,8 @@ def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prompt_tokens
     yield "prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.cached_tokens
     yield "preemptions", "Sequences put back for lack of cache", stats.preemptions
+    yield "spec_decode_num_draft_tokens", "Tokens that prompt lookup proposed", stats.draft_tokens
+    yield "spec_decode_num_accepted_tokens", "Proposed tokens that were chosen", stats.accepted_tokens
     yield "engine_steps", "Steps of the engine", stats.steps
 
 
