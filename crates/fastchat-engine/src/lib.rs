@@ -18,6 +18,7 @@ pub mod rng;
 pub mod rows;
 mod runner;
 pub mod sampler;
+mod schedule;
 pub mod scheduler;
 pub mod sequence;
 mod slot;
