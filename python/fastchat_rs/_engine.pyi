@@ -61,6 +61,30 @@ class InternalError(EngineError):
 _FinishReason = Literal["stop", "length", "abort", "error"]
 
 @final
+class StructuredOutput:
+    """What a completion has to be; immutable, cheap to pass on. Nothing is compiled here.
+
+    `Engine.submit` compiles it and raises `InvalidRequestError` with param `structured` and one line that names the
+    keyword when it cannot be enforced. A choice under it ends with `stop` as soon as the value is complete.
+    """
+
+    @staticmethod
+    def json_schema(schema: str) -> StructuredOutput:
+        """A JSON value that the schema, given as JSON text, accepts."""
+    @staticmethod
+    def json_object() -> StructuredOutput:
+        """Any JSON object."""
+    @staticmethod
+    def regex(pattern: str) -> StructuredOutput:
+        """A text that the whole pattern matches."""
+    @staticmethod
+    def lark(grammar: str) -> StructuredOutput:
+        """A text that `start` of the grammar derives."""
+    @staticmethod
+    def choice(choices: Sequence[str]) -> StructuredOutput:
+        """Exactly one of the texts."""
+
+@final
 class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
@@ -93,6 +117,7 @@ class SamplingParams:
         prompt_logprobs: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         skip_special_tokens: bool = True,
+        structured: StructuredOutput | None = None,
     ) -> SamplingParams: ...
     @property
     def n(self) -> int: ...
@@ -132,6 +157,8 @@ class SamplingParams:
     def logit_bias(self) -> dict[int, float]: ...
     @property
     def skip_special_tokens(self) -> bool: ...
+    @property
+    def structured(self) -> StructuredOutput | None: ...
 
 @final
 class TokenLogprobs:
@@ -228,6 +255,65 @@ class Subscription:
     ) -> RequestHandle:
         """As `Engine.submit`, with the news of this handle announced here."""
     def close(self) -> None: ...
+
+ChatEventKind = Literal["content", "reasoning", "tool_call", "arguments"]
+
+@final
+class ChatEvent:
+    """A piece of an answer. A call is one `tool_call` event followed by its `arguments` fragments."""
+
+    @property
+    def kind(self) -> ChatEventKind: ...
+    @property
+    def text(self) -> str:
+        """Content, reasoning, the function's name (`tool_call`), or the next fragment of its arguments' JSON."""
+    @property
+    def index(self) -> int:
+        """Of the tool call, from 0; 0 for content and reasoning."""
+
+@final
+class ChatParser:
+    """Takes one choice's text apart as it comes; what it yields does not depend on how the text was cut."""
+
+    def push(self, text: str) -> list[ChatEvent]: ...
+    def finish(self) -> list[ChatEvent]:
+        """What was held back; the parser is done after it."""
+
+@final
+class ChatFormat:
+    """What a chat template says of how its model writes reasoning and tool calls."""
+
+    @property
+    def reasoning(self) -> bool:
+        """The model writes its reasoning in a block of its own."""
+    @property
+    def tools(self) -> str:
+        """Name of the call syntax ("hermes", ...), "json" where the template shows none."""
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Markers are special tokens: `skip_special_tokens` must be False for the parser to see them."""
+    def parser(self, prompt: str, *, tools: str | None, reasoning: bool = True) -> ChatParser:
+        """`prompt` is the rendered one (a block it leaves open counts), `tools` the JSON text of the OpenAI list.
+
+        With `tools=None` call syntax is plain text, with `reasoning=False` a reasoning block is. Raises
+        `InvalidRequestError` with param `tools` when the list is not one.
+        """
+    def constrain(
+        self,
+        prompt: str,
+        *,
+        tools: str,
+        choice: str,
+        parallel: bool,
+        structured: StructuredOutput | None = None,
+    ) -> StructuredOutput:
+        """An answer that calls tools in the model's own syntax, after thinking where it thinks.
+
+        `choice` is "required" or a function's name; `parallel` allows more than one call. Raises
+        `InvalidRequestError` (param `tools`, `tool_choice` or `structured`) when that cannot be enforced.
+        """
+    def after_thinking(self, prompt: str, structured: StructuredOutput) -> StructuredOutput:
+        """The same output, starting after the reasoning block where the model thinks."""
 
 @final
 class EngineStats:
@@ -326,6 +412,8 @@ class Engine:
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text, as bytes (a part of a code point is possible); special tokens by name."""
     def token_to_id(self, token: str) -> int | None: ...
+    def chat_format(self, chat_template: str) -> ChatFormat:
+        """Reads the source of a chat template; an unknown one has no reasoning and the "json" fallback."""
     def stats(self) -> EngineStats: ...
     def info(self) -> ModelInfo: ...
     def shutdown(self) -> None:

@@ -97,13 +97,23 @@ fn time_grows_with_the_text_only() {
                 seconds
             };
             seconds(&text(1 << 16));
-            let (small, large) = (seconds(&text(1 << 17)), seconds(&text(1 << 20)));
+            let small = seconds(&text(1 << 17));
+            // Eight times the text; a quadratic encoder needs 64 times the time. A busy machine may spoil one try.
+            let limit = 30.0 * small.max(0.005);
+            let tries = (0..4).map(|_| seconds(&text(1 << 20)));
+            let large = tries
+                .scan(false, |met, large| {
+                    (!*met).then(|| {
+                        *met = large < limit;
+                        large
+                    })
+                })
+                .fold(f64::MAX, f64::min);
             #[allow(clippy::print_stderr)]
             {
                 eprintln!("{:?} {unit:.12?}: {:.1} MB/s", file.file_name().unwrap(), 1.0 / large);
             }
-            // Eight times the text; a quadratic encoder needs 64 times the time.
-            assert!(large < 30.0 * small.max(0.005), "{unit:?}: {small} s for 128 KB, {large} s for 1 MB");
+            assert!(large < limit, "{unit:?}: {small} s for 128 KB, {large} s for 1 MB");
         }
     }
 }

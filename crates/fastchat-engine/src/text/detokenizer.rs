@@ -104,6 +104,8 @@ mod tests {
 
         #[test]
         fn any_text_survives(text in "\\PC{0,30}") {
+            // SentencePiece itself cannot tell this character from a space.
+            let text = text.replace('\u{2581}', "_");
             for tokenizer in [byte_level(), sentencepiece()] {
                 let ids = tokenizer.encode(&text, false, false).unwrap();
                 prop_assert_eq!(&tokenizer.decode(&ids, false).unwrap(), &text);

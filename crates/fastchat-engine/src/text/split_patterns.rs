@@ -105,7 +105,7 @@ pub(crate) fn rules(pre: &str) -> Result<WordRules, TextError> {
             | "granite-embed-multi-97m"
     );
     let byte_level = !matches!(pre, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe");
-    let composes = matches!(pre, "qwen2" | "qwen35");
+    let composes = pre == "qwen2";
     Ok(WordRules { patterns, whole_words, byte_level, composes })
 }
 
