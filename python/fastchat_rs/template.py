@@ -104,6 +104,7 @@ class ChatTemplate:
     """One compiled template. `bos_token` and `eos_token` are the texts the template may print."""
 
     def __init__(self, source: str, bos_token: str | None = None, eos_token: str | None = None) -> None:
+        self.source = source
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self._environment = environment = _environment()
         try:
@@ -114,6 +115,8 @@ class ChatTemplate:
         known: set[str] = set(environment.globals)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         self.variables: frozenset[str] = frozenset(free) - _RESERVED - known
         """Names a request may set through `chat_template_kwargs`: the template's free variables."""
+        self.reads_tools = "tools" in free
+        """Whether it shows tools, and so calls and results."""
 
     def render(
         self,
