@@ -39,10 +39,10 @@ class Live:
         """Closes its connections when left."""
         return httpx.Client(base_url=self.url, timeout=60, **options)
 
-    def openai(self, key: str = "any") -> OpenAI:
+    def openai(self, key: str = "any", *, strict: bool = True) -> OpenAI:
         """The official client, checking every reply against its own types, never trying again."""
         url = f"{self.url}/v1"
-        return OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60, _strict_response_validation=True)
+        return OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60, _strict_response_validation=strict)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         """One request on its own connection."""

@@ -89,9 +89,9 @@ class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
     Raises `InvalidRequestError` whose `param` is the keyword's name.
-    `top_k` -1 (the default) or 0 is off; `logprobs` k adds the k most likely tokens of each step; `prompt_logprobs` -1 asks for the
-    whole float32 matrix; `logit_bias` maps a token id to a number added to its logit; `max_tokens=None` is the
-    remaining context (a larger number than that is clamped to it); `seed` is any signed 64-bit integer.
+    `top_k` -1 (the default) or 0 is off; `logprobs` k adds the k most likely tokens of each step; `prompt_logprobs` -1
+    asks for the whole float32 matrix; `logit_bias` maps a token id to a number added to its logit; `max_tokens=None` is
+    the remaining context (a larger number than that is clamped to it); `seed` is any signed 64-bit integer.
     A number that no such field can hold (n=-1) is Python's own OverflowError, a wrong type its TypeError.
     """
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from live import Live, serving
 
 SETTINGS = ("--max-model-len", "2048", "--alias", "gpt-3.5-turbo", "--alias", "5080/llama3.2-vision:11b")

@@ -30,7 +30,9 @@ def test_the_official_client(live: Live) -> None:
     assert whole.object == "text_completion"
     assert whole.id.startswith("cmpl-")
     assert "Paris" in whole.choices[0].text
-    chunks: list[Completion] = list(create(stream=True))
+    # Its types know no completion chunk: they want a finish reason in each, where OpenAI's server too sends null.
+    lenient = live.openai(strict=False).completions.create
+    chunks: Any = list(partial(lenient, **create.keywords)(stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 

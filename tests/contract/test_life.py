@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from live import Live, events, serving
 
 CHAT = "/v1/chat/completions"

@@ -16,13 +16,15 @@ async def load_models(state: State) -> None:
     config = state.config
     loop = asyncio.get_running_loop()
     located = await loop.run_in_executor(None, resolve, config.model)
+    # What can be wrong with the settings is found before the weights are read.
+    names, replacement = _names(config, located.name), _template_file(config)
     engine = await loop.run_in_executor(None, _load, str(located.path), config)
     info = engine.info()
-    source = _template_source(config, info.chat_template)
+    source = replacement or info.chat_template
     template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
     defaults = info.generation_defaults if config.generation_config == "auto" else {}
     served = Served(located.name, Bridge(engine), template, defaults)
-    state.models.update(dict.fromkeys(_names(config, located.name), served))
+    state.models.update(dict.fromkeys(names, served))
 
 
 def _load(path: str, config: ServeConfig) -> Engine:
@@ -39,9 +41,9 @@ def _load(path: str, config: ServeConfig) -> Engine:
     )
 
 
-def _template_source(config: ServeConfig, own: str | None) -> str | None:
+def _template_file(config: ServeConfig) -> str | None:
     if config.chat_template is None:
-        return own
+        return None
     try:
         return Path(config.chat_template).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
