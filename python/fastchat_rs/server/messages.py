@@ -10,7 +10,6 @@ from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import ContentPart, Message
 from fastchat_rs.server.sampling import unsupported
 from fastchat_rs.server.state import Served
-from fastchat_rs.server.tools import introduced
 from fastchat_rs.template import ChatTemplate
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -147,14 +146,11 @@ class Rendering:
 
 async def render(bridge: Bridge, template: ChatTemplate, messages: list[dict[str, Any]], how: Rendering) -> str:
     """Renders off the event loop."""
-    tools = how.tools
-    if not template.reads_tools and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
-        messages, tools = introduced(messages, tools), None
 
     def work() -> str:
         return template.render(
             messages,
-            tools=tools,
+            tools=how.tools,
             add_generation_prompt=how.add_generation_prompt,
             continue_final_message=how.continue_final_message,
             variables=how.variables,

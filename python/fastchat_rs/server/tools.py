@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,6 @@ from fastchat_rs.server.structured import check_schema
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CHOICES = ("none", "auto", "required")
-# For templates that cannot show tools. The answer's form is the one every parser falls back to.
-_INTRODUCTION = """You may call functions to help with the request. The functions, one JSON object per line:
-{tools}
-To call a function, answer with nothing but a JSON object: {{"name": <function>, "arguments": <object>}}"""
 
 
 @dataclass(frozen=True)
@@ -100,34 +95,3 @@ def _shown(tool: Tool) -> dict[str, Any]:
     # Templates walk through it.
     function.setdefault("parameters", {"type": "object", "properties": {}})
     return {"type": "function", "function": function}
-
-
-def introduced(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The conversation for a template that knows no tools: they are named in the system message, calls and results
-    are told as text."""
-    told: list[dict[str, Any]] = []
-    after_result = False
-    for message in messages:
-        plain = _plain(message)
-        # Many templates demand that roles take turns.
-        if after_result and plain["role"] == "user":
-            plain = {**plain, "content": f"{told.pop()['content']}\n{plain['content']}"}
-        after_result = message["role"] == "tool"
-        told.append(plain)
-    if not tools:
-        return told
-    text = _INTRODUCTION.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
-    if told[0]["role"] == "system":
-        return [{**told[0], "content": f"{told[0]['content']}\n\n{text}"}, *told[1:]]
-    return [{"role": "system", "content": text}, *told]
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"Result of the call: {message['content']}"}
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    lines = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
-    content = "\n".join([message["content"], *lines] if message["content"] else lines)
-    return {"role": "assistant", "content": content}
