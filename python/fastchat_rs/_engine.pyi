@@ -70,7 +70,7 @@ class StructuredOutput:
 
     @staticmethod
     def json_schema(schema: str) -> StructuredOutput:
-        """A JSON value that the schema, given as JSON text, accepts."""
+        """A JSON value that the schema accepts. `InvalidRequestError` (param `structured`) if it is no JSON text."""
     @staticmethod
     def json_object() -> StructuredOutput:
         """Any JSON object."""
@@ -295,8 +295,8 @@ class ChatFormat:
     def parser(self, prompt: str, *, tools: str | None, reasoning: bool = True) -> ChatParser:
         """`prompt` is the rendered one (a block it leaves open counts), `tools` the JSON text of the OpenAI list.
 
-        With `tools=None` call syntax is plain text, with `reasoning=False` a reasoning block is. Raises
-        `InvalidRequestError` with param `tools` when the list is not one.
+        With `tools=None` call syntax is plain text, with `reasoning=False` a reasoning block is (channels are none in
+        any case: what was not asked for becomes content). `InvalidRequestError` (param `tools`) when the list is not one.
         """
     def constrain(
         self,
@@ -309,8 +309,9 @@ class ChatFormat:
     ) -> StructuredOutput:
         """An answer that calls tools in the model's own syntax, after thinking where it thinks.
 
-        `choice` is "required" or a function's name; `parallel` allows more than one call. Raises
-        `InvalidRequestError` (param `tools`, `tool_choice` or `structured`) when that cannot be enforced.
+        `choice` is "required" or a function's name; `parallel` allows more than one call. `structured` speaks of
+        content, which such an answer does not have. Raises `InvalidRequestError` (param `tools` or `tool_choice`)
+        when that cannot be enforced.
         """
     def after_thinking(self, prompt: str, structured: StructuredOutput) -> StructuredOutput:
         """The same output, starting after the reasoning block where the model thinks."""

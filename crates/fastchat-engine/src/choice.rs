@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::constraint::Constraint;
 use crate::delta::{Finish, StopReason};
 use crate::params::SamplingParams;
 use crate::rng::choice_seed;
@@ -27,6 +28,7 @@ pub(crate) struct Choice {
     pub index: u32,
     pub sampler: ChoiceSampler,
     pub completion_tokens: usize,
+    pub constraint: Option<Constraint>,
     params: Arc<SamplingParams>,
     eos: Arc<[u32]>,
     detokenizer: Detokenizer,
@@ -34,15 +36,17 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub fn new(request: u64, index: u32, seed: &ChoiceSeed) -> Self {
+    pub fn new(request: u64, index: u32, seed: &ChoiceSeed, constraint: Option<Constraint>) -> Self {
         let ChoiceSeed { params, seed, prompt, eos } = seed;
-        let eos = if params.ignore_eos { Arc::default() } else { eos.clone() };
+        // A constrained text that is complete has nothing to go on with.
+        let eos = if params.ignore_eos && constraint.is_none() { Arc::default() } else { eos.clone() };
         let ends: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
         Self {
             request,
             index,
             sampler: ChoiceSampler::new(params.clone(), choice_seed(*seed, index), prompt, ends.into()),
             completion_tokens: 0,
+            constraint,
             params: params.clone(),
             eos,
             detokenizer: Detokenizer::continuing(params.skip_special_tokens),
@@ -65,16 +69,19 @@ impl Choice {
     ) -> Result<Option<Finish>, TextError> {
         self.sampler.record(token);
         self.completion_tokens += 1;
+        let mut by_token = true;
         let mut finish = if self.eos.contains(&token) {
             Some(Finish { reason: FinishReason::Stop, stop: None })
         } else if self.params.stop_token_ids.contains(&token) {
             Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::Token(token)) })
         } else {
-            last.then_some(Finish { reason: FinishReason::Length, stop: None })
+            by_token = false;
+            let complete = self.constraint.as_mut().map_or(Ok(false), |constraint| constraint.accept(token))?;
+            let reason = if complete { FinishReason::Stop } else { FinishReason::Length };
+            (complete || last).then_some(Finish { reason, stop: None })
         };
         let Some(tokenizer) = tokenizer else { return Ok(finish) };
         let mut piece = String::new();
-        let by_token = finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Stop);
         // Vocabularies are padded: ids past the tokenizer's have no text. Nor has the token that ends one.
         if (token as usize) < tokenizer.vocab_size() && (!by_token || self.params.include_stop_str_in_output) {
             self.detokenizer.push(tokenizer, token, &mut piece)?;

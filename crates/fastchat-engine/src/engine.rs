@@ -3,9 +3,9 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use fastchat_kernels::Kernels;
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
+use crate::constraint::Constraint;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::handle::{RequestHandle, Subscription};
@@ -24,7 +25,7 @@ use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig, Submission};
 use crate::slot::{Slot, SlotOwner};
-use crate::text::Tokenizer;
+use crate::text::{ChatFormat, GrammarCompiler, GrammarSpec, TextError, Tokenizer};
 use crate::worker::{Book, Command, Job, Queued, Worker};
 
 /// One loaded model with its own thread.
@@ -39,6 +40,8 @@ pub struct Engine {
 pub(crate) struct Front {
     commands: Sender<Command>,
     tokenizer: Option<Arc<Tokenizer>>,
+    /// Built for the first constrained request: its trie takes some hundred milliseconds for a large vocabulary.
+    grammars: OnceLock<Result<GrammarCompiler, TextError>>,
     info: ModelInfo,
     stats: Arc<Mutex<EngineStats>>,
     next_id: AtomicU64,
@@ -86,6 +89,7 @@ impl Engine {
         let front = Front {
             commands: sender,
             tokenizer: tokenizer.clone(),
+            grammars: OnceLock::new(),
             info,
             stats: stats.clone(),
             next_id: AtomicU64::new(0),
@@ -159,6 +163,15 @@ impl Engine {
         Ok(self.need_tokenizer("token")?.token_to_id(token))
     }
 
+    /// What a chat template says of how its model writes reasoning and tool calls.
+    ///
+    /// # Errors
+    /// Without a tokenizer.
+    pub fn chat_format(&self, chat_template: &str) -> Result<ChatFormat, EngineError> {
+        let tokenizer = self.front.tokenizer.clone().ok_or_else(|| no_tokenizer("chat_template"))?;
+        Ok(ChatFormat::detect(chat_template, tokenizer))
+    }
+
     /// Counters since the start and gauges of now.
     pub fn stats(&self) -> EngineStats {
         *self.front.stats.lock()
@@ -212,6 +225,10 @@ impl Front {
             PromptLogprobsBuilder::check(asked, prompt.len(), vocab)?;
         }
         let queued = self.enter_queue()?;
+        let constraints = match &params.structured {
+            Some(spec) => self.constraints(spec, params.n)?,
+            None => Vec::new(),
+        };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
@@ -226,6 +243,7 @@ impl Front {
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
                 prompt,
             },
+            constraints,
             prompt_logprobs: params.prompt_logprobs.map(|k| PromptLogprobsBuilder::new(k, shared.len(), vocab)),
             choices: ChoiceSeed {
                 seed: params.seed.unwrap_or_else(|| RandomState::new().hash_one(id)),
@@ -238,6 +256,21 @@ impl Front {
         let gone = |_| EngineError::Internal("the engine has stopped".to_owned());
         self.commands.send(Command::Submit(Box::new(job))).map_err(gone)?;
         Ok(RequestHandle { slot, commands: self.commands.clone() })
+    }
+
+    /// One constraint per choice, compiled and forked here so that the engine's thread does neither.
+    fn constraints(&self, spec: &GrammarSpec, n: u32) -> Result<Vec<Constraint>, EngineError> {
+        let tokenizer = self.tokenizer.as_deref().ok_or_else(|| no_tokenizer("structured"))?;
+        let compiler = self.grammars.get_or_init(|| {
+            let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
+            GrammarCompiler::new(tokenizer, &ends.collect::<Vec<_>>())
+        });
+        let first = compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
+        let first = first.and_then(Constraint::new);
+        let first = first.map_err(|error| EngineError::invalid("structured", error.to_string()))?;
+        let mut all: Vec<Constraint> = (1..n).map(|_| first.fork()).collect();
+        all.push(first);
+        Ok(all)
     }
 
     fn token_ids(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {

@@ -4,6 +4,7 @@
 pub mod block_manager;
 mod choice;
 mod config;
+mod constraint;
 mod delta;
 mod doorbell;
 mod engine;

@@ -1,8 +1,10 @@
 //! `SamplingParams`: how to choose tokens, with vLLM's names and OpenAI's ranges. Checked once, where they enter.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use crate::error::EngineError;
+use crate::text::GrammarSpec;
 
 /// Most choices of one request; servers may ask for less.
 pub const MAX_CHOICES: u32 = 128;
@@ -55,6 +57,8 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Leaves special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// What the text has to be. It ends as soon as it is complete, whatever `min_tokens` and `ignore_eos` say.
+    pub structured: Option<Arc<GrammarSpec>>,
 }
 
 impl Default for SamplingParams {
@@ -79,6 +83,7 @@ impl Default for SamplingParams {
             prompt_logprobs: None,
             logit_bias: Vec::new(),
             skip_special_tokens: true,
+            structured: None,
         }
     }
 }

@@ -80,7 +80,7 @@ impl ChoiceSampler {
         if let Some(allowed) = allowed {
             apply_mask(row, allowed);
         }
-        if self.bars_stops() {
+        if self.bars_stops() && allowed.is_none_or(|allowed| allows_more(allowed, &self.stop_ids)) {
             self.stop_ids.iter().for_each(|&id| row[id as usize] = f32::NEG_INFINITY);
         }
         self.params.logit_bias.iter().for_each(|&(id, bias)| row[id as usize] += bias);
@@ -107,6 +107,14 @@ fn apply_mask(row: &mut [f32], allowed: &[u32]) {
             }
         }
     }
+}
+
+/// Whether a mask allows any token but `ends`: a text that is complete ends, however short.
+fn allows_more(allowed: &[u32], ends: &[u32]) -> bool {
+    allowed.iter().enumerate().any(|(word, &bits)| {
+        let ends = ends.iter().filter(|&&id| id as usize / 32 == word);
+        ends.fold(bits, |bits, &id| bits & !(1 << (id % 32))) != 0
+    })
 }
 
 /// Reusable memory for choosing tokens.

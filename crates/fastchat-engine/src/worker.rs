@@ -10,13 +10,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use parking_lot::Mutex;
 
 use crate::choice::{Choice, ChoiceSeed};
+use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
-use crate::sampler::{NothingToSample, Sampler, TokenLogprobs, logprobs};
+use crate::sampler::{Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{Refusal, ScheduledBatch, Scheduler, Submission};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
@@ -36,6 +37,8 @@ pub(crate) struct Job {
     pub slot: SlotOwner,
     pub submission: Submission,
     pub choices: ChoiceSeed,
+    /// One per choice, or none.
+    pub constraints: Vec<Constraint>,
     pub prompt_logprobs: Option<PromptLogprobsBuilder>,
     pub queued: Queued,
 }
@@ -65,7 +68,7 @@ struct Active {
 /// What sampling found for one scheduled sequence.
 struct Sampled {
     id: SequenceId,
-    token: Result<u32, NothingToSample>,
+    token: Result<u32, EngineError>,
     logprobs: Option<TokenLogprobs>,
 }
 
@@ -144,12 +147,13 @@ impl Worker {
     }
 
     fn enter(&mut self, job: Job) {
-        let Job { slot, submission, choices, prompt_logprobs, queued } = job;
+        let Job { slot, submission, choices, constraints, prompt_logprobs, queued } = job;
+        let mut constraints = constraints.into_iter();
         let request = submission.request;
         match self.scheduler.submit(submission) {
             Ok(sequences) => {
                 for (index, &id) in (0..).zip(&sequences) {
-                    self.book.choices.insert(id, Choice::new(request, index, &choices));
+                    self.book.choices.insert(id, Choice::new(request, index, &choices, constraints.next()));
                 }
                 let open = sequences.len();
                 let queued = Some(queued);
@@ -182,7 +186,8 @@ impl Worker {
         self.book.start(&batch, &self.scheduler);
         let Self { runner, scheduler, book, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
-            runner.run(&batch, scheduler)?.read(|rows| book.sample(&batch, scheduler, rows))
+            book.beside_masks(&batch, || runner.run(&batch, scheduler))?
+                .read(|rows| book.sample(&batch, scheduler, rows))
         }));
         self.book.counters.steps += 1;
         let error = match computed {
@@ -208,7 +213,7 @@ impl Worker {
         let Some(choice) = self.book.choices.get_mut(&id) else { return };
         let request = choice.request;
         let error = match token {
-            Err(error) => EngineError::Internal(error.to_string()),
+            Err(error) => error,
             Ok(token) => {
                 let last = self.scheduler.append(id, token).is_some();
                 let mut text = String::new();
@@ -304,11 +309,28 @@ impl Book {
         }
     }
 
+    /// Runs the model while another thread computes the masks its rows will need.
+    fn beside_masks<T>(&mut self, batch: &ScheduledBatch, run: impl FnOnce() -> T) -> T {
+        let samples = |id| batch.sequences.iter().any(|scheduled| scheduled.samples && scheduled.id == id);
+        let constrained = self.choices.iter_mut().filter_map(|(id, choice)| Some((*id, choice.constraint.as_mut()?)));
+        let due: Vec<_> = constrained.filter(|&(id, _)| samples(id)).map(|(_, constraint)| constraint).collect();
+        if due.is_empty() {
+            return run();
+        }
+        std::thread::scope(|scope| {
+            // Without a thread the masks are computed when they are needed.
+            let _ = std::thread::Builder::new()
+                .name("fastchat-masks".to_owned())
+                .spawn_scoped(scope, || due.into_iter().for_each(Constraint::prepare));
+            run()
+        })
+    }
+
     /// Chooses tokens and gathers prompt log-probabilities from the rows of a step.
     fn sample(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler, rows: &Rows<'_>) -> Vec<Sampled> {
         let mut sampled = Vec::with_capacity(batch.sequences.len());
         for (place, scheduled) in batch.sequences.iter().enumerate() {
-            let choice = &self.choices[&scheduled.id];
+            let choice = self.choices.get_mut(&scheduled.id).expect("scheduled choices are open; this is a bug");
             if scheduled.prompt_logits
                 && let Some(active) = self.requests.get_mut(&choice.request)
                 && let Some(builder) = &mut active.prompt_logprobs
@@ -320,9 +342,15 @@ impl Book {
             if scheduled.samples {
                 let row = rows.of(place).next_back().expect("sampling sequences have a row; this is a bug");
                 let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
-                let token = self.sampler.sample(row, &choice.sampler, position as u64, None);
+                let token = match choice.constraint.as_mut().map(Constraint::mask).transpose() {
+                    Ok(allowed) => {
+                        let chosen = self.sampler.sample(row, &choice.sampler, position as u64, allowed);
+                        chosen.map_err(|error| EngineError::Internal(error.to_string()))
+                    }
+                    Err(error) => Err(error.into()),
+                };
                 let asked = choice.params().logprobs;
-                let logprobs = asked.zip(token.ok()).map(|(k, token)| logprobs(row, token, k as usize));
+                let logprobs = asked.zip(token.as_ref().ok()).map(|(k, &token)| logprobs(row, token, k as usize));
                 sampled.push(Sampled { id: scheduled.id, token, logprobs });
             }
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
 use pyo3::prelude::*;
 
+use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
@@ -121,6 +122,10 @@ impl PyEngine {
 
     fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
         self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn chat_format(&self, chat_template: &str) -> PyResult<PyChatFormat> {
+        self.0.chat_format(chat_template).map(PyChatFormat).map_err(|error| to_py(&error))
     }
 
     fn stats(&self) -> PyEngineStats {

@@ -1,6 +1,7 @@
 //! The compiled half of the Python package, `fastchat_rs._engine`: converts values, lets go of the interpreter lock, and
 //! decides nothing. `python/fastchat_rs/_engine.pyi` is its documentation.
 
+mod chat;
 mod engine;
 mod errors;
 mod handle;
@@ -12,6 +13,8 @@ mod params;
 mod _engine {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput};
     #[pymodule_export]
     use crate::engine::{PyEngine, PySubscription, inspect};
     #[pymodule_export]

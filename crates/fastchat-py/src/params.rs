@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use fastchat_engine::SamplingParams;
 use pyo3::prelude::*;
 
+use crate::chat::PyStructuredOutput;
 use crate::errors::to_py;
 
 /// How to choose tokens; immutable.
@@ -31,6 +32,7 @@ pub struct PySamplingParams {
     prompt_logprobs: Option<i32>,
     logit_bias: BTreeMap<u32, f32>,
     skip_special_tokens: bool,
+    structured: Option<PyStructuredOutput>,
 }
 
 #[pymethods]
@@ -40,7 +42,7 @@ impl PySamplingParams {
     #[pyo3(signature = (*, n=1, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0, presence_penalty=0.0,
         frequency_penalty=0.0, repetition_penalty=1.0, seed=None, stop=Vec::new(), stop_token_ids=Vec::new(),
         include_stop_str_in_output=false, ignore_eos=false, max_tokens=None, min_tokens=0, logprobs=None,
-        prompt_logprobs=None, logit_bias=None, skip_special_tokens=true))]
+        prompt_logprobs=None, logit_bias=None, skip_special_tokens=true, structured=None))]
     fn new(
         n: u32,
         temperature: f32,
@@ -61,6 +63,7 @@ impl PySamplingParams {
         prompt_logprobs: Option<i32>,
         logit_bias: Option<BTreeMap<u32, f32>>,
         skip_special_tokens: bool,
+        structured: Option<PyStructuredOutput>,
     ) -> PyResult<Self> {
         let logit_bias = logit_bias.unwrap_or_default();
         let params = Self {
@@ -83,6 +86,7 @@ impl PySamplingParams {
             prompt_logprobs,
             logit_bias,
             skip_special_tokens,
+            structured,
         };
         params.to_engine().check().map_err(|error| to_py(&error))?;
         Ok(params)
@@ -117,6 +121,7 @@ impl PySamplingParams {
             prompt_logprobs: self.prompt_logprobs,
             logit_bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
             skip_special_tokens: self.skip_special_tokens,
+            structured: self.structured.as_ref().map(|structured| structured.0.clone()),
         }
     }
 }

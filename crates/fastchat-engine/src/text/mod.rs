@@ -3,6 +3,7 @@
 
 mod bpe;
 mod byte_level;
+mod chat;
 mod detokenizer;
 mod error;
 mod gguf_tokenizer;
@@ -25,6 +26,7 @@ mod tokenizer;
 pub mod tools;
 mod wordpiece;
 
+pub use chat::{ChatFormat, ChatParser};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use grammar::{GrammarCompiler, GrammarSpec};

@@ -70,6 +70,17 @@ pub fn tool_grammar(
     })
 }
 
+/// Harmony's reasoning in its own channel, where its end is a control token.
+pub(crate) fn analysis(tokenizer: &Tokenizer) -> String {
+    let marker = |name| marker(tokenizer, name);
+    let end = marker("<|end|>");
+    if !end.starts_with("<[") {
+        return String::new();
+    }
+    let (channel, message, start) = (marker("<|channel|>"), marker("<|message|>"), marker("<|start|>"));
+    format!("({channel} \"analysis\" {message} /(?s:.*)/ {end} {start} \"assistant\")?")
+}
+
 struct Writer<'a> {
     format: ToolFormat,
     tokenizer: &'a Tokenizer,
@@ -115,19 +126,8 @@ impl Writer<'_> {
                 format!("{open} {} {}", more(""), self.marker("<|tool_calls_section_end|>"))
             }
             // A call ends the model's turn.
-            ToolFormat::Harmony => self.analysis() + " call",
+            ToolFormat::Harmony => analysis(self.tokenizer) + " call",
         }
-    }
-
-    /// Reasoning in its own channel, where its end is a control token.
-    fn analysis(&self) -> String {
-        let end = self.marker("<|end|>");
-        if !end.starts_with("<[") {
-            return String::new();
-        }
-        let (channel, message, start) =
-            (self.marker("<|channel|>"), self.marker("<|message|>"), self.marker("<|start|>"));
-        format!("({channel} \"analysis\" {message} /(?s:.*)/ {end} {start} \"assistant\")?")
     }
 
     fn call(&mut self, tool: &ToolSpec) -> String {

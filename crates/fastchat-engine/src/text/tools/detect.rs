@@ -27,6 +27,44 @@ impl ToolFormat {
         let shows = |signs: &[&str]| signs.iter().any(|sign| template.contains(sign));
         SIGNS.iter().find(|(signs, _)| shows(signs)).map(|&(_, format)| format)
     }
+
+    /// What it is called in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hermes => "hermes",
+            Self::Llama3 => "llama3",
+            Self::MistralList => "mistral_list",
+            Self::MistralNamed => "mistral",
+            Self::Pythonic => "pythonic",
+            Self::DeepSeekV3 => "deepseek_v3",
+            Self::DeepSeekV31 => "deepseek_v31",
+            Self::KimiK2 => "kimi_k2",
+            Self::Harmony => "harmony",
+            Self::QwenXml => "qwen_xml",
+            Self::Granite => "granite",
+            Self::Phi4 => "phi4",
+            Self::Nemotron => "nemotron",
+            Self::Glm => "glm",
+        }
+    }
+
+    /// Markers its parser must see; some vocabularies have them as control tokens.
+    pub fn markers(self) -> &'static [&'static str] {
+        match self {
+            Self::Hermes | Self::QwenXml => &["<tool_call>", "</tool_call>"],
+            Self::Llama3 => &["<|python_tag|>"],
+            Self::MistralList => &["[TOOL_CALLS]"],
+            Self::MistralNamed => &["[TOOL_CALLS]", "[ARGS]"],
+            Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
+            Self::DeepSeekV3 | Self::DeepSeekV31 => &["<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"],
+            Self::KimiK2 => &["<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"],
+            Self::Harmony => &["<|channel|>", "<|message|>", "<|end|>"],
+            Self::Granite => &["<|tool_call|>", "<tool_call>"],
+            Self::Phi4 => &["<|tool_call|>", "<|/tool_call|>"],
+            Self::Nemotron => &["<TOOLCALL>", "</TOOLCALL>"],
+            Self::Glm => &["<tool_call>", "</tool_call>", "<arg_key>", "<arg_value>"],
+        }
+    }
 }
 
 #[cfg(test)]

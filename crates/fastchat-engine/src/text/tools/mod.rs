@@ -13,16 +13,17 @@ mod json_value;
 mod named;
 mod python_value;
 mod pythonic;
+mod spec;
 mod tagged;
 mod tags;
 #[cfg(test)]
 mod tests;
 mod xml;
 
-use serde_json::Value;
-
+pub(crate) use constrain::analysis;
 pub use constrain::{ToolChoice, ToolConstraint, tool_grammar};
 pub use events::ToolEvent;
+pub use spec::ToolSpec;
 
 use events::Events;
 
@@ -57,15 +58,6 @@ pub enum ToolFormat {
     Nemotron,
     /// `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>` (GLM 4.5 and later).
     Glm,
-}
-
-/// A function the client offers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ToolSpec {
-    /// Its name.
-    pub name: String,
-    /// JSON schema of its arguments, an object.
-    pub parameters: Value,
 }
 
 /// One format's state.
