@@ -23,9 +23,13 @@ SCHEMA = {
     "required": ["n"],
     "additionalProperties": False,
 }
-DEEP: Any = {"type": "object"}
-for _ in range(40):
-    DEEP = {"type": "object", "properties": {"x": DEEP}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {"x": nested(levels - 1)}} if levels else {"type": "object"}
+
+
+DEEP = nested(40)
 
 
 def answer(reply: Reply) -> str:

@@ -54,11 +54,12 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
 
 async def openapi(context: Context, request: Request) -> Reply:
     """The document."""
-    return Reply(_document())
+    return Reply(document())
 
 
 @cache
-def _document() -> bytes:
+def document() -> bytes:
+    """The bytes of the document."""
     kinds = [kind for _, _, _, body, reply in _OPERATIONS for kind in (body, reply) if kind is not None]
     kinds += [protocol.ErrorReply, protocol.ChatCompletionChunk]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw
 
-from fastchat_rs.server.bridge import StructuredOutput
+from fastchat_rs.server.bridge import InvalidRequestError, StructuredOutput
 from fastchat_rs.server.decode import nesting
+from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import ApiError, bad_field
 from fastchat_rs.server.protocol import ResponseFormat, SamplingFields, StructuredOutputs
 
@@ -122,7 +123,10 @@ def _schema(field: str, raw: Raw) -> StructuredOutput:
         raise bad_field(field, f"{field}: the schema is not valid JSON: {error}") from None
     if not isinstance(schema, dict | bool):
         raise bad_field(field, f"{field}: a schema is a JSON object")
-    return StructuredOutput.json_schema(data.decode("utf-8"))
+    try:
+        return StructuredOutput.json_schema(data.decode("utf-8"))
+    except InvalidRequestError as error:
+        raise reworded(to_api_error(error, ""), field) from error
 
 
 def _regex(field: str, pattern: str) -> StructuredOutput:
