@@ -43,8 +43,15 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
     logprobs = _logprobs(body, context.state.limits)
     tools = tool_use(body, context.state.limits.tools, notes)
     wanted = structured_output(body)
+    if tools is not None and wanted is not None:
+        if tools.forced is None:
+            notes.ignored("tools", f"{wanted.field} decides the answer")
+        else:
+            notes.ignored(wanted.field, "tool_choice forces a call")
     prompt = await _prompt(served, body, tools, notes)
-    plan = await _plan(served, body, prompt, tools, wanted, notes)
+    # Too large an n is refused below.
+    count = min(body.n or 1, context.state.limits.n)
+    plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
     params = sampling_params(
         body,
         served,
@@ -76,11 +83,11 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
         receipt=bool(body.fastchat and body.fastchat.applied),
     )
 
-    def count(text: str) -> int:
+    def tokens(text: str) -> int:
         return len(served.bridge.engine.encode(text, add_special_tokens=False))
 
     readers = [
-        ChoiceReader(parser, parallel=tools is None or tools.parallel, count=count)
+        ChoiceReader(parser, parallel=tools is None or tools.parallel, count=tokens)
         for parser in plan.parsers or [None] * params.n
     ]
     return await answer(
@@ -174,16 +181,13 @@ class Plan:
     """One per choice; None when the text is the answer."""
 
 
-async def _plan(
-    served: Served, body: ChatRequest, prompt: str, tools: ToolUse | None, wanted: Wanted | None, notes: Notes
-) -> Plan:
+async def _plan(served: Served, prompt: str | None, tools: ToolUse | None, wanted: Wanted | None, count: int) -> Plan:
+    """`prompt` is None when no template made it."""
     format = served.format
     output = wanted.output if wanted else None
     field = wanted.field if wanted else "response_format"
-    if body.messages is None or format is None:
+    if prompt is None or format is None:
         return Plan(output, field)
-    if tools is not None and tools.forced is not None and wanted is not None:
-        notes.ignored(wanted.field, "tool_choice forces a call")
 
     def work() -> Plan:
         offered = tools.json if tools else None
@@ -194,12 +198,10 @@ async def _plan(
         elif output is not None:
             # The answer is the value, which may look like a call.
             structured, parsed = format.after_thinking(prompt, output), None
-        parsers = [format.parser(prompt, tools=parsed) for _ in range(body.n or 1)]
+        parsers = [format.parser(prompt, tools=parsed) for _ in range(count)]
         seen = format.needs_special_tokens and (parsed is not None or format.reasoning)
         return Plan(structured, blamed, seen, parsers)
 
-    if tools is not None and tools.forced is None and wanted is not None:
-        notes.ignored("tools", f"{wanted.field} decides the answer")
     try:
         return await served.bridge.offload(work)
     except InvalidRequestError as error:
