@@ -11,6 +11,11 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
+def _null() -> Raw:
+    """JSON that is kept as it is, absent."""
+    return Raw(b"null")
+
+
 class StreamOptions(Struct, kw_only=True):
     """Only with `stream`."""
 
@@ -21,7 +26,7 @@ class StreamOptions(Struct, kw_only=True):
 class JsonSchemaFormat(Struct, kw_only=True):
     """`schema` as OpenAI has it; it is enforced with and without `strict`."""
 
-    schema: Raw = Raw(b"null")
+    schema: Raw = msgspec.field(default_factory=_null)
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
@@ -32,13 +37,13 @@ class ResponseFormat(Struct, kw_only=True):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
-    schema: Raw = Raw(b"null")
+    schema: Raw = msgspec.field(default_factory=_null)
 
 
 class StructuredOutputs(Struct, kw_only=True):
     """vLLM's object: exactly one of these."""
 
-    json: Raw = Raw(b"null")
+    json: Raw = msgspec.field(default_factory=_null)
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
@@ -87,7 +92,7 @@ class SamplingFields(Struct, kw_only=True):
     guided_regex: str | None = None
     grammar: str | None = None
     guided_grammar: str | None = None
-    guided_json: Raw = Raw(b"null")
+    guided_json: Raw = msgspec.field(default_factory=_null)
     choice: list[str] | None = None
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
