@@ -10,15 +10,17 @@ from fastchat_rs.llm import (
     InvalidRequestError,
     OverloadedError,
     SamplingParams,
+    StructuredOutput,
     UnsupportedModelError,
     WeightsError,
     __version__,
 )
-from fastchat_rs.outputs import Chunk, CompletionOutput, Logprob, RequestOutput, Timings, Usage
+from fastchat_rs.outputs import ChatMessage, Chunk, CompletionOutput, Logprob, RequestOutput, Timings, ToolCall, Usage
 
 __all__ = [
     "LLM",
     "CancelledError",
+    "ChatMessage",
     "Chunk",
     "CompletionOutput",
     "ConfigError",
@@ -32,8 +34,10 @@ __all__ = [
     "OverloadedError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
     "TemplateError",
     "Timings",
+    "ToolCall",
     "UnsupportedModelError",
     "Usage",
     "WeightsError",

@@ -83,6 +83,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     max_n: Annotated[Count, Meta(description="Largest n")] = 16
     max_stop: Annotated[Count, Meta(description="Most stop strings")] = 16
     max_logprobs: Annotated[int, Meta(ge=0, description="Largest top_logprobs")] = 20
+    max_tools: Annotated[int, Meta(ge=1, description="Most tools of a request")] = 128
     max_json_depth: Annotated[Count, Meta(description="Deepest nesting of a request body")] = 128
     max_header: Annotated[str, Meta(description="Largest request header block")] = "16KiB"
     body_timeout: Annotated[Seconds, Meta(description="Seconds a request body may take to arrive")] = 30.0

@@ -1,14 +1,17 @@
 """`LLM`: one model in this process, with vLLM's calls: batches, streams and their async twins. No HTTP words here."""
 
 import asyncio
+import json
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastchat_rs._engine import (
     CancelledError,
+    ChatFormat,
     ContextLengthError,
     Engine,
     EngineError,
@@ -18,6 +21,7 @@ from fastchat_rs._engine import (
     ModelInfo,
     OverloadedError,
     SamplingParams,
+    StructuredOutput,
     UnsupportedModelError,
     WeightsError,
     __version__,
@@ -25,7 +29,7 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
-from fastchat_rs.outputs import Chunk, Collector, RequestOutput, chunk_of
+from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ __all__ = [
     "OverloadedError",
     "Prompt",
     "SamplingParams",
+    "StructuredOutput",
+    "ToolChoice",
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
@@ -53,9 +59,12 @@ __all__ = [
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
+ToolChoice = Literal["none", "auto", "required"] | str
+"""As OpenAI has it; another text is the name of the function to call."""
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
+_PARAMS = [name for name in dir(SamplingParams) if not name.startswith("_")]
 # Half of the engine's queue, so that other callers of the same engine find room.
 _WAITING_SHARE = 2
 # A doorbell cannot be lost; this only bounds the time until Ctrl-C is seen.
@@ -173,11 +182,18 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
         **template: Any,
     ) -> list[RequestOutput]:
-        """As `generate`, for one conversation or many; `template` as in `render`."""
-        texts = [self.render(conversation, **template) for conversation in _conversations(messages)]
-        return self._run(texts, _params(sampling_params, len(texts)), special=False, bar=use_tqdm)
+        """As `generate`, for one conversation or many; `template` as in `render`.
+
+        `tools` is OpenAI's list. `outputs[i].message` is the answer taken apart: content, reasoning, tool calls. What
+        `structured` demands begins after the reasoning.
+        """
+        chats = self._chats(messages, _Tools(tools, tool_choice), template)
+        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        return chats.read(self._run(chats.prompts, params, special=False, bar=use_tqdm))
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
         """The answer piece by piece. Leaving the loop, or closing the iterator, aborts the request."""
@@ -203,11 +219,15 @@ class LLM:
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
         **template: Any,
     ) -> list[RequestOutput]:
         """`chat` for event loops."""
-        texts = [self.render(conversation, **template) for conversation in _conversations(messages)]
-        return await self._arun(texts, _params(sampling_params, len(texts)), special=False)
+        chats = self._chats(messages, _Tools(tools, tool_choice), template)
+        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        return chats.read(await self._arun(chats.prompts, params, special=False))
 
     def astream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
         """`stream` for event loops. Cancelling the task aborts the request."""
@@ -248,6 +268,11 @@ class LLM:
                 raise TemplateError("this model has no chat template; use generate, or give LLM a chat_template")
             self._template = ChatTemplate(source, info.bos_token, info.eos_token)
         return self._template
+
+    def _chats(self, messages: Any, tools: "_Tools", template: Mapping[str, Any]) -> "_Chats":
+        shown = tools.shown
+        texts = [self.render(conversation, tools=shown, **template) for conversation in _conversations(messages)]
+        return _Chats(texts, tools, self._engine.chat_format(self.template.source))
 
     def _token(self, token_id: int) -> str:
         text = self._tokens.get(token_id)
@@ -342,6 +367,57 @@ class LLM:
                     yield chunk_of(delta, self._token)
         finally:
             generation.close()
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What `chat` is given to call."""
+
+    offered: Sequence[Mapping[str, Any]] | None
+    choice: ToolChoice
+
+    @property
+    def shown(self) -> Sequence[Mapping[str, Any]] | None:
+        return self.offered if self.offered and self.choice != "none" else None
+
+    @property
+    def json(self) -> str | None:
+        return json.dumps(self.shown) if self.shown else None
+
+
+@dataclass(frozen=True)
+class _Chats:
+    """Rendered conversations and the format that the model answers in."""
+
+    prompts: list[str]
+    tools: _Tools
+    format: ChatFormat
+
+    def params(self, given: list[SamplingParams]) -> list[SamplingParams]:
+        return [self._one(prompt, params) for prompt, params in zip(self.prompts, given, strict=True)]
+
+    def _one(self, prompt: str, params: SamplingParams) -> SamplingParams:
+        tools = self.tools.json
+        changed: dict[str, Any] = {}
+        if tools and self.tools.choice != "auto":
+            changed["structured"] = self.format.constrain(prompt, tools=tools, choice=self.tools.choice, parallel=True)
+        elif params.structured is not None:
+            changed["structured"] = self.format.after_thinking(prompt, params.structured)
+        if self.format.needs_special_tokens and (tools or self.format.reasoning):
+            changed["skip_special_tokens"] = False
+        if not changed:
+            return params
+        return SamplingParams(**{**{name: getattr(params, name) for name in _PARAMS}, **changed})
+
+    def read(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
+        return [self._taken_apart(prompt, output) for prompt, output in zip(self.prompts, outputs, strict=True)]
+
+    def _taken_apart(self, prompt: str, output: RequestOutput) -> RequestOutput:
+        parsers = [self.format.parser(prompt, tools=self.tools.json) for _ in output.outputs]
+        pairs = zip(output.outputs, parsers, strict=True)
+        return replace(
+            output, outputs=[replace(one, message=ChatMessage.read(parser, one.text)) for one, parser in pairs]
+        )
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

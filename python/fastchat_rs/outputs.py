@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from fastchat_rs._engine import Delta, PromptLogprobs, RequestHandle, TokenLogprobs
+    from fastchat_rs._engine import ChatParser, Delta, PromptLogprobs, RequestHandle, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Decode = Callable[[int], str]
@@ -47,6 +47,40 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function the model wants called; `arguments` is JSON as text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """An answer taken apart: what is said, what was thought, what is to be called."""
+
+    content: str
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
+
+    @classmethod
+    def read(cls, parser: "ChatParser", text: str) -> "ChatMessage":
+        """All of a choice's text."""
+        parts: dict[str, list[str]] = {"content": [], "reasoning": []}
+        names: list[str] = []
+        arguments: list[list[str]] = []
+        for event in [*parser.push(text), *parser.finish()]:
+            if event.kind == "tool_call":
+                names.append(event.text)
+                arguments.append([])
+            elif event.kind == "arguments":
+                arguments[event.index].append(event.text)
+            else:
+                parts[event.kind].append(event.text)
+        calls = [ToolCall(name, "".join(pieces)) for name, pieces in zip(names, arguments, strict=True)]
+        return cls("".join(parts["content"]), "".join(parts["reasoning"]) or None, calls)
+
+
+@dataclass(frozen=True)
 class CompletionOutput:
     """One answer to a prompt."""
 
@@ -58,6 +92,8 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     stop_reason: str | int | None
     """The stop string or stop token id that ended it; None for eos and for length."""
+    message: ChatMessage | None = None
+    """The text taken apart, in what `LLM.chat` returns."""
 
 
 @dataclass(frozen=True)

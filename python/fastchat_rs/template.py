@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastchat_rs.errors import TemplateError
+from fastchat_rs.toolless import introduced
 
 MAX_OUTPUT_CHARS = 16 * 1024 * 1024
 DEADLINE_SECONDS = 10.0
@@ -104,6 +105,8 @@ class ChatTemplate:
     """One compiled template. `bos_token` and `eos_token` are the texts the template may print."""
 
     def __init__(self, source: str, bos_token: str | None = None, eos_token: str | None = None) -> None:
+        self.source = source
+        """As the model has it; it also shows how the model writes calls and reasoning."""
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self._environment = environment = _environment()
         try:
@@ -114,6 +117,7 @@ class ChatTemplate:
         known: set[str] = set(environment.globals)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         self.variables: frozenset[str] = frozenset(free) - _RESERVED - known
         """Names a request may set through `chat_template_kwargs`: the template's free variables."""
+        self._reads_tools = "tools" in free
 
     def render(
         self,
@@ -125,6 +129,11 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text. With `continue_final_message` it ends where the last message ends."""
+        if not self._reads_tools:
+            try:
+                messages, tools = introduced(messages, tools), None
+            except (KeyError, TypeError, IndexError) as error:
+                raise TemplateError(f"messages or tools are not in OpenAI's shape: {error}") from error
         shown = _mark_end(messages) if continue_final_message else list(messages)
         values: dict[str, Any] = {
             **(variables or {}),

@@ -97,7 +97,6 @@ def test_best_of_and_suffix_are_refused_by_name(live: Live) -> None:
         ("suffix", "x"),
         ("best_of", 3),
         ("logprobs", 21),
-        ("response_format", {"type": "json_object"}),
     ):
         response = live.post(ROUTE, {"model": live.model, "prompt": PROMPT, field: value})
         assert (response.status_code, response.json()["error"]["param"]) == (400, field)

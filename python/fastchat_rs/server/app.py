@@ -109,7 +109,7 @@ class App:
         if origin and (origin in self._origins or "*" in self._origins):
             request.headers_out += [
                 ("access-control-allow-origin", origin),
-                ("access-control-expose-headers", "x-request-id, retry-after"),
+                ("access-control-expose-headers", "x-request-id, retry-after, x-fastchat-applied"),
                 ("vary", "origin"),
             ]
 

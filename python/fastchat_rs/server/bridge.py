@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from fastchat_rs._engine import (
     CancelledError,
+    ChatEvent,
+    ChatFormat,
+    ChatParser,
     ContextLengthError,
     Delta,
     Engine,
@@ -24,6 +27,7 @@ from fastchat_rs._engine import (
     PromptLogprobs,
     RequestHandle,
     SamplingParams,
+    StructuredOutput,
     TokenLogprobs,
     UnsupportedModelError,
     WeightsError,
@@ -33,6 +37,9 @@ from fastchat_rs._engine import (
 __all__ = [
     "Bridge",
     "CancelledError",
+    "ChatEvent",
+    "ChatFormat",
+    "ChatParser",
     "ContextLengthError",
     "Delta",
     "Engine",
@@ -45,6 +52,7 @@ __all__ = [
     "OverloadedError",
     "PromptLogprobs",
     "SamplingParams",
+    "StructuredOutput",
     "TokenLogprobs",
     "UnsupportedModelError",
     "WeightsError",

@@ -5,14 +5,14 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from fastchat_rs.server.bridge import Delta, TokenLogprobs
+from fastchat_rs.server.bridge import ChatParser, Delta, InvalidRequestError, StructuredOutput, TokenLogprobs
 from fastchat_rs.server.decode import BodyDecoder
+from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
 from fastchat_rs.server.http import Reply, Request, bad_field
 from fastchat_rs.server.logprobs import chat_logprobs
-from fastchat_rs.server.messages import chat_template, render, template_messages, template_variables
+from fastchat_rs.server.messages import Rendering, chat_template, render, template_messages, template_variables
 from fastchat_rs.server.protocol import (
-    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -21,28 +21,48 @@ from fastchat_rs.server.protocol import (
     ChatRequest,
     MessageDelta,
 )
-from fastchat_rs.server.sampling import cache_salt, refuse_structured, sampling_params, unsupported
+from fastchat_rs.server.reader import ChoiceReader
+from fastchat_rs.server.receipt import Notes
+from fastchat_rs.server.sampling import RouteParams, cache_salt, sampling_params
 from fastchat_rs.server.state import Limits, Served
+from fastchat_rs.server.structured import Wanted, reworded, structured_output
+from fastchat_rs.server.tools import ToolUse, tool_use
 from fastchat_rs.server.usage import UsageCounter
+from fastchat_rs.template import ChatTemplate
 
 DECODER = BodyDecoder(ChatRequest)
+# What templates call the switch for thinking.
+_THINKING = ("enable_thinking", "thinking")
 
 
 async def chat_completions(context: Context, request: Request) -> Reply | None:
     """The route."""
     body = await context.decode(request, DECODER)
     name, served = context.state.find(body.model)
-    refuse_structured(body)
-    _refuse_later(body)
+    notes = _notes(body, request)
     logprobs = _logprobs(body, context.state.limits)
+    tools = tool_use(body, context.state.limits.tools, notes)
+    wanted = structured_output(body)
+    if tools is not None and wanted is not None:
+        if tools.forced is None:
+            notes.ignored("tools", f"{wanted.field} decides the answer")
+        else:
+            notes.ignored(wanted.field, "tool_choice forces a call")
+    prompt = await _prompt(served, body, tools, notes)
+    # Too large an n is refused below.
+    count = min(body.n or 1, context.state.limits.n)
+    plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
     params = sampling_params(
         body,
         served,
         context.state.limits,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        logprobs=logprobs,
+        RouteParams(
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            logprobs=logprobs,
+            structured=plan.structured,
+            keep_special_tokens=plan.keep_special_tokens,
+        ),
     )
-    prompt = await _prompt(served, body)
     submission = Submission(
         prompts=[prompt],
         params=params,
@@ -51,36 +71,42 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
         priority=body.priority or 0,
         stream=bool(body.stream),
         prompt_field="prompt" if body.messages is None else "messages",
+        max_tokens_field="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
+        structured_field=plan.structured_field,
     )
     ids = Ids.new("chatcmpl-", name, served)
     options = body.stream_options
+    want = Want(
+        logprobs=logprobs is not None,
+        include_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        receipt=bool(body.fastchat and body.fastchat.applied),
+    )
+
+    def tokens(text: str) -> int:
+        return len(served.bridge.engine.encode(text, add_special_tokens=False))
+
+    readers = [
+        ChoiceReader(parser, parallel=tools is None or tools.parallel, count=tokens)
+        for parser in plan.parsers or [None] * params.n
+    ]
     return await answer(
         context,
         request,
         served,
         submission,
-        lambda _, usage: ChatShape(
-            ids,
-            served,
-            usage,
-            Want(
-                n=params.n,
-                logprobs=logprobs is not None,
-                include_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
-                continuous_usage=bool(options and options.continuous_usage_stats),
-            ),
-        ),
+        notes,
+        lambda _, usage: ChatShape(ids, served, usage, want, readers, notes),
     )
 
 
-def _refuse_later(body: ChatRequest) -> None:
-    """Fields of tools and reasoning: values without effect pass, others are refused by name."""
-    if body.tools:
-        unsupported("tools", "a list of tools")
-    if body.tool_choice not in (None, "none", "auto"):
-        unsupported("tool_choice", "a value other than none without tools")
-    if body.reasoning_effort not in (None, "none"):
-        unsupported("reasoning_effort", "a value other than none")
+def _notes(body: ChatRequest, request: Request) -> Notes:
+    notes = Notes()
+    notes.sampling(body)
+    if body.max_tokens and body.max_completion_tokens:
+        notes.ignored("max_tokens", "max_completion_tokens wins")
+    notes.unknown(request.unknown_fields)
+    return notes
 
 
 def _logprobs(body: ChatRequest, limits: Limits) -> int | None:
@@ -92,18 +118,20 @@ def _logprobs(body: ChatRequest, limits: Limits) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-async def _prompt(served: Served, body: ChatRequest) -> str:
+async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, notes: Notes) -> str:
     if body.messages is not None and body.prompt is not None:
         raise bad_field("prompt", "prompt: send messages or prompt, not both")
     if body.prompt is not None:
+        if tools is not None:
+            raise bad_field("tools", "tools: need messages, a raw prompt has no place for them", "unsupported")
+        for field in ("enable_thinking", "reasoning_effort", "chat_template_kwargs"):
+            if getattr(body, field) is not None:
+                notes.ignored(field, "a raw prompt has no template")
         return body.prompt
     if body.messages is None:
         raise bad_field("messages", "messages: is needed", code="missing_required_parameter")
     messages = template_messages(body.messages)
     template = chat_template(served)
-    variables = template_variables(template, body.chat_template_kwargs)
-    if body.enable_thinking is not None:
-        variables["enable_thinking"] = body.enable_thinking
     go_on = bool(body.continue_final_message)
     if go_on and body.add_generation_prompt:
         raise bad_field("continue_final_message", "continue_final_message excludes add_generation_prompt")
@@ -113,76 +141,118 @@ async def _prompt(served: Served, body: ChatRequest) -> str:
         served.bridge,
         template,
         messages,
-        variables,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=go_on,
+        Rendering(
+            _variables(template, body, notes),
+            tools.shown if tools else None,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=go_on,
+        ),
     )
+
+
+def _variables(template: ChatTemplate, body: ChatRequest, notes: Notes) -> dict[str, Any]:
+    """Of the template; `enable_thinking` and `reasoning_effort` where it reads them."""
+    variables = template_variables(template, body.chat_template_kwargs)
+    switch = next((name for name in _THINKING if name in template.variables), None)
+    thinking, effort = body.enable_thinking, body.reasoning_effort
+    if thinking is not None:
+        if switch is None:
+            notes.ignored("enable_thinking", "the model's template does not read it")
+        else:
+            variables[switch] = thinking
+    if effort is not None:
+        if effort == "none" and switch is not None:
+            variables[switch] = False
+        elif effort != "none" and "reasoning_effort" in template.variables:
+            variables["reasoning_effort"] = effort
+        else:
+            notes.ignored("reasoning_effort", "the model's template does not read it")
+    return variables
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the answer is constrained and read."""
+
+    structured: StructuredOutput | None = None
+    structured_field: str = "response_format"
+    keep_special_tokens: bool = False
+    parsers: list[ChatParser] | None = None
+    """One per choice; None when the text is the answer."""
+
+
+async def _plan(served: Served, prompt: str | None, tools: ToolUse | None, wanted: Wanted | None, count: int) -> Plan:
+    """`prompt` is None when no template made it."""
+    format = served.format
+    output = wanted.output if wanted else None
+    field = wanted.field if wanted else "response_format"
+    if prompt is None or format is None:
+        return Plan(output, field)
+
+    def work() -> Plan:
+        offered = tools.json if tools else None
+        structured, blamed, parsed = output, field, offered
+        if tools is not None and offered and tools.forced is not None:
+            structured = format.constrain(prompt, tools=offered, choice=tools.forced, parallel=tools.parallel)
+            blamed = "tools"
+        elif output is not None:
+            # The answer is the value, which may look like a call.
+            structured, parsed = format.after_thinking(prompt, output), None
+        parsers = [format.parser(prompt, tools=parsed) for _ in range(count)]
+        seen = format.needs_special_tokens and (parsed is not None or format.reasoning)
+        return Plan(structured, blamed, seen, parsers)
+
+    try:
+        return await served.bridge.offload(work)
+    except InvalidRequestError as error:
+        raise reworded(to_api_error(error, ""), field) from error
 
 
 @dataclass(frozen=True)
 class Want:
     """What the client asked to see."""
 
-    n: int
     logprobs: bool
     include_usage: bool
     continuous_usage: bool
-
-
-@dataclass
-class Piece:
-    """What a delta adds to a message; later also tool calls and reasoning."""
-
-    content: str = ""
-
-
-class ChoiceReader:
-    """Turns one choice's text into pieces of a message. Streams send the pieces, whole replies join them."""
-
-    def __init__(self) -> None:
-        self.content: list[str] = []
-        self.steps: list[TokenLogprobs] = []
-        self.finish_reason = "stop"
-
-    def feed(self, delta: Delta) -> Piece:
-        """The next piece."""
-        return Piece(delta.text)
-
-    def keep(self, delta: Delta) -> None:
-        """Feeds, and keeps the piece for the whole message."""
-        self.content.append(self.feed(delta).content)
-        self.steps += delta.logprobs or []
-        self.finish_reason = delta.finish_reason or self.finish_reason
-
-    def message(self) -> AssistantMessage:
-        """The kept pieces, joined."""
-        return AssistantMessage("".join(self.content))
+    receipt: bool
 
 
 class ChatShape:
     """Words deltas as chat completions (see `stream.Shape`)."""
 
-    def __init__(self, ids: Ids, served: Served, usage: UsageCounter, want: Want) -> None:
+    def __init__(
+        self, ids: Ids, served: Served, usage: UsageCounter, want: Want, choices: list[ChoiceReader], notes: Notes
+    ) -> None:
         self._ids = ids
         self._served = served
         self.usage = usage
         self.include_usage = want.include_usage
         self._want = want
-        self._choices = [ChoiceReader() for _ in range(want.n)]
+        self._choices = choices
+        self._notes = notes
+        usage.reasoning = lambda: sum(choice.reasoning_tokens for choice in choices)
 
     def opening(self) -> list[Struct]:
         """The role, once per choice."""
         role = MessageDelta("assistant", "")
-        return [self._chunk([ChatChunkChoice(index, role)]) for index in range(len(self._choices))]
+        chunks = [self._chunk([ChatChunkChoice(index, role)]) for index in range(len(self._choices))]
+        chunks[0].fastchat = self._notes.body(self._want.receipt)
+        return [*chunks]
 
-    def chunk(self, prompt: int, delta: Delta) -> Struct | None:
-        """A piece of one choice."""
-        piece = self._choices[delta.index].feed(delta)
-        logprobs = self._shaped(delta.logprobs or []) if delta.logprobs else None
-        if not piece.content and logprobs is None and delta.finish_reason is None:
-            return None
-        message = MessageDelta(content=piece.content) if piece.content else MessageDelta()
-        return self._chunk([ChatChunkChoice(delta.index, message, logprobs, delta.finish_reason)])
+    def chunks(self, prompt: int, delta: Delta) -> list[Struct]:
+        """The pieces of one choice. Log-probabilities go with the text that their tokens became."""
+        choice = self._choices[delta.index]
+        pieces = choice.feed(delta)
+        finish = choice.finish_reason
+        if finish is not None:
+            pieces.append(MessageDelta())
+        chunks: list[Struct] = []
+        for number, piece in enumerate(pieces, start=1):
+            logprobs = self._shaped(choice.take_steps()) if choice.steps else None
+            reason = finish if number == len(pieces) else None
+            chunks.append(self._chunk([ChatChunkChoice(delta.index, piece, logprobs, reason)]))
+        return chunks
 
     def usage_chunk(self) -> Struct:
         """No choices, only usage."""
@@ -192,15 +262,20 @@ class ChatShape:
 
     def collect(self, prompt: int, delta: Delta) -> None:
         """For `whole`."""
-        self._choices[delta.index].keep(delta)
+        self._choices[delta.index].feed(delta)
 
     def whole(self) -> Struct:
         """The reply."""
         choices = [
-            ChatChoice(index, choice.message(), self._shaped(choice.steps), choice.finish_reason)
+            ChatChoice(index, choice.message(), self._shaped(choice.steps), choice.finish_reason or "stop")
             for index, choice in enumerate(self._choices)
         ]
-        return ChatCompletion(**self._ids.fields(), choices=choices, usage=self.usage.usage())
+        return ChatCompletion(
+            **self._ids.fields(),
+            choices=choices,
+            usage=self.usage.usage(),
+            fastchat=self._notes.body(self._want.receipt),
+        )
 
     def _shaped(self, steps: list[TokenLogprobs]) -> ChatLogprobs | None:
         return chat_logprobs(self._served, steps) if self._want.logprobs else None

@@ -16,8 +16,10 @@ from fastchat_rs.server.protocol import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from fastchat_rs.server.sampling import cache_salt, refuse_structured, sampling_params, unsupported
+from fastchat_rs.server.receipt import Notes
+from fastchat_rs.server.sampling import RouteParams, cache_salt, sampling_params, unsupported
 from fastchat_rs.server.state import Limits, Served
+from fastchat_rs.server.structured import structured_output
 from fastchat_rs.server.usage import UsageCounter
 
 DECODER = BodyDecoder(CompletionRequest)
@@ -30,19 +32,25 @@ async def completions(context: Context, request: Request) -> Reply | None:
     body = await context.decode(request, DECODER)
     name, served = context.state.find(body.model)
     limits = context.state.limits
-    refuse_structured(body)
     _check(body, limits)
+    wanted_output = structured_output(body)
+    notes = Notes()
+    notes.sampling(body)
+    notes.unknown(request.unknown_fields)
     prompts = _prompts(body)
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     wanted = [k for k in (body.prompt_logprobs, body.logprobs if body.echo else None) if k is not None]
     params = sampling_params(
         body,
         served,
-        limits,
-        # 0 is "only look at the prompt"; the engine always makes a token, which is then left out.
-        max_tokens=max(max_tokens, 1),
-        logprobs=body.logprobs,
-        prompt_logprobs=max(wanted) if wanted else None,
+        context.state.limits,
+        RouteParams(
+            # 0 is "only look at the prompt"; the engine always makes a token, which is then left out.
+            max_tokens=max(max_tokens, 1),
+            logprobs=body.logprobs,
+            prompt_logprobs=max(wanted) if wanted else None,
+            structured=wanted_output.output if wanted_output else None,
+        ),
     )
     submission = Submission(
         prompts=prompts,
@@ -52,6 +60,7 @@ async def completions(context: Context, request: Request) -> Reply | None:
         priority=body.priority or 0,
         stream=bool(body.stream),
         prompt_field="prompt",
+        structured_field=wanted_output.field if wanted_output else "response_format",
     )
     ids = Ids.new("cmpl-", name, served)
     options = body.stream_options
@@ -64,12 +73,13 @@ async def completions(context: Context, request: Request) -> Reply | None:
         silent=max_tokens == 0,
         include_usage=bool(options and (options.include_usage or options.continuous_usage_stats)),
         continuous_usage=bool(options and options.continuous_usage_stats),
+        receipt=bool(body.fastchat and body.fastchat.applied),
     )
 
     def shape(generation: Generation, usage: UsageCounter) -> CompletionShape:
-        return CompletionShape(ids, served, generation, usage, want)
+        return CompletionShape(ids, served, generation, usage, want, notes)
 
-    return await answer(context, request, served, submission, shape)
+    return await answer(context, request, served, submission, notes, shape)
 
 
 def _check(body: CompletionRequest, limits: Limits) -> None:
@@ -116,6 +126,7 @@ class Want:
     silent: bool
     include_usage: bool
     continuous_usage: bool
+    receipt: bool
 
 
 @dataclass
@@ -132,9 +143,13 @@ class _Choice:
 class CompletionShape:
     """Words deltas as text completions (see `stream.Shape`). Choice = prompt * n + index."""
 
-    def __init__(self, ids: Ids, served: Served, generation: Generation, usage: UsageCounter, want: Want) -> None:
+    def __init__(
+        self, ids: Ids, served: Served, generation: Generation, usage: UsageCounter, want: Want, notes: Notes
+    ) -> None:
         self._ids = ids
         self._served = served
+        self._notes = notes
+        self._told = False
         self._generation = generation
         self._want = want
         self.usage = usage
@@ -147,16 +162,20 @@ class CompletionShape:
         """Nothing goes first on this route."""
         return []
 
-    def chunk(self, prompt: int, delta: Delta) -> Struct | None:
+    def chunks(self, prompt: int, delta: Delta) -> list[Struct]:
         """A piece of one choice; the first brings the echo and the prompt's logprobs."""
         first = not self._choice(prompt, delta).opened
         text, logprobs = self._piece(prompt, delta)
         if not text and logprobs is None and delta.finish_reason is None:
-            return None
+            return []
         shaped = CompletionChoice(self._number(prompt, delta), text, logprobs, self._reason(delta))
         if first and self._want.prompt_logprobs is not None:
             shaped.prompt_logprobs = self._prompt_logprobs(prompt)
-        return self._reply([shaped], self.usage.usage() if self._want.continuous_usage else self._no_usage())
+        reply = self._reply([shaped], self.usage.usage() if self._want.continuous_usage else self._no_usage())
+        if not self._told:
+            self._told = True
+            reply.fastchat = self._notes.body(self._want.receipt)
+        return [reply]
 
     def usage_chunk(self) -> Struct:
         """No choices, only usage."""
@@ -180,7 +199,9 @@ class CompletionShape:
             if self._want.prompt_logprobs is not None:
                 one.prompt_logprobs = self._prompt_logprobs(number // self._want.n)
             shaped.append(one)
-        return self._reply(shaped, self.usage.usage())
+        reply = self._reply(shaped, self.usage.usage())
+        reply.fastchat = self._notes.body(self._want.receipt)
+        return reply
 
     def _piece(self, prompt: int, delta: Delta) -> tuple[str, CompletionLogprobs | None]:
         choice = self._choice(prompt, delta)

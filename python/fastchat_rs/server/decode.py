@@ -1,13 +1,15 @@
 """Bytes of a body -> a request Struct, or a 400 that names the field. The only place that reads msgspec's messages."""
 
 import re
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from fastchat_rs.server.http import ApiError, bad_field
 
 T = TypeVar("T")
+
+_NAMED_BY_PLACE = ("messages", "stream_options")
 
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
@@ -18,6 +20,12 @@ class BodyDecoder(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
+        self._keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+        self._known = {field.encode_name for field in msgspec.structs.fields(cast("Any", kind))}
+
+    def unknown(self, body: bytes) -> list[str]:
+        """Names in a decoded body that the type does not know."""
+        return [name for name in self._keys.decode(body) if name not in self._known]
 
     def decode(self, body: bytes, max_depth: int) -> T:
         """Checks depth, syntax, types and ranges. CPU work: large bodies belong on a worker thread."""
@@ -53,12 +61,15 @@ def _field_error(text: str) -> ApiError:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
     param = param_of(path)
+    inside = f" (at {path})" if path and path != param else ""
     code = "missing_required_parameter" if missing else "invalid_type" if "got" in reason else "invalid_value"
-    return bad_field(param, f"{param}: {reason}" if param else reason, code)
+    return bad_field(param, f"{param}: {reason}{inside}" if param else reason, code)
 
 
 def param_of(path: str) -> str | None:
-    """`messages[0].content[1].type` -> `messages.0.content.1.type`; items of other lists and maps go by the field."""
-    if not path.startswith("messages"):
-        path = path.partition("[")[0]
+    """`messages[0].content[1].type` -> `messages.0.content.1.type`; the insides of most others go by the field."""
+    if path.startswith(_NAMED_BY_PLACE):
+        path = path if path.startswith("messages") else path.partition("[")[0]
+    else:
+        path = re.split(r"[.\[]", path, maxsplit=1)[0]
     return path.replace("[...]", "").replace("[", ".").replace("]", "") or None

@@ -11,8 +11,10 @@ from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import Request
 from fastchat_rs.server.metrics import Metrics
+from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.state import Served, State
 from fastchat_rs.server.stream import Answer, Shape, Watcher
+from fastchat_rs.server.structured import reworded
 from fastchat_rs.server.usage import UsageCounter
 
 T = TypeVar("T")
@@ -64,6 +66,9 @@ class Submission:
     stream: bool
     prompt_field: str
     """The field an engine's complaint about the prompt is about."""
+    max_tokens_field: str = "max_tokens"
+    structured_field: str = "response_format"
+    """The field an engine's complaint about the constraint is about."""
 
 
 class Context:
@@ -79,7 +84,9 @@ class Context:
         body = await request.body(self.state.limits.body)
         depth = self.state.limits.json_depth
         if len(body) < _INLINE_BYTES:
-            return decoder.decode(body, depth)
+            decoded = decoder.decode(body, depth)
+            request.unknown_fields = decoder.unknown(body)
+            return decoded
         bridge = next(iter(self.state.models.values())).bridge
         return await bridge.offload(lambda: decoder.decode(body, depth))
 
@@ -89,6 +96,7 @@ async def answer(
     request: Request,
     served: Served,
     submission: Submission,
+    notes: Notes,
     shape: Callable[[Generation, UsageCounter], Shape],
 ) -> None:
     """Submits and sends. Leaving, the deadline and every error free what the engine holds."""
@@ -106,7 +114,12 @@ async def answer(
             raise _worded(error, request, submission) from error
         try:
             watcher.guard(generation)
-            usage = UsageCounter(sum(len(ids) for ids in generation.prompt_token_ids))
+            lengths = [len(ids) for ids in generation.prompt_token_ids]
+            usage = UsageCounter(sum(lengths))
+            room = served.info.max_model_len - max(lengths)
+            if (submission.params.max_tokens or 0) > room:
+                notes.clamped(submission.max_tokens_field, room)
+            notes.announce(request)
             out = Answer(request, context.state, context.metrics, generation, shape(generation, usage))
             await (out.stream() if submission.stream else out.whole())
         finally:
@@ -119,4 +132,4 @@ def _worded(error: Any, request: Request, submission: Submission) -> Exception:
     worded = to_api_error(error, request.id)
     if worded.param in ("messages", "prompt"):
         worded.param = submission.prompt_field
-    return worded
+    return reworded(worded, submission.structured_field)

@@ -89,6 +89,8 @@ class Request:
         self.started = time.monotonic()
         self.tenant: str | None = None
         self.status = 0
+        self.unknown_fields: list[str] = []
+        """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
 
     def header(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """Chat messages and the template's variables: from wire types to what a chat template expects."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import msgspec
 
@@ -16,10 +17,12 @@ _ROLES["function"] = "tool"
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Checks roles and contents; errors name the place (`messages.<i>.role`)."""
+    """Checks roles and contents, and mends the history of calls; errors name the place (`messages.<i>.role`)."""
     if not messages:
         raise bad_field("messages", "messages: at least one is needed")
-    return [_message(index, message) for index, message in enumerate(messages)]
+    shaped = [_message(index, message) for index, message in enumerate(messages)]
+    _repair_ids(shaped)
+    return shaped
 
 
 def _message(index: int, message: Message) -> dict[str, Any]:
@@ -27,14 +30,21 @@ def _message(index: int, message: Message) -> dict[str, Any]:
     role = _ROLES.get(message.role)
     if role is None:
         raise bad_field(f"{place}.role", f"{place}.role: must be one of {', '.join(_ROLES)}")
-    shaped: dict[str, Any] = {"role": role, "content": _content(place, message.content)}
-    if message.content is None:
-        if role != "assistant" or not message.tool_calls:
-            raise bad_field(f"{place}.content", f"{place}.content: is needed for role {message.role}")
-        shaped["content"] = ""
-    if message.tool_calls and role == "assistant":
-        shaped["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
-    for name in ("name", "tool_call_id", "reasoning_content"):
+    content = _content(place, message.content)
+    if content is None and role not in ("assistant", "tool"):
+        raise bad_field(f"{place}.content", f"{place}.content: is needed for role {message.role}")
+    # Templates add it to other text: null would print as None.
+    shaped: dict[str, Any] = {"role": role, "content": content or ""}
+    if role == "assistant":
+        calls = list(message.tool_calls or [])
+        if message.function_call is not None:
+            calls.append({"function": message.function_call})
+        if calls:
+            shaped["tool_calls"] = [_tool_call(place, number, call) for number, call in enumerate(calls)]
+        reasoning = message.reasoning if message.reasoning_content is None else message.reasoning_content
+        if reasoning is not None:
+            shaped["reasoning_content"] = reasoning
+    for name in ("name", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
             shaped[name] = value
@@ -57,19 +67,51 @@ def _content(place: str, content: str | list[ContentPart] | None) -> str | None:
     return "\n".join(texts)
 
 
-def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates print arguments as JSON, so the text of the wire becomes an object where it is one."""
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return call
-    function = dict(function)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    arguments = function.get("arguments")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    if isinstance(arguments, str):
+def _tool_call(place: str, number: int, call: dict[str, Any]) -> dict[str, Any]:
+    """An id and a name are certain to be there, and the arguments are an object: what templates rely on."""
+    given = call.get("function")
+    function = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        where = f"{place}.tool_calls.{number}.function.name"
+        raise bad_field(where, f"{where}: is needed")
+    id = call.get("id")
+    return {
+        "id": id if isinstance(id, str) and id else f"call_{place.rpartition('.')[2]}_{number}",
+        "type": "function",
+        "function": {"name": name, "arguments": _arguments(function.get("arguments"))},
+    }
+
+
+def _arguments(given: Any) -> dict[str, Any]:
+    """Text of the wire as the object that it should be; what is none is kept under a name of its own."""
+    value: Any = given
+    if isinstance(given, str):
         try:
-            function["arguments"] = msgspec.json.decode(arguments)
-        except msgspec.DecodeError:
-            pass
-    return {**call, "function": function}
+            value = msgspec.json.decode(given) if given.strip() else {}
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            value = given
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {"input": value}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _repair_ids(messages: list[dict[str, Any]]) -> None:
+    """A result without an id answers the first call that has no answer yet."""
+    open_calls: list[tuple[str, str]] = []
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            open_calls.append((call["id"], call["function"]["name"]))
+        if message["role"] != "tool":
+            continue
+        id = message.get("tool_call_id")
+        place = next((place for place, (known, _) in enumerate(open_calls) if id in (None, known)), None)
+        if place is not None:
+            known, name = open_calls.pop(place)
+            message["tool_call_id"] = known
+            message.setdefault("name", name)
+        elif id is None:
+            message["tool_call_id"] = "call_unknown"
 
 
 def chat_template(served: Served) -> ChatTemplate:
@@ -92,23 +134,26 @@ def template_variables(template: ChatTemplate, kwargs: dict[str, Any] | None) ->
     return dict(kwargs or {})
 
 
-async def render(
-    bridge: Bridge,
-    template: ChatTemplate,
-    messages: list[dict[str, Any]],
-    variables: dict[str, Any],
-    *,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-) -> str:
+@dataclass(frozen=True)
+class Rendering:
+    """How a conversation becomes a prompt."""
+
+    variables: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+async def render(bridge: Bridge, template: ChatTemplate, messages: list[dict[str, Any]], how: Rendering) -> str:
     """Renders off the event loop."""
 
     def work() -> str:
         return template.render(
             messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            variables=variables,
+            tools=how.tools,
+            add_generation_prompt=how.add_generation_prompt,
+            continue_final_message=how.continue_final_message,
+            variables=how.variables,
         )
 
     return await bridge.offload(work)

@@ -1,9 +1,9 @@
 """The wire types: msgspec Structs and nothing else. `None` is absent; ranges that need no model or limit are here."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -11,11 +11,49 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
+def _null() -> Raw:
+    """JSON that is kept as it is, absent."""
+    return Raw(b"null")
+
+
 class StreamOptions(Struct, kw_only=True):
     """Only with `stream`."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class JsonSchemaFormat(Struct, kw_only=True):
+    """`schema` as OpenAI has it; it is enforced with and without `strict`."""
+
+    schema: Raw = msgspec.field(default_factory=_null)
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    """`json_schema` belongs to the type of that name; `schema` to json_object, as llama.cpp has it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    schema: Raw = msgspec.field(default_factory=_null)
+
+
+class StructuredOutputs(Struct, kw_only=True):
+    """vLLM's object: exactly one of these."""
+
+    json: Raw = msgspec.field(default_factory=_null)
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class ReceiptOptions(Struct, kw_only=True):
+    """`{"applied": true}` puts the receipt into the body too."""
+
+    applied: bool | None = None
 
 
 class SamplingFields(Struct, kw_only=True):
@@ -47,16 +85,17 @@ class SamplingFields(Struct, kw_only=True):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    # Structured output.
-    response_format: Any = None
-    regex: Any = None
-    guided_regex: Any = None
-    grammar: Any = None
-    guided_grammar: Any = None
-    guided_json: Any = None
-    choice: Any = None
-    guided_choice: Any = None
-    structured_outputs: Any = None
+    fastchat: ReceiptOptions | None = None
+    # Structured output: at most one.
+    response_format: ResponseFormat | None = None
+    regex: str | None = None
+    guided_regex: str | None = None
+    grammar: str | None = None
+    guided_grammar: str | None = None
+    guided_json: Raw = msgspec.field(default_factory=_null)
+    choice: list[str] | None = None
+    guided_choice: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ContentPart(Struct, kw_only=True):
@@ -74,8 +113,39 @@ class Message(Struct, kw_only=True):
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class FunctionSpec(Struct, kw_only=True, omit_defaults=True):
+    """A function the client offers. The order of the fields is the one that templates print."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, kw_only=True):
+    """One entry of `tools`."""
+
+    type: str = "function"
+    function: FunctionSpec
+
+
+class FunctionName(Struct, kw_only=True):
+    """Part of `NamedToolChoice`."""
+
+    name: str
+
+
+class NamedToolChoice(Struct, kw_only=True):
+    """`tool_choice` that names a function."""
+
+    type: str = "function"
+    function: FunctionName
 
 
 class ChatRequest(SamplingFields, kw_only=True):
@@ -87,12 +157,12 @@ class ChatRequest(SamplingFields, kw_only=True):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Tokens | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -194,12 +264,46 @@ class PromptLogprob(Struct):
     decoded_token: str
 
 
+class FunctionCall(Struct):
+    """What is called; `arguments` is JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    """A call in a whole message."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class FunctionCallDelta(Struct):
+    """The name comes first and once, then pieces of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Struct):
+    """What a chunk adds to a call."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCallDelta | UnsetType = UNSET
+
+
 class AssistantMessage(Struct):
-    """The answer of a choice."""
+    """The answer of a choice. The reasoning goes by two names."""
 
     content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class MessageDelta(Struct):
@@ -207,6 +311,24 @@ class MessageDelta(Struct):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class Applied(Struct, omit_defaults=True):
+    """One line of the receipt: a field that was clamped (to `value`) or had no effect (because of `reason`)."""
+
+    field: str
+    effect: Literal["clamped", "ignored"]
+    value: float | int | None = None
+    reason: str | None = None
+
+
+class Receipt(Struct):
+    """Part of a reply, or of the first chunk, when the request has `fastchat.applied`."""
+
+    applied: list[Applied]
 
 
 class ChatChoice(Struct):
@@ -247,6 +369,7 @@ class ChatCompletion(Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
+    fastchat: Receipt | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct):
@@ -259,6 +382,7 @@ class ChatCompletionChunk(Struct):
     choices: list[ChatChunkChoice]
     usage: Usage | None | UnsetType = UNSET
     object: str = "chat.completion.chunk"
+    fastchat: Receipt | UnsetType = UNSET
 
 
 class Completion(Struct):
@@ -271,6 +395,7 @@ class Completion(Struct):
     choices: list[CompletionChoice]
     usage: Usage | None | UnsetType = UNSET
     object: str = "text_completion"
+    fastchat: Receipt | UnsetType = UNSET
 
 
 class ErrorBody(Struct):

@@ -1,25 +1,15 @@
 """Request fields -> SamplingParams: the shared half of chat and completions. Ranges that depend on limits are here."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams
+from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput
 from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import SamplingFields
 from fastchat_rs.server.state import Limits, Served
 
 # Sampling fields whose default may come from the model's generation_config.json.
 _FROM_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_NO_EFFECT_FORMATS = ({"type": "text"},)
-_STRUCTURED = (
-    "regex",
-    "guided_regex",
-    "grammar",
-    "guided_grammar",
-    "guided_json",
-    "choice",
-    "guided_choice",
-    "structured_outputs",
-)
 
 
 def unsupported(field: str, what: str) -> None:
@@ -27,24 +17,19 @@ def unsupported(field: str, what: str) -> None:
     raise bad_field(field, f"{field}: {what} is not supported", code="unsupported")
 
 
-def refuse_structured(request: SamplingFields) -> None:
-    """Structured output is refused by name, never ignored."""
-    if request.response_format is not None and request.response_format not in _NO_EFFECT_FORMATS:
-        unsupported("response_format", "a format other than text")
-    for field in _STRUCTURED:
-        if getattr(request, field) is not None:
-            unsupported(field, "structured output")
+@dataclass(frozen=True)
+class RouteParams:
+    """What the routes spell differently, or work out first."""
+
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structured: StructuredOutput | None = None
+    keep_special_tokens: bool = False
+    """The route reads markers that are special tokens."""
 
 
-def sampling_params(
-    request: SamplingFields,
-    served: Served,
-    limits: Limits,
-    *,
-    max_tokens: int | None,
-    logprobs: int | None,
-    prompt_logprobs: int | None = None,
-) -> SamplingParams:
+def sampling_params(request: SamplingFields, served: Served, limits: Limits, route: RouteParams) -> SamplingParams:
     """Checks what protocol.py could not and builds the engine's parameters."""
     if request.stream_options is not None and not request.stream:
         raise bad_field("stream_options", "stream_options is only allowed when stream is true")
@@ -53,12 +38,13 @@ def sampling_params(
         raise bad_field("n", f"n: {n} is more than the limit of {limits.n}")
     values: dict[str, Any] = {
         "n": n,
-        "max_tokens": max_tokens,
-        "logprobs": logprobs,
-        "prompt_logprobs": prompt_logprobs,
+        "max_tokens": route.max_tokens,
+        "logprobs": route.logprobs,
+        "prompt_logprobs": route.prompt_logprobs,
         "stop": _stop(request.stop, limits.stop),
         "logit_bias": _logit_bias(request.logit_bias, served),
         "seed": request.seed,
+        "structured": route.structured,
     }
     for field in _FROM_MODEL:
         value = getattr(request, field)
@@ -78,6 +64,8 @@ def sampling_params(
         "presence_penalty",
     ):
         values[field] = getattr(request, field)
+    if route.keep_special_tokens:
+        values["skip_special_tokens"] = False
     try:
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
     except InvalidRequestError as error:

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 
 from fastchat_rs.config import ServeConfig, parse_bytes
-from fastchat_rs.server.bridge import Bridge, ModelInfo
+from fastchat_rs.server.bridge import Bridge, ChatFormat, ModelInfo
 from fastchat_rs.server.http import ApiError, BodyLimits
 from fastchat_rs.template import ChatTemplate
 
@@ -31,6 +31,7 @@ class Limits:
     n: int
     stop: int
     logprobs: int
+    tools: int
     request_seconds: float
     heartbeat_seconds: float
     stream_bytes: int
@@ -44,6 +45,7 @@ class Limits:
             n=config.max_n,
             stop=config.max_stop,
             logprobs=config.max_logprobs,
+            tools=config.max_tools,
             request_seconds=config.request_timeout,
             heartbeat_seconds=config.heartbeat,
             stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
@@ -67,6 +69,11 @@ class Served:
     def info(self) -> ModelInfo:
         """Constant facts of the model."""
         return self.bridge.engine.info()
+
+    @cached_property
+    def format(self) -> ChatFormat | None:
+        """How the model writes reasoning and calls; None without a template."""
+        return None if self.template is None else self.bridge.engine.chat_format(self.template.source)
 
     @property
     def fingerprint(self) -> str:

@@ -32,7 +32,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Shape(Protocol):
-    """How a route words its answer: streams call `opening`, `chunk`, `usage_chunk`; others `collect`, `whole`."""
+    """How a route words its answer: streams call `opening`, `chunks`, `usage_chunk`; others `collect`, `whole`."""
 
     usage: UsageCounter
     include_usage: bool
@@ -41,8 +41,8 @@ class Shape(Protocol):
         """Chunks that go out with the headers."""
         ...
 
-    def chunk(self, prompt: int, delta: Delta) -> Struct | None:
-        """What a delta becomes; None when there is nothing to tell yet."""
+    def chunks(self, prompt: int, delta: Delta) -> list[Struct]:
+        """What a delta becomes; nothing when there is nothing to tell yet."""
         ...
 
     def usage_chunk(self) -> Struct:
@@ -161,8 +161,7 @@ class Answer:
             self._state.stream_bytes -= sent
 
     def _events(self, news: list[tuple[int, Delta]]) -> bytes:
-        chunks = (self._shape.chunk(prompt, delta) for prompt, delta in news)
-        return b"".join(event(chunk) for chunk in chunks if chunk is not None)
+        return b"".join(event(chunk) for prompt, delta in news for chunk in self._shape.chunks(prompt, delta))
 
     async def _fail(self, send: "Send", error: Exception) -> None:
         failure = to_api_error(error, self._request.id)

@@ -3,7 +3,7 @@
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
-from fastchat_rs.server.messages import chat_template, render, template_messages, template_variables
+from fastchat_rs.server.messages import Rendering, chat_template, render, template_messages, template_variables
 from fastchat_rs.server.protocol import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from fastchat_rs.server.state import Served
 
@@ -46,7 +46,9 @@ async def _text(served: Served, body: TokenizeRequest) -> str:
         served.bridge,
         template,
         template_messages(body.messages),
-        template_variables(template, body.chat_template_kwargs),
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=bool(body.continue_final_message),
+        Rendering(
+            template_variables(template, body.chat_template_kwargs),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+        ),
     )

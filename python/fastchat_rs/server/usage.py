@@ -1,5 +1,7 @@
 """Counts the tokens of one request over its prompts and choices."""
 
+from collections.abc import Callable
+
 from fastchat_rs.server.bridge import Delta
 from fastchat_rs.server.protocol import CompletionTokensDetails, PromptTokensDetails, Usage
 
@@ -11,6 +13,8 @@ class UsageCounter:
         self._prompt_tokens = prompt_tokens
         self.only_prompt = False
         """Set when the client asked for no tokens at all."""
+        self.reasoning: Callable[[], int] = int
+        """Tokens of thoughts so far; the route knows which they are."""
         self._completion: dict[tuple[int, int], int] = {}
         self._cached: dict[int, int] = {}
 
@@ -42,5 +46,5 @@ class UsageCounter:
             completion,
             self._prompt_tokens + completion,
             PromptTokensDetails(self.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(min(self.reasoning(), completion)),
         )
