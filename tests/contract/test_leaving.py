@@ -5,11 +5,13 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from live import Live, raw
+from live import Live, raw, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -54,8 +56,21 @@ def test_leaving_with_the_body_half_sent(live: Live) -> None:
     assert answered(live) < 1
 
 
+@pytest.fixture(scope="module")
+def full(demo_model: Path) -> Iterator[Live]:
+    """A server whose cache is small and has been full: its pages take memory from their first use on."""
+    with serving(demo_model, "--max-model-len", "2048", "--kv-memory", "128MiB") as server:
+        blocks = server.metrics()["fastchat_kv_blocks_total"]
+        for start in range(int(blocks * 16 / 1900) + 1):
+            prompt = [1000 + (start * 7919 + place) % 40000 for place in range(1900)]
+            response = server.post("/v1/completions", {"model": server.model, "prompt": prompt, "max_tokens": 1})
+            assert response.status_code == 200, response.text
+        yield server
+
+
 @pytest.mark.timeout(300)
-def test_two_hundred_leave_at_random_points(live: Live) -> None:
+def test_two_hundred_leave_at_random_points(full: Live) -> None:
+    live = full
     rng = random.Random(5)
     answered(live)
     before, memory = live.idle(), live.memory()
