@@ -296,7 +296,7 @@ class ChatFormat:
         """`prompt` is the rendered one (a block it leaves open counts), `tools` the JSON text of the OpenAI list.
 
         With `tools=None` call syntax is plain text, with `reasoning=False` a reasoning block is (channels are none in
-        any case: what was not asked for becomes content). `InvalidRequestError` (param `tools`) when the list is not one.
+        any case: what was not asked for becomes content). `InvalidRequestError` (param `tools`) when it is no list.
         """
     def constrain(
         self,

@@ -16,7 +16,7 @@ from fastchat_rs._engine import (
     StructuredOutput,
 )
 
-QWEN3 = '<tool_call>\n{"name": <function-name>}\n</tool_call> {% if \'</think>\' in content %}'
+QWEN3 = "<tool_call>\n{\"name\": <function-name>}\n</tool_call> {% if '</think>' in content %}"
 PROMPT = "<|im_start|>user\nWhat is the weather in Oslo?<|im_end|>\n<|im_start|>assistant\n"
 PARAMETERS = {
     "type": "object",
@@ -52,7 +52,8 @@ def test_a_completion_is_what_was_asked_for(engine: Engine) -> None:
     assert set(json.loads(complete(engine, schema, temperature=0))) == {"city"}
     assert complete(engine, StructuredOutput.choice(["warm", "cold"]), seed=1) in ("warm", "cold")
     assert re.fullmatch(r"-?\d{1,2} degrees", complete(engine, StructuredOutput.regex(r"-?\d{1,2} degrees"), seed=2))
-    assert complete(engine, StructuredOutput.lark('start: "it " ("is" | "was") " " /[a-z]{3}/'), seed=3).startswith("it ")
+    lark = StructuredOutput.lark('start: "it " ("is" | "was") " " /[a-z]{3}/')
+    assert re.fullmatch(r"it (is|was) [a-z]{3}", complete(engine, lark, seed=3))
 
 
 @pytest.mark.parametrize(
