@@ -78,7 +78,7 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path) -> Iter
                 body = {"prompt": [5, 6, 7], "max_tokens": 1, "model": model_id(url)}
                 if httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200:
                     break
-            except httpx.TransportError:
+            except httpx.HTTPError:
                 pass
             if time.perf_counter() - began > START_LIMIT_S:
                 raise RuntimeError(f"{name} did not answer in {START_LIMIT_S} s")
@@ -95,4 +95,5 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path) -> Iter
 
 def model_id(url: str) -> str:
     """The id the server gives its model."""
-    return str(httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]["id"])
+    response = httpx.get(f"{url}/v1/models", timeout=10).raise_for_status()
+    return str(response.json()["data"][0]["id"])
