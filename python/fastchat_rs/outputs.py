@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fastchat_rs._engine import ChatParser, Delta, PromptLogprobs, RequestHandle, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -104,7 +104,7 @@ class RequestOutput:
     prompt: str | None
     """None when the prompt was given as ids."""
     prompt_token_ids: list[int]
-    prompt_logprobs: NDArray[np.float32] | list[dict[int, Logprob] | None] | None
+    prompt_logprobs: "NDArray[np.float32] | list[dict[int, Logprob] | None] | None"
     """With `prompt_logprobs=-1` a float32 array [len(prompt) - 1, vocabulary], row i = log-probabilities of token i+1.
     With k >= 0 per prompt token its candidates; the first token has none."""
     outputs: list[CompletionOutput]
@@ -157,6 +157,9 @@ def prompt_logprobs(got: "PromptLogprobs | None", decode: Decode) -> Any:
     matrix = got.matrix
     if matrix is None:
         return [None, *(candidates(step, decode) for step in got.tokens)]
+    # Late: the server starts faster without it.
+    import numpy as np
+
     flat: Any = np.frombuffer(matrix, dtype="<f4")
     return flat.reshape(got.rows, flat.size // got.rows if got.rows else 0)
 
