@@ -98,7 +98,7 @@ impl Engine {
             max_queue: config.max_queue,
             speculation: config.speculation,
         };
-        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::default() };
+        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::new(config.threads) };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
             .spawn(move || worker.run())

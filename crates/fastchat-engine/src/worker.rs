@@ -93,6 +93,8 @@ pub(crate) struct Book {
     sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
     counters: EngineStats,
+    /// Whether the kernels leave a core to others; otherwise a thread for masks would only stop one of theirs.
+    spare_core: bool,
 }
 
 impl Worker {
@@ -298,6 +300,12 @@ impl Active {
 }
 
 impl Book {
+    /// Empty, for kernels on `threads` threads (`None`: on every core there is).
+    pub fn new(threads: Option<usize>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { spare_core: threads.is_some_and(|threads| threads < cores), ..Self::default() }
+    }
+
     /// Notes which requests have their first step.
     fn start(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler) {
         for scheduled in &batch.sequences {
@@ -316,12 +324,12 @@ impl Book {
         }
     }
 
-    /// Runs the model while another thread computes the masks its rows will need.
+    /// Runs the model while another thread, if there is a core for it, computes the masks its rows will need.
     fn beside_masks<T>(&mut self, batch: &ScheduledBatch, run: impl FnOnce() -> T) -> T {
         let samples = |id| batch.sequences.iter().any(|scheduled| scheduled.samples && scheduled.id == id);
         let constrained = self.choices.iter_mut().filter_map(|(id, choice)| Some((*id, choice.constraint.as_mut()?)));
         let due: Vec<_> = constrained.filter(|&(id, _)| samples(id)).map(|(_, constraint)| constraint).collect();
-        if due.is_empty() {
+        if due.is_empty() || !self.spare_core {
             return run();
         }
         std::thread::scope(|scope| {
