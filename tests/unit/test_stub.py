@@ -19,5 +19,5 @@ def test_the_defaults_are_those_of_the_stub() -> None:
     assert list(inspect.signature(SamplingParams).parameters) == list(stub)
     made = SamplingParams()
     found = {name: getattr(made, name) for name in stub}
-    plain = {"stop": [], "stop_token_ids": [], "logit_bias": {}}
+    plain: dict[str, object] = {"stop": [], "stop_token_ids": [], "logit_bias": {}}
     assert found == stub | plain
