@@ -52,6 +52,18 @@ def test_what_tool_choice_forces(choice: Any, forced: str | None) -> None:
     assert use and use.forced == forced
 
 
+def test_forced_arguments_have_no_other_properties() -> None:
+    inner = {"type": "object", "properties": {"b": True}}
+    free = {"type": "object", "properties": {}, "additionalProperties": {"type": "string"}}
+    parameters = {"type": "object", "properties": {"a": {"type": "array", "items": inner}, "free": free, "ref": True}}
+    use = tool_use(request(tools=[{"function": {"name": "f", "parameters": parameters}}]), 128, Notes())
+    assert use and use.shown[0]["function"]["parameters"] == parameters
+    closed = json.loads(use.closed_json)[0]["function"]["parameters"]
+    assert closed["additionalProperties"] is False
+    assert closed["properties"]["a"]["items"] == {**inner, "additionalProperties": False}
+    assert closed["properties"]["free"] == free
+
+
 def test_no_tools_means_no_calls_and_a_note() -> None:
     for fields in ({"tools": TOOLS, "tool_choice": "none"}, {"parallel_tool_calls": True}, {"tool_choice": "auto"}):
         notes = Notes()

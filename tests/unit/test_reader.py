@@ -13,6 +13,7 @@ from msgspec import UNSET
 from fastchat_rs.server.bridge import ChatFormat, Delta, Engine, TokenLogprobs
 from fastchat_rs.server.protocol import AssistantMessage
 from fastchat_rs.server.reader import ChoiceReader
+from fastchat_rs.server.tools import ToolUse
 
 TOOLS = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]'
 # template, a whole answer
@@ -44,10 +45,10 @@ def engine(demo_model: Path) -> Iterator[Engine]:
 
 
 def read(
-    format: ChatFormat, pieces: list[str], *, parallel: bool = True
+    format: ChatFormat, pieces: list[str], *, parallel: bool = True, forced: str | None = None
 ) -> tuple[AssistantMessage, dict[str, Any], int]:
     """The message, what the stream's deltas add up to, and the tokens of thoughts."""
-    reader = ChoiceReader(format.parser("", tools=TOOLS), parallel=parallel, count=len)
+    reader = ChoiceReader(format.parser("", tools=TOOLS), tools=ToolUse([], forced, parallel), count=len)
     total: dict[str, Any] = {"content": "", "reasoning": "", "calls": []}
     for number, text in enumerate([*pieces, ""], start=1):
         piece = Piece(text, "stop" if number > len(pieces) else None, number)
@@ -108,8 +109,16 @@ def test_without_parallel_only_the_first_call_counts(engine: Engine) -> None:
     assert len(shown(read(format, [text], parallel=False)[0])["calls"]) == 1
 
 
+def test_a_forced_call_that_is_cut_off_is_no_content(engine: Engine) -> None:
+    format = engine.chat_format(CASES["hermes"][0])
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"na'
+    assert shown(read(format, [text])[0])["content"].endswith('{"na')
+    message = read(format, [text], forced="required")[0]
+    assert message.content is None and len(shown(message)["calls"]) == 1
+
+
 def test_unfinished_thoughts_are_all_tokens(engine: Engine) -> None:
-    reader = ChoiceReader(engine.chat_format("</think>").parser("<think>", tools=None), parallel=True, count=len)
+    reader = ChoiceReader(engine.chat_format("</think>").parser("<think>", tools=None), tools=None, count=len)
     reader.feed(cast(Delta, Piece("I wonder", "length", 7)))
     assert (reader.reasoning_tokens, reader.finish_reason) == (7, "length")
     assert reader.message().content == ""

@@ -86,10 +86,7 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
     def tokens(text: str) -> int:
         return len(served.bridge.engine.encode(text, add_special_tokens=False))
 
-    readers = [
-        ChoiceReader(parser, parallel=tools is None or tools.parallel, count=tokens)
-        for parser in plan.parsers or [None] * params.n
-    ]
+    readers = [ChoiceReader(parser, tools=tools, count=tokens) for parser in plan.parsers or [None] * params.n]
     return await answer(
         context,
         request,
@@ -192,8 +189,8 @@ async def _plan(served: Served, prompt: str | None, tools: ToolUse | None, wante
     def work() -> Plan:
         offered = tools.json if tools else None
         structured, blamed, parsed = output, field, offered
-        if tools is not None and offered and tools.forced is not None:
-            structured = format.constrain(prompt, tools=offered, choice=tools.forced, parallel=tools.parallel)
+        if tools is not None and tools.forced is not None:
+            structured = format.constrain(prompt, tools=tools.closed_json, choice=tools.forced, parallel=tools.parallel)
             blamed = "tools"
         elif output is not None:
             # The answer is the value, which may look like a call.

@@ -18,6 +18,7 @@ from fastchat_rs.server.protocol import (
     ToolCall,
     ToolCallDelta,
 )
+from fastchat_rs.server.tools import ToolUse
 
 
 @dataclass
@@ -32,9 +33,11 @@ class _Call:
 class ChoiceReader:
     """Fed with the deltas of one choice."""
 
-    def __init__(self, parser: ChatParser | None, *, parallel: bool, count: Callable[[str], int]) -> None:
+    def __init__(self, parser: ChatParser | None, *, tools: ToolUse | None, count: Callable[[str], int]) -> None:
         self._parser = parser
-        self._parallel = parallel
+        self._parallel = tools is None or tools.parallel
+        # An answer that has to be calls has no content: what looks like it is a call cut off by max_tokens.
+        self._only_calls = tools is not None and tools.forced is not None
         self._count = count
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -70,6 +73,8 @@ class ChoiceReader:
             self._thinking = False
             self._counted = self._count("".join(self._reasoning))
         if kind == "content":
+            if self._only_calls:
+                return []
             self._content.append(text)
             return [MessageDelta(content=text)]
         if index > 0 and not self._parallel:
@@ -102,7 +107,7 @@ class ChoiceReader:
         reasoning = "".join(self._reasoning) or UNSET
         calls = [ToolCall(call.id, FunctionCall(call.name, "".join(call.arguments))) for call in self._calls]
         return AssistantMessage(
-            content=None if calls and not content else content,
+            content=None if (calls or self._only_calls) and not content else content,
             reasoning_content=reasoning,
             reasoning=reasoning,
             tool_calls=calls or UNSET,

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -13,6 +13,20 @@ from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.structured import check_schema
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Keywords by which an object may have properties beside those in `properties`.
+_OPENING = {
+    "additionalProperties",
+    "patternProperties",
+    "propertyNames",
+    "minProperties",
+    "unevaluatedProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "$ref",
+}
 _CHOICES = ("none", "auto", "required")
 
 
@@ -30,6 +44,12 @@ class ToolUse:
     def json(self) -> str:
         """For the engine, which reads names and schemas."""
         return json.dumps(self.shown)
+
+    @property
+    def closed_json(self) -> str:
+        """The same for a grammar: arguments have no properties that a schema does not name, unless it invites them."""
+        functions = [tool["function"] for tool in self.shown]
+        return json.dumps([{"function": {**one, "parameters": _closed(one["parameters"])}} for one in functions])
 
 
 def tool_use(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
@@ -95,3 +115,19 @@ def _shown(tool: Tool) -> dict[str, Any]:
     # Templates walk through it.
     function.setdefault("parameters", {"type": "object", "properties": {}})
     return {"type": "function", "function": function}
+
+
+def _closed(schema: Any) -> Any:
+    """Narrower than the schema, which leaves everything open by default: small models would fill it with anything."""
+    if not isinstance(schema, dict):
+        return schema
+    closed = {**cast("dict[str, Any]", schema)}
+    properties = closed.get("properties")
+    if isinstance(properties, dict):
+        inner = cast("dict[str, Any]", properties)
+        closed["properties"] = {name: _closed(value) for name, value in inner.items()}
+        if not closed.keys() & _OPENING:
+            closed["additionalProperties"] = False
+    if "items" in closed:
+        closed["items"] = _closed(closed["items"])
+    return closed
