@@ -98,7 +98,10 @@ fn fields_that_are_not_supported() {
 #[test]
 fn files_that_are_not_there() {
     let folder = Folder::new("files");
-    assert_eq!(message(&folder), "MODEL: *.gguf = 0 files: expected config.json, or exactly one *.gguf file or model in several");
+    assert_eq!(
+        message(&folder),
+        "MODEL: *.gguf = 0 files: expected config.json, or exactly one *.gguf file or model in several"
+    );
     folder.write("config.json", config("olmo2").to_string());
     assert_eq!(message(&folder), "MODEL: *.safetensors = 0 files: expected model.safetensors.index.json or one file");
     folder.write("model.safetensors.index.json", r#"{"weight_map": {"a": "../secret"}}"#);
