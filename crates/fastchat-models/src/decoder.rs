@@ -12,7 +12,7 @@ use crate::layers::{
     AttentionWeights, Builder, DecoderWeights, DeltaWeights, GatedMlp, MixerWeights, MlaQuery, MlaWeights, MlpWeights,
     NormWeights,
 };
-use crate::spec::{DecoderSpec, Dense, LayerSpec, Mixer, Mlp, Norm, Residual};
+use crate::spec::{DecoderSpec, Dense, Mixer, Mlp, Norm, Residual, RopeSpec};
 use crate::weights::{TensorMap, Weights};
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -41,16 +41,10 @@ impl Decoder {
             let limit = format!("the model's positions reach from 1 to {}", spec.max_positions);
             return Err(ModelError::request("max_model_len", max_model_len, limit));
         }
-        let rope = |(index, rope): (usize, &crate::spec::RopeSpec)| Rope {
-            index,
-            layout: rope.layout,
-            inv_freq: rope.inv_freq.clone(),
-            attention_factor: rope.attention_factor,
-        };
-        let ropes: Vec<Rope> = spec.ropes.iter().enumerate().map(rope).collect();
+        let ropes = tables(&spec.ropes);
         let weights = Weights::new(tensors, &names);
-        let builder = Builder { weights, kernels: kernels.as_ref(), spec: &spec, ropes: &ropes };
-        let weights = builder.build()?;
+        let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
+        let weights = builder.decoder(&spec)?;
         let kv_dtype = if tensors.is_quantized() { DType::F16 } else { DType::F32 };
         Ok(Self { spec, kernels, max_model_len, kv_dtype, ropes, weights })
     }
@@ -115,12 +109,12 @@ impl Decoder {
                 Residual::Sequential => {
                     let input;
                     (stream, input) = step.join(stream, Some(mixed), layer.pre_mlp.as_ref())?;
-                    let out = step.mlp(&input, spec, &layer.mlp)?;
+                    let out = step.mlp(&input, &spec.mlp, &layer.mlp)?;
                     pending = Some(step.leave(out, layer.post_mlp.as_ref(), scale)?);
                 }
                 Residual::Parallel => {
                     let own = layer.pre_mlp.as_ref().map(|norm| step.norm(&stream, norm)).transpose()?;
-                    let out = step.mlp(own.as_ref().unwrap_or(&input), spec, &layer.mlp)?;
+                    let out = step.mlp(own.as_ref().unwrap_or(&input), &spec.mlp, &layer.mlp)?;
                     pending = Some((mixed + step.leave(out, layer.post_mlp.as_ref(), scale)?)?);
                 }
             }
@@ -180,17 +174,17 @@ impl Decoder {
 }
 
 /// One step's kernels and plan.
-struct Step<'a> {
-    kernels: &'a dyn Kernels,
-    plan: &'a Plan,
+pub(crate) struct Step<'a> {
+    pub kernels: &'a dyn Kernels,
+    pub plan: &'a Plan,
 }
 
 impl Step<'_> {
-    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+    pub fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         Ok(self.kernels.linear(x, layer)?)
     }
 
-    fn norm(&self, x: &Tensor, weights: &NormWeights) -> Result<Tensor> {
+    pub fn norm(&self, x: &Tensor, weights: &NormWeights) -> Result<Tensor> {
         Ok(match weights.norm {
             Norm::Rms { eps } => self.kernels.rms_norm(x, &weights.weight, eps)?,
             Norm::Layer { eps, .. } => self.kernels.layer_norm(x, &weights.weight, weights.bias.as_ref(), eps)?,
@@ -280,8 +274,8 @@ impl Step<'_> {
         self.linear(&(out * self.kernels.act(&z, Activation::Silu)?)?, &w.out)
     }
 
-    fn mlp(&self, x: &Tensor, spec: &LayerSpec, weights: &MlpWeights) -> Result<Tensor> {
-        let act = match &spec.mlp {
+    pub fn mlp(&self, x: &Tensor, spec: &Mlp, weights: &MlpWeights) -> Result<Tensor> {
+        let act = match spec {
             Mlp::Gated(Dense { act, .. }) | Mlp::Plain(Dense { act, .. }) => *act,
             Mlp::Moe(moe) => moe.expert.act,
         };
@@ -303,6 +297,17 @@ impl Step<'_> {
     fn gated(&self, x: &Tensor, mlp: &GatedMlp, act: Activation) -> Result<Tensor> {
         self.linear(&self.kernels.gated_act(&self.linear(x, &mlp.gate_up)?, act)?, &mlp.down)
     }
+}
+
+/// A spec's rope tables as the kernels take them.
+pub(crate) fn tables(ropes: &[RopeSpec]) -> Vec<Rope> {
+    let table = |(index, rope): (usize, &RopeSpec)| Rope {
+        index,
+        layout: rope.layout,
+        inv_freq: rope.inv_freq.clone(),
+        attention_factor: rope.attention_factor,
+    };
+    ropes.iter().enumerate().map(table).collect()
 }
 
 #[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor

@@ -113,7 +113,8 @@ pub(crate) struct SharedExpert {
 pub(crate) struct Builder<'a> {
     pub weights: Weights<'a>,
     pub kernels: &'a dyn Kernels,
-    pub spec: &'a DecoderSpec,
+    /// Width of the residual stream.
+    pub hidden: usize,
     pub ropes: &'a [Rope],
 }
 
@@ -123,28 +124,27 @@ const L2_EPS: f32 = 1e-6;
 type Result<T> = std::result::Result<T, ModelError>;
 
 impl Builder<'_> {
-    /// Fills every slot of the spec; tensors that fill none are an error.
-    pub fn build(&self) -> Result<DecoderWeights> {
-        let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
+    /// Fills every slot of a decoder; tensors that fill none are an error.
+    pub fn decoder(&self, spec: &DecoderSpec) -> Result<DecoderWeights> {
+        let (vocab, hidden) = (spec.vocab_size, self.hidden);
         let at = At::default();
         let embed = self.pack(&[(Slot::Embed, vocab)], at, hidden, Bias::Absent)?;
-        let head = match self.spec.head {
+        let head = match spec.head {
             Head::Tied => None,
             Head::Separate => Some(self.pack(&[(Slot::Head, vocab)], at, hidden, Bias::Absent)?),
         };
-        let final_norm = self.norm(self.spec.final_norm, Slot::FinalNorm, at, hidden)?;
-        let layers =
-            self.spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
+        let final_norm = self.norm(spec.final_norm, Slot::FinalNorm, at, hidden)?;
+        let layers = spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
         self.weights.finish()?;
         Ok(DecoderWeights { embed, head, final_norm, layers })
     }
 
-    fn device(&self) -> &Device {
+    pub fn device(&self) -> &Device {
         self.kernels.device()
     }
 
     /// Slots that share an input, stacked in order.
-    fn pack(&self, parts: &[(Slot, usize)], at: At, cols: usize, bias: Bias) -> Result<Linear> {
+    pub fn pack(&self, parts: &[(Slot, usize)], at: At, cols: usize, bias: Bias) -> Result<Linear> {
         let matrix = |&(slot, rows): &(Slot, usize)| self.weights.matrix(slot, at, rows, cols);
         let weights = parts.iter().map(matrix).collect::<Result<Vec<_>>>()?;
         let bias = match bias {
@@ -161,7 +161,7 @@ impl Builder<'_> {
         Ok(self.kernels.pack(&weights, bias)?)
     }
 
-    fn norm(&self, norm: Norm, slot: Slot, at: At, width: usize) -> Result<NormWeights> {
+    pub fn norm(&self, norm: Norm, slot: Slot, at: At, width: usize) -> Result<NormWeights> {
         let weight = self.weights.tensor(slot, at, width, self.device())?;
         let bias = match norm {
             Norm::Layer { bias: Bias::Present, .. } => {
@@ -174,7 +174,7 @@ impl Builder<'_> {
 
     fn layer(&self, layer: &LayerSpec, index: usize) -> Result<Layer> {
         let at = At { layer: index, part: 0 };
-        let hidden = self.spec.hidden_size;
+        let hidden = self.hidden;
         let norm = |norm: Option<Norm>, slot| norm.map(|norm| self.norm(norm, slot, at, hidden)).transpose();
         Ok(Layer {
             pre_attn: norm(layer.pre_attn, Slot::PreAttn)?,
@@ -190,8 +190,8 @@ impl Builder<'_> {
         })
     }
 
-    fn attention(&self, spec: &Attention, at: At) -> Result<AttentionWeights> {
-        let hidden = self.spec.hidden_size;
+    pub fn attention(&self, spec: &Attention, at: At) -> Result<AttentionWeights> {
+        let hidden = self.hidden;
         let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let qkv = self.pack(&[(Slot::Q, q), (Slot::K, kv), (Slot::V, kv)], at, hidden, spec.qkv_bias)?;
         let gate = match spec.gate {
@@ -234,7 +234,7 @@ impl Builder<'_> {
     }
 
     fn mla(&self, spec: &Mla, at: At) -> Result<MlaWeights> {
-        let hidden = self.spec.hidden_size;
+        let hidden = self.hidden;
         let norm = Norm::Rms { eps: spec.eps };
         let q_width = spec.heads * (spec.nope_dim + spec.rope_dim);
         let query = match spec.q_lora_rank {
@@ -269,7 +269,7 @@ impl Builder<'_> {
     }
 
     fn delta(&self, spec: &GatedDeltaNet, at: At) -> Result<DeltaWeights> {
-        let hidden = self.spec.hidden_size;
+        let hidden = self.hidden;
         let (channels, values) = (spec.conv_channels(), spec.v_heads * spec.v_dim);
         let input = [
             (Slot::DeltaQkv, channels),
@@ -292,8 +292,8 @@ impl Builder<'_> {
         })
     }
 
-    fn mlp(&self, mlp: &Mlp, at: At) -> Result<MlpWeights> {
-        let hidden = self.spec.hidden_size;
+    pub fn mlp(&self, mlp: &Mlp, at: At) -> Result<MlpWeights> {
+        let hidden = self.hidden;
         match mlp {
             Mlp::Gated(dense) => Ok(MlpWeights::Gated(self.gated([Slot::Gate, Slot::Up, Slot::Down], *dense, at)?)),
             Mlp::Plain(dense) => Ok(MlpWeights::Plain {
@@ -305,7 +305,7 @@ impl Builder<'_> {
     }
 
     fn gated(&self, [gate, up, down]: [Slot; 3], dense: Dense, at: At) -> Result<GatedMlp> {
-        let hidden = self.spec.hidden_size;
+        let hidden = self.hidden;
         Ok(GatedMlp {
             gate_up: self.pack(&[(gate, dense.inter), (up, dense.inter)], at, hidden, dense.bias)?,
             down: self.pack(&[(down, hidden)], at, dense.inter, dense.bias)?,
@@ -313,7 +313,7 @@ impl Builder<'_> {
     }
 
     fn moe(&self, moe: &Moe, at: At) -> Result<MlpWeights> {
-        let hidden = self.spec.hidden_size;
+        let hidden = self.hidden;
         let router = self.pack(&[(Slot::Router, moe.experts)], at, hidden, moe.expert.bias)?;
         let score_bias = match moe.score_bias {
             Bias::Absent => None,

@@ -1,11 +1,13 @@
 //! What a model is: a configuration and tensor names become a closed description, weights are packed once, and one
-//! decoder runs them all. Knows no scheduling, no text and no hardware; model names are known in `hf` and `gguf` only.
+//! decoder or one encoder runs them all. Knows no scheduling, no text and no hardware; model names are known in `hf` and `gguf` only.
 
 mod cache;
 mod checkpoint;
 mod coded;
 mod decoder;
 mod description;
+mod encoder;
+pub mod encoder_spec;
 mod error;
 mod gguf;
 mod hf;
@@ -13,6 +15,7 @@ mod inspect;
 mod layers;
 mod load;
 mod names;
+mod pooling;
 mod rope;
 mod safetensors;
 pub mod spec;
@@ -21,6 +24,7 @@ mod weights;
 pub use cache::Cache;
 pub use checkpoint::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub use decoder::Decoder;
+pub use encoder::Encoder;
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
-pub use load::{LoadOptions, LoadedModel, load};
+pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fastchat_kernels::Kernels;
+use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, GenerationDefaults, TokenizerSource};
+use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
 use crate::weights::TensorMap;
-use crate::{Decoder, ModelError, gguf, hf};
+use crate::{Decoder, Encoder, ModelError, gguf, hf};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +42,7 @@ pub struct LoadedModel {
 /// What is missing, left over, malformed or not supported, in one line.
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let checkpoint = open(path, options)?;
-    let fingerprint = fingerprint(&checkpoint)?;
+    let fingerprint = fingerprint(&checkpoint.description.spec, &checkpoint.tensors)?;
     let Checkpoint { description, tensors, text, .. } = checkpoint;
     let decoder = Decoder::new(description, &tensors, kernels, options.max_model_len)?;
     Ok(LoadedModel {
@@ -53,6 +54,62 @@ pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Re
         bos_token_id: text.bos_token_id,
         fingerprint,
     })
+}
+
+/// An encoder and what its text side needs.
+#[derive(Debug)]
+pub struct LoadedEncoder {
+    /// The encoder, weights packed.
+    pub encoder: Encoder,
+    /// `None` when a folder has no tokenizer.
+    pub tokenizer: Option<TokenizerSource>,
+    /// 16 hex digits that change when the spec, the pooling or the weights do.
+    pub fingerprint: String,
+}
+
+/// Whether `path` holds an encoder, which makes embeddings, and not a decoder.
+///
+/// # Errors
+/// A path that holds no model, or a config.json that cannot be read.
+pub fn is_encoder(path: &Path) -> Result<bool, ModelError> {
+    match locate(path)? {
+        Source::Folder(folder) => hf::folder::is_encoder(&folder),
+        Source::Gguf(_) => Ok(false),
+    }
+}
+
+/// Loads a folder with an encoder's config.json, its safetensors and, where there are any, sentence-transformers files.
+///
+/// # Errors
+/// As `load`; also a `max_model_len` past the positions.
+pub fn load_encoder(
+    path: &Path,
+    kernels: Arc<dyn Kernels>,
+    options: &LoadOptions,
+) -> Result<LoadedEncoder, ModelError> {
+    let folder = match locate(path)? {
+        Source::Folder(folder) => folder,
+        Source::Gguf(file) => {
+            return Err(ModelError::unsupported(
+                &file,
+                "format",
+                "gguf",
+                "for embeddings folders with safetensors are",
+            ));
+        }
+    };
+    let EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer } =
+        hf::folder::open_encoder(&folder)?;
+    let reach = description.spec.max_positions;
+    let own = max_seq_length.unwrap_or(reach).min(reach);
+    let max_model_len = options.max_model_len.unwrap_or(own);
+    if max_model_len == 0 || max_model_len > reach {
+        let limit = format!("the model's positions reach from 1 to {reach}");
+        return Err(ModelError::request("max_model_len", max_model_len, limit));
+    }
+    let fingerprint = fingerprint(&(&description.spec, pooling), &tensors)?;
+    let encoder = Encoder::new(description, pooling, &tensors, kernels, max_model_len)?;
+    Ok(LoadedEncoder { encoder, tokenizer, fingerprint })
 }
 
 /// Reads everything but packs nothing.
@@ -93,10 +150,10 @@ fn locate(path: &Path) -> Result<Source, ModelError> {
 /// Bytes read at the start, the middle and the end of every tensor.
 const SAMPLE: usize = 256;
 
-fn fingerprint(checkpoint: &Checkpoint) -> Result<String, ModelError> {
-    let TensorMap { origin, tensors } = &checkpoint.tensors;
-    let spec = serde_json::to_vec(&checkpoint.description.spec)
-        .map_err(|error| ModelError::field(origin, "spec", error, "a serializable spec"))?;
+fn fingerprint(spec: &impl Serialize, tensors: &TensorMap) -> Result<String, ModelError> {
+    let TensorMap { origin, tensors } = tensors;
+    let spec =
+        serde_json::to_vec(spec).map_err(|error| ModelError::field(origin, "spec", error, "a serializable spec"))?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&spec);
     for (name, stored) in tensors {

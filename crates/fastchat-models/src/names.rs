@@ -13,6 +13,11 @@ pub enum Slot {
     Embed,
     Head,
     FinalNorm,
+    /// Rows added by position.
+    Positions,
+    /// Row added to every token: the type of a text that stands alone.
+    TokenType,
+    EmbedNorm,
     PreAttn,
     PostAttn,
     PreMlp,

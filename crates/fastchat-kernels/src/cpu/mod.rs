@@ -2,6 +2,7 @@
 //! set the machine has. Knows nothing of models; every override computes what the default in `ops` says.
 
 mod attention;
+mod full_attention;
 mod gated_delta;
 mod host;
 mod isa;
@@ -109,6 +110,13 @@ impl Kernels for CpuKernels {
 
     fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
         attention::attention(self, q, spec, cache, plan)
+    }
+
+    fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
+        match spec.window {
+            None => full_attention::full_attention(self, qkv, parts, spec, plan),
+            Some(_) => crate::ops::full_attention::full_attention(qkv, parts, spec, plan),
+        }
     }
 
     fn gated_act(&self, gate_up: &Tensor, act: Activation) -> Result<Tensor> {

@@ -135,7 +135,7 @@ fn causal_mask(positions: &[u32], context: usize, window: Option<usize>) -> Vec<
 }
 
 /// Softmax over the last dimension of `[heads, tokens, context]`; a sink takes part in the maximum and the sum only.
-fn softmax_with_sink(scores: &Tensor, sinks: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn softmax_with_sink(scores: &Tensor, sinks: Option<&Tensor>) -> Result<Tensor> {
     let (heads, tokens, context) = scores.dims3()?;
     let all = match sinks {
         Some(sinks) => Tensor::cat(&[scores, &sinks.reshape((heads, 1, 1))?.expand((heads, tokens, 1))?], 2)?,

@@ -3,6 +3,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod embed;
+pub(crate) mod full_attention;
 pub(crate) mod gated_delta;
 pub(crate) mod linear;
 mod mlp;
@@ -90,6 +91,12 @@ pub trait Kernels: Send + Sync + Debug {
     /// Causal paged attention of `q [tokens, heads * head_dim]` over the cache: `[tokens, heads * v_head_dim]`.
     fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
         attention::attention(q, spec, cache, plan)
+    }
+
+    /// Cuts, norms and rotates `qkv` as `qk_norm_rope_write` does, then attends over each sequence of the plan in both
+    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side.
+    fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
+        full_attention::full_attention(qkv, parts, spec, plan)
     }
 
     /// `act(gate) * up` of `gate_up [tokens, 2 * inter]` (gate first): `[tokens, inter]`.

@@ -4,6 +4,7 @@
 
 mod attention;
 mod data;
+mod full_attention;
 mod gated_delta;
 mod moe;
 mod qkv;

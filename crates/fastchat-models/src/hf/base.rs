@@ -48,7 +48,8 @@ pub fn standard(c: &Config) -> Result<Description, ModelError> {
     Ok(description)
 }
 
-fn attention(c: &Config, hidden: usize) -> Result<(Attention, rope::Rope), ModelError> {
+/// The attention of a config, without biases, and the rope of its full layers.
+pub fn attention(c: &Config, hidden: usize) -> Result<(Attention, rope::Rope), ModelError> {
     let heads = c.size("num_attention_heads")?;
     let kv_heads = c.size_or("num_key_value_heads", heads)?;
     if !heads.is_multiple_of(kv_heads) {

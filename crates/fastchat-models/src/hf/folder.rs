@@ -5,20 +5,45 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::Config;
-use super::quantized;
+use super::{quantized, sentence};
 use crate::ModelError;
-use crate::checkpoint::{Checkpoint, GenerationDefaults, TextSide, TokenizerSource};
+use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TextSide, TokenizerSource};
 use crate::safetensors::{self, MAX_JSON, read_json};
+use crate::weights::TensorMap;
 
 /// Opens `folder`, for sequences of up to `max_model_len` tokens where that decides a rope table.
 pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let config = Config::read(folder, max_model_len)?;
     let description = super::describe(&config)?;
+    let tensors = tensors(folder, &config)?;
+    Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
+}
+
+/// Whether config.json names an encoder.
+pub fn is_encoder(folder: &Path) -> Result<bool, ModelError> {
+    Ok(super::encoder_family(&Config::read(folder, None)?)?.is_some())
+}
+
+/// Opens a folder whose config.json names an encoder.
+pub fn open_encoder(folder: &Path) -> Result<EncoderCheckpoint, ModelError> {
+    let config = Config::read(folder, None)?;
+    let Some(description) = super::describe_encoder(&config)? else {
+        let name = config.text("model_type")?.unwrap_or("nothing");
+        let known: Vec<_> = super::ENCODERS.iter().map(|(known, _)| *known).collect();
+        return Err(config.unsupported("model_type", name, format!("for embeddings {} are", known.join(", "))));
+    };
+    let (pooling, max_seq_length) = sentence::read(folder, description.spec.hidden_size)?;
+    let tensors = tensors(folder, &config)?;
+    let tokenizer = text_side(folder, &config)?.tokenizer;
+    Ok(EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer })
+}
+
+fn tensors(folder: &Path, config: &Config) -> Result<TensorMap, ModelError> {
     let mut tensors = safetensors::open(folder, &safetensors::files(folder)?)?;
-    if let Some(method) = quantized::method(&config)? {
+    if let Some(method) = quantized::method(config)? {
         quantized::join(&mut tensors, &method)?;
     }
-    Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
+    Ok(tensors)
 }
 
 fn text_side(folder: &Path, config: &Config) -> Result<TextSide, ModelError> {

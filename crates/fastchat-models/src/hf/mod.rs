@@ -3,10 +3,13 @@
 
 pub mod base;
 pub mod config;
+mod encoder_base;
 pub mod folder;
 mod quantized;
 mod rope;
+mod sentence;
 
+mod bert;
 mod cohere2;
 mod deepseek_v3;
 mod ernie4_5;
@@ -20,6 +23,8 @@ mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
+mod modernbert;
+mod nomic_bert;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -33,8 +38,10 @@ mod qwen3_next;
 mod seed_oss;
 mod smollm3;
 mod starcoder2;
+mod xlm_roberta;
 
 use crate::ModelError;
+use crate::encoder_spec::EncoderDescription;
 use base::Description;
 use config::Config;
 
@@ -72,9 +79,37 @@ const FAMILIES: &[(&str, Family)] = &[
     ("starcoder2", starcoder2::describe),
 ];
 
+type EncoderFamily = fn(&Config) -> Result<EncoderDescription, ModelError>;
+
+/// The same for encoders.
+const ENCODERS: &[(&str, EncoderFamily)] = &[
+    ("bert", bert::describe),
+    ("modernbert", modernbert::describe),
+    ("nomic_bert", nomic_bert::describe),
+    ("roberta", xlm_roberta::describe),
+    ("xlm-roberta", xlm_roberta::describe),
+];
+
+fn encoder_family(c: &Config) -> Result<Option<EncoderFamily>, ModelError> {
+    let name = c.text("model_type")?;
+    Ok(ENCODERS.iter().find(|(known, _)| Some(*known) == name).map(|(_, family)| *family))
+}
+
+/// The description of an encoder's config by its `model_type`; `None` for the name of no encoder.
+pub fn describe_encoder(c: &Config) -> Result<Option<EncoderDescription>, ModelError> {
+    encoder_family(c)?.map(|family| family(c)).transpose()
+}
+
 /// The description of a config by its `model_type`.
 pub fn describe(c: &Config) -> Result<Description, ModelError> {
     let name = c.text("model_type")?.ok_or_else(|| c.bad("model_type", "nothing", "the name of a family"))?;
+    if encoder_family(c)?.is_some() {
+        return Err(c.unsupported(
+            "model_type",
+            name,
+            "it is an encoder, which makes embeddings and generates nothing",
+        ));
+    }
     let Some((_, family)) = FAMILIES.iter().find(|(known, _)| *known == name) else {
         let known: Vec<_> = FAMILIES.iter().map(|(known, _)| *known).collect();
         return Err(c.unsupported("model_type", name, format!("{} are", known.join(", "))));

@@ -1,0 +1,254 @@
+//! The embedding engine's front: loads an encoder, starts its thread, tokenises and checks on the caller's thread. Knows
+//! nothing of HTTP.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fastchat_kernels::Kernels;
+use fastchat_kernels::cpu::CpuKernels;
+use fastchat_models::{LoadOptions, load_encoder};
+use parking_lot::Mutex;
+
+use crate::config::Prompt;
+use crate::embedding_worker::{Answer, Command, Job, Worker};
+use crate::error::EngineError;
+use crate::text::Tokenizer;
+
+/// How to load an encoder and how much to run at once.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingConfig {
+    /// Tokens of a text; `None` is what the model's authors allow.
+    pub max_model_len: Option<usize>,
+    /// Tokens per step; a longer text has a step of its own.
+    pub max_batch_tokens: usize,
+    /// Texts that may wait; requests that would bring more are refused.
+    pub max_queue: usize,
+    /// Threads of the CPU kernels; `None` is what the process may use.
+    pub threads: Option<usize>,
+    /// Serves token ids only.
+    pub skip_tokenizer_init: bool,
+}
+
+impl Default for EmbeddingConfig {
+    fn default() -> Self {
+        Self {
+            max_model_len: None,
+            max_batch_tokens: 2048,
+            max_queue: 1 << 16,
+            threads: None,
+            skip_tokenizer_init: false,
+        }
+    }
+}
+
+impl EmbeddingConfig {
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let counts = [
+            ("max_model_len", self.max_model_len, 1 << 24),
+            ("max_batch_tokens", Some(self.max_batch_tokens), 1 << 20),
+            ("max_queue", Some(self.max_queue), 1 << 24),
+            ("threads", self.threads, 1024),
+        ];
+        for (param, value, most) in counts {
+            if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
+                return Err(EngineError::invalid(param, format!("{param} is {value}; it must be 1 to {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was loaded; constant for the life of the engine.
+#[derive(Clone, Debug)]
+pub struct EmbeddingInfo {
+    /// Tokens of a text.
+    pub max_model_len: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Elements of a vector.
+    pub dimensions: usize,
+    /// Whether texts can be served.
+    pub has_tokenizer: bool,
+    /// Hash of weights, pooling and kernels.
+    pub fingerprint: String,
+    /// What serves the operations.
+    pub kernels: String,
+    /// The resolved encoder.
+    pub spec: serde_json::Value,
+}
+
+/// One loaded encoder with its own thread.
+#[derive(Debug)]
+pub struct EmbeddingEngine {
+    commands: Sender<Command>,
+    tokenizer: Option<Tokenizer>,
+    info: EmbeddingInfo,
+    waiting: Arc<AtomicUsize>,
+    alive: Arc<AtomicBool>,
+    max_queue: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EmbeddingEngine {
+    /// Loads an encoder onto the CPU and starts its thread.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration or the model.
+    pub fn load(path: &Path, config: EmbeddingConfig) -> Result<Self, EngineError> {
+        config.check()?;
+        Self::load_with(path, config, Arc::new(CpuKernels::new(config.threads)))
+    }
+
+    /// As `load`, on the given kernels.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_with(path: &Path, config: EmbeddingConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
+        config.check()?;
+        let name = kernels.name();
+        let model = load_encoder(path, kernels, &LoadOptions { max_model_len: config.max_model_len })?;
+        let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
+        let tokenizer = source.map(Tokenizer::new).transpose()?;
+        let encoder = model.encoder;
+        let spec = serde_json::to_value(encoder.spec())
+            .map_err(|error| EngineError::Internal(format!("the encoder's description: {error}")))?;
+        let info = EmbeddingInfo {
+            max_model_len: encoder.max_model_len(),
+            vocab_size: encoder.spec().vocab_size,
+            dimensions: encoder.spec().hidden_size,
+            has_tokenizer: tokenizer.is_some(),
+            fingerprint: blake3::hash(format!("{} {name}", model.fingerprint).as_bytes()).to_hex()[..16].to_owned(),
+            kernels: name,
+            spec,
+        };
+        let (sender, commands) = channel();
+        let (waiting, alive) = (Arc::<AtomicUsize>::default(), Arc::new(AtomicBool::new(true)));
+        let worker = Worker::new(encoder, commands, config.max_batch_tokens, waiting.clone(), alive.clone());
+        let thread = std::thread::Builder::new()
+            .name("fastchat-embed".to_owned())
+            .spawn(move || worker.run())
+            .map_err(|error| EngineError::Internal(format!("the engine thread did not start: {error}")))?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { commands: sender, tokenizer, info, waiting, alive, max_queue: config.max_queue, thread })
+    }
+
+    /// What was loaded.
+    pub fn info(&self) -> &EmbeddingInfo {
+        &self.info
+    }
+
+    /// Whether requests can be served.
+    pub fn alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Texts that wait for their step.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Token ids of a text, framed as the model was trained unless `add_special_tokens` is off.
+    ///
+    /// # Errors
+    /// Without a tokenizer.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        let missing = || EngineError::invalid("input", "input: this engine has no tokenizer; pass token ids");
+        Ok(self.tokenizer.as_ref().ok_or_else(missing)?.encode(text, add_special_tokens, true)?)
+    }
+
+    /// Tokenises and checks on the calling thread, then hands over. Nothing is cut off: a text that is too long is an error.
+    ///
+    /// # Errors
+    /// A text that is empty, too long or holds an unknown token id, a full queue, or a dead engine.
+    pub fn submit(&self, inputs: &[Prompt]) -> Result<EmbeddingHandle, EngineError> {
+        let sequences = inputs.iter().enumerate().map(|(i, input)| self.sequence(i, input));
+        let sequences = sequences.collect::<Result<Vec<_>, _>>()?;
+        let lengths = sequences.iter().map(Vec::len).collect();
+        let waiting = self.waiting.fetch_add(sequences.len(), Ordering::Relaxed);
+        if waiting + sequences.len() > self.max_queue {
+            self.waiting.fetch_sub(sequences.len(), Ordering::Relaxed);
+            let message =
+                format!("{waiting} texts are waiting, {} more came; max_queue is {}", inputs.len(), self.max_queue);
+            return Err(EngineError::Overloaded(message));
+        }
+        let (reply, answer) = channel();
+        let cancelled = Arc::<AtomicBool>::default();
+        let count = sequences.len();
+        let job = Job::new(sequences, reply, cancelled.clone());
+        if self.commands.send(Command::Embed(job)).is_err() {
+            self.waiting.fetch_sub(count, Ordering::Relaxed);
+            return Err(EngineError::Internal("the engine has stopped".to_owned()));
+        }
+        Ok(EmbeddingHandle { answer: Mutex::new(answer), cancelled, lengths })
+    }
+
+    fn sequence(&self, index: usize, input: &Prompt) -> Result<Vec<u32>, EngineError> {
+        let ids = match input {
+            Prompt::Tokens(ids) => ids.clone(),
+            Prompt::Text { text, add_special_tokens } => self.encode(text, *add_special_tokens)?,
+        };
+        let bad = |problem: String| Err(EngineError::invalid("input", format!("input[{index}] {problem}")));
+        let (limit, vocab) = (self.info.max_model_len, self.info.vocab_size);
+        if ids.is_empty() || ids.len() > limit {
+            return bad(format!("has {} tokens; this model takes 1 to {limit}", ids.len()));
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => bad(format!("has token id {id}; it must be below {vocab}, the size of the vocabulary")),
+            None => Ok(ids),
+        }
+    }
+
+    /// Ends every request with `Cancelled` and joins the thread. Twice does no harm.
+    pub fn shutdown(&self) {
+        // A thread that is gone needs no telling.
+        let _ = self.commands.send(Command::Shutdown);
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for EmbeddingEngine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// One request's place in the engine. Dropping it ends the request.
+#[derive(Debug)]
+pub struct EmbeddingHandle {
+    answer: Mutex<Receiver<Answer>>,
+    cancelled: Arc<AtomicBool>,
+    lengths: Vec<usize>,
+}
+
+impl EmbeddingHandle {
+    /// Tokens of each text.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// The vectors in order once they are there, or `None` when `timeout` passed first. Call until it answers.
+    ///
+    /// # Errors
+    /// What ended the request instead.
+    pub fn wait(&self, timeout: Duration) -> Result<Option<Vec<Vec<f32>>>, EngineError> {
+        match self.answer.lock().recv_timeout(timeout) {
+            Ok(answer) => answer.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(EngineError::Cancelled),
+        }
+    }
+}
+
+impl Drop for EmbeddingHandle {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,42 @@
+//! Attention in both directions by way of the paged kernels: keys and values go to a cache that lives for this call, and
+//! every query claims its sequence's last position, from where causal attention sees all of it.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::{CpuKernels, attention, qkv};
+use crate::{AttentionSpec, BLOCK_SIZE, KvCache, KvLayout, Plan, QkvSpec};
+
+/// For specs without a window.
+pub(super) fn full_attention(
+    kernels: &CpuKernels,
+    qkv: &Tensor,
+    parts: &QkvSpec,
+    spec: &AttentionSpec,
+    plan: &Plan,
+) -> Result<Tensor> {
+    let mut plan = plan.clone();
+    let mut num_blocks = 0;
+    plan.batch.slot_mapping.clear();
+    plan.batch.block_tables.clear();
+    let mut last = Vec::with_capacity(plan.batch.num_tokens());
+    for s in 0..plan.batch.num_sequences() {
+        let tokens = plan.batch.query_range(s).len() as u32;
+        let blocks = tokens.div_ceil(BLOCK_SIZE as u32);
+        let first = num_blocks * BLOCK_SIZE as u32;
+        plan.batch.slot_mapping.extend(first..first + tokens);
+        plan.batch.block_tables.push((num_blocks..num_blocks + blocks).collect());
+        plan.batch.context_lens[s] = tokens;
+        last.extend((0..tokens).map(|_| tokens - 1));
+        num_blocks += blocks;
+    }
+    let layout = KvLayout {
+        num_kv_heads: parts.num_kv_heads,
+        head_dim: parts.head_dim,
+        v_head_dim: spec.v_head_dim,
+        dtype: qkv.dtype(),
+    };
+    let cache = KvCache::new(layout, num_blocks as usize, &Device::Cpu)?;
+    let q = qkv::qk_norm_rope_write(kernels, qkv, parts, &cache, &plan)?;
+    plan.batch.positions = last;
+    attention::attention(kernels, &q, spec, &cache, &plan)
+}

@@ -1,0 +1,51 @@
+//! Attention in both directions.
+
+use fastchat_kernels::{AttentionSpec, Kernels, QkvSpec, Rope, RopeLayout};
+use proptest::prelude::*;
+
+use crate::data::{DEFAULT, Random, assert_close, assert_same_bits, backends, batch};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equals_the_default_and_itself_alone(
+        seed: u64,
+        lengths in prop::collection::vec(1..90usize, 1..4),
+        (num_kv_heads, group, half_dim) in (1..4usize, 1..4usize, 1..40usize),
+        window in prop_oneof![3 => Just(None), 1 => (1..40usize).prop_map(Some)],
+        softcap in prop_oneof![Just(None), Just(Some(3.))],
+        rotated: bool,
+    ) {
+        let mut random = Random(seed);
+        let (num_heads, head_dim) = (num_kv_heads * group, 2 * half_dim);
+        let sequences: Vec<_> = lengths.iter().map(|&length| (0, length)).collect();
+        let (batch, _) = batch(&sequences, &mut random);
+        let inv_freq = random.floats(half_dim, 1.);
+        let layout = RopeLayout::HalfSplit;
+        let rope = rotated.then_some(Rope { index: 0, layout, inv_freq, attention_factor: 1. });
+        let ropes: Vec<Rope> = rope.iter().cloned().collect();
+        let parts = QkvSpec { num_heads, num_kv_heads, head_dim, qk_norm: None, rope };
+        let scale = (head_dim as f32).powf(-0.5);
+        let spec = AttentionSpec { num_heads, v_head_dim: head_dim, scale, window, softcap, sinks: None };
+        let qkv = random.tensor(&[batch.num_tokens(), (num_heads + 2 * num_kv_heads) * head_dim], 2.);
+        let plan = DEFAULT.plan(&batch, &ropes).unwrap();
+        let expected = DEFAULT.full_attention(&qkv, &parts, &spec, &plan).unwrap();
+        for kernels in backends() {
+            let name = kernels.name();
+            let out = kernels.full_attention(&qkv, &parts, &spec, &plan).unwrap();
+            assert_close(&name, &out, &expected, 2e-5);
+            for s in 0..lengths.len() {
+                let rows = batch.query_range(s);
+                let own = |x: &candle_core::Tensor| x.narrow(0, rows.start, rows.len()).unwrap();
+                let mut alone = crate::data::alone(&batch, s, 0..rows.len());
+                // Neither slots nor tables mean anything here.
+                alone.slot_mapping.clear();
+                alone.block_tables.clear();
+                let plan = kernels.plan(&alone, &ropes).unwrap();
+                let out_alone = kernels.full_attention(&own(&qkv).contiguous().unwrap(), &parts, &spec, &plan).unwrap();
+                assert_same_bits(&name, &out_alone, &own(&out));
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What an encoder is, as closed data: the decoder's attention and MLP in layers that see both directions. Knows no model
+//! names, files or tensors; `encoder` runs it.
+
+use serde::Serialize;
+
+use crate::names::Names;
+use crate::spec::{Attention, Bias, Mlp, Norm, RopeSpec};
+
+/// A whole encoder: tokens to hidden states.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EncoderSpec {
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Longest sequence the positions were made for.
+    pub max_positions: usize,
+    /// How tokens know where they stand.
+    pub positions: Positions,
+    /// Whether one learnt row is added to every token.
+    pub token_type: Bias,
+    /// Norm of the embeddings.
+    pub embed_norm: Norm,
+    /// Norm after the last layer.
+    pub final_norm: Option<Norm>,
+    /// The distinct rope tables; layers refer to them by index.
+    pub ropes: Vec<RopeSpec>,
+    /// One entry per layer, in order.
+    pub layers: Vec<EncoderLayer>,
+}
+
+/// How tokens know where they stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Positions {
+    /// By the layers' ropes alone.
+    Rotary,
+    /// By a learnt row per position.
+    Learned {
+        /// Rows of the table.
+        rows: usize,
+        /// Row of the first token.
+        first: usize,
+    },
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EncoderLayer {
+    /// Where the norms stand.
+    pub order: NormOrder,
+    /// Norm of the attention half; `None` where its input is normed already.
+    pub attn_norm: Option<Norm>,
+    /// Norm of the MLP half.
+    pub mlp_norm: Norm,
+    /// Mixing over all tokens; a window reaches `window - 1` tokens to either side.
+    pub attention: Attention,
+    /// Mixing over channels.
+    pub mlp: Mlp,
+}
+
+/// Where the norms of a layer stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum NormOrder {
+    /// `x + half(norm(x))`.
+    Pre,
+    /// `norm(x + half(x))`.
+    Post,
+}
+
+/// From hidden states to one vector per sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Pooling {
+    /// What is taken of a sequence.
+    pub mode: PoolingMode,
+    /// Whether the vector is brought to length one.
+    pub normalize: bool,
+}
+
+/// What is taken of a sequence's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum PoolingMode {
+    /// The first row.
+    Cls,
+    /// The last row.
+    Last,
+    /// Their mean.
+    Mean,
+    /// Their sum over the root of their number.
+    MeanSqrtLen,
+    /// The largest of each column.
+    Max,
+}
+
+/// A spec and the names of its tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderDescription {
+    /// What to compute.
+    pub spec: EncoderSpec,
+    /// From which tensors.
+    pub names: Names,
+}
+
+impl EncoderDescription {
+    /// Edits every layer.
+    pub fn layers(&mut self, mut edit: impl FnMut(usize, &mut EncoderLayer)) {
+        self.spec.layers.iter_mut().enumerate().for_each(|(i, layer)| edit(i, layer));
+    }
+}
