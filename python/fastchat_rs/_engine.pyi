@@ -427,5 +427,43 @@ class Engine:
     def shutdown(self) -> None:
         """Ends every request with `CancelledError` and joins the thread. Twice does no harm."""
 
+@final
+class Embedder:
+    """One loaded encoder with its own thread. `model` is a folder with config.json and *.safetensors."""
+
+    def __new__(
+        cls,
+        model: str,
+        *,
+        max_model_len: int | None = None,
+        max_batch_tokens: int = 2048,
+        max_queue: int = 65536,
+        threads: int | None = None,
+        skip_tokenizer_init: bool = False,
+    ) -> Embedder:
+        """Loads the weights and starts the engine thread."""
+    def embed(
+        self, inputs: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
+    ) -> tuple[list[bytes], list[int]]:
+        """Vectors as little-endian f32, and the tokens of each text. Waits; the GIL is free meanwhile."""
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    def shutdown(self) -> None:
+        """Ends every request with `CancelledError` and joins the thread. Twice does no harm."""
+
+def is_encoder(model: str) -> bool:
+    """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
+
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""

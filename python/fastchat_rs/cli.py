@@ -71,16 +71,19 @@ def serve(config: ServeConfig) -> None:
 
 def _announce(port: int, state: "State") -> None:
     config = state.config
-    served = next(iter(state.models.values()))
+    served = next(iter(state.models.values()), None)
+    name = served.name if served else next(iter(state.embeddings))
     host = f"[{config.host}]" if ":" in config.host else config.host
-    body: dict[str, Any] = {"model": served.name, "stream": True}
-    if served.template is None:
+    body: dict[str, Any] = {"model": name, "stream": True}
+    if served is None:
+        route, body = "embeddings", {"model": name, "input": "Tell me a fun fact."}
+    elif served.template is None:
         route, body = "completions", {**body, "prompt": "The capital of France is", "max_tokens": 32}
     else:
         route, body = "chat/completions", {**body, "messages": [{"role": "user", "content": "Tell me a fun fact."}]}
     key = " -H 'Authorization: Bearer KEY'" if config.api_key else ""
     print(
-        f"fastchat-rs: {served.name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"
+        f"fastchat-rs: {name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"
         f"curl -N http://{host}:{port}/v1/{route} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",
         flush=True,
     )

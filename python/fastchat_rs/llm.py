@@ -13,6 +13,7 @@ from fastchat_rs._engine import (
     CancelledError,
     ChatFormat,
     ContextLengthError,
+    Embedder,
     Engine,
     EngineError,
     EngineStats,
@@ -26,6 +27,7 @@ from fastchat_rs._engine import (
     WeightsError,
     __version__,
     inspect,
+    is_encoder,
 )
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
@@ -33,6 +35,8 @@ from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, ch
 from fastchat_rs.template import ChatTemplate
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.progress import Progress
 
     from fastchat_rs.hub import Located
@@ -116,8 +120,20 @@ class LLM:
         located = _located(str(model))
         self.model = located.name
         self._window = max(max_queue // _WAITING_SHARE, 1)
-        self._engine = Engine(
-            str(located.path),
+        self._template_source = chat_template
+        self._template: ChatTemplate | None = None
+        self._bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
+        self._tokens: dict[int, str] = {}
+        self._decoder: Engine | None = None
+        self._encoder: Embedder | None = None
+        path = str(located.path)
+        if is_encoder(path):
+            self._encoder = Embedder(
+                path, max_model_len=max_model_len, threads=threads, skip_tokenizer_init=skip_tokenizer_init
+            )
+            return
+        self._decoder = Engine(
+            path,
             max_model_len=max_model_len,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.
@@ -130,10 +146,6 @@ class LLM:
             threads=threads,
             skip_tokenizer_init=skip_tokenizer_init,
         )
-        self._template_source = chat_template
-        self._template: ChatTemplate | None = None
-        self._bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
-        self._tokens: dict[int, str] = {}
 
     def __enter__(self) -> "LLM":
         return self
@@ -143,7 +155,28 @@ class LLM:
 
     def shutdown(self) -> None:
         """Ends every request and frees the model. Twice does no harm."""
-        self._engine.shutdown()
+        for loaded in (self._decoder, self._encoder):
+            if loaded is not None:
+                loaded.shutdown()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._decoder is None:
+            raise ConfigError(f"{self.model} is an encoder: it makes embeddings and generates no text; use embed")
+        return self._decoder
+
+    def embed(self, inputs: Prompt | Sequence[Prompt]) -> "NDArray[np.float32]":
+        """One row per text (or list of token ids) of an encoder, pooled and normalised as its authors say.
+
+        Nothing is cut off: a text longer than the model takes is an `InvalidRequestError`.
+        """
+        import numpy as np
+
+        if self._encoder is None:
+            raise ConfigError(f"{self.model} generates text; embed needs an encoder")
+        vectors, _ = self._encoder.embed(_several(inputs))
+        flat: NDArray[np.float32] = np.frombuffer(b"".join(vectors), np.float32)
+        return flat.reshape(len(vectors), self._encoder.dimensions)  # pyright: ignore[reportUnknownMemberType]
 
     @property
     def info(self) -> ModelInfo:
@@ -156,6 +189,8 @@ class LLM:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text -> token ids; special tokens in the text are recognised."""
+        if self._encoder is not None:
+            return self._encoder.encode(text, add_special_tokens=add_special_tokens)
         return self._engine.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

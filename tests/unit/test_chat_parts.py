@@ -10,7 +10,13 @@ from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.messages import template_messages
 from fastchat_rs.server.openapi import EXAMPLES, document
-from fastchat_rs.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from fastchat_rs.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.structured import reworded, structured_output
 from fastchat_rs.server.tools import tool_use
@@ -140,7 +146,7 @@ def test_the_document_has_every_route_and_good_examples() -> None:
     for path, operations in paths.items():
         known = ROUTES[path.replace("/v1/models/{id}", "/v1/models/")]
         assert {method.upper() for method in operations} == set(known)
-    kinds = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    kinds = (ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
     for (_, examples), kind in zip(EXAMPLES.items(), kinds, strict=True):
         for body in examples.values():
             decoder = BodyDecoder[Any](kind)

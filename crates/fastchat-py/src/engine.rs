@@ -22,9 +22,18 @@ pub struct PySubscription(Subscription);
 
 /// A text, or token ids.
 #[derive(FromPyObject)]
-enum PyPrompt {
+pub enum PyPrompt {
     Text(String),
     Tokens(Vec<u32>),
+}
+
+impl PyPrompt {
+    pub fn into_engine(self, add_special_tokens: bool) -> Prompt {
+        match self {
+            Self::Text(text) => Prompt::Text { text, add_special_tokens },
+            Self::Tokens(ids) => Prompt::Tokens(ids),
+        }
+    }
 }
 
 /// The arguments that `Engine.submit` and `Subscription.submit` share.
@@ -35,10 +44,7 @@ fn request(
     cache_salt: Option<String>,
     priority: i32,
 ) -> Request {
-    let prompt = match prompt {
-        PyPrompt::Text(text) => Prompt::Text { text, add_special_tokens },
-        PyPrompt::Tokens(ids) => Prompt::Tokens(ids),
-    };
+    let prompt = prompt.into_engine(add_special_tokens);
     Request { prompt, params: params.to_engine(), cache_salt, priority }
 }
 

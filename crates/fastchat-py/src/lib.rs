@@ -2,6 +2,7 @@
 //! decides nothing. `python/fastchat_rs/_engine.pyi` is its documentation.
 
 mod chat;
+mod embed;
 mod engine;
 mod errors;
 mod handle;
@@ -15,6 +16,8 @@ mod _engine {
 
     #[pymodule_export]
     use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput};
+    #[pymodule_export]
+    use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
     use crate::engine::{PyEngine, PySubscription, inspect};
     #[pymodule_export]

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastchat_rs.server import chat, completions, health, models, openapi, tokenize
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import (
@@ -38,6 +38,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models/": {"GET": models.get_model},
     "/v1/chat/completions": {"POST": chat.chat_completions},
     "/v1/completions": {"POST": completions.completions},
+    "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
 }

@@ -17,6 +17,7 @@ from fastchat_rs._engine import (
     ChatParser,
     ContextLengthError,
     Delta,
+    Embedder,
     Engine,
     EngineError,
     EngineStats,
@@ -32,6 +33,7 @@ from fastchat_rs._engine import (
     UnsupportedModelError,
     WeightsError,
     __version__,
+    is_encoder,
 )
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "ChatParser",
     "ContextLengthError",
     "Delta",
+    "Embedder",
     "Engine",
     "EngineError",
     "EngineStats",
@@ -57,6 +60,7 @@ __all__ = [
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
+    "is_encoder",
 ]
 
 T = TypeVar("T")

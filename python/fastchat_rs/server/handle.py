@@ -1,5 +1,6 @@
 """The common walk of the generating routes: decode the body, submit, watch the client, answer, clean up."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -87,8 +88,7 @@ class Context:
             decoded = decoder.decode(body, depth)
             request.unknown_fields = decoder.unknown(body)
             return decoded
-        bridge = next(iter(self.state.models.values())).bridge
-        return await bridge.offload(lambda: decoder.decode(body, depth))
+        return await asyncio.to_thread(decoder.decode, body, depth)
 
 
 async def answer(

@@ -6,8 +6,8 @@ from pathlib import Path
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import resolve
-from fastchat_rs.server.bridge import Bridge, Engine
-from fastchat_rs.server.state import Served, State
+from fastchat_rs.server.bridge import Bridge, Embedder, Engine, is_encoder
+from fastchat_rs.server.state import Embedding, Served, State
 from fastchat_rs.template import ChatTemplate
 
 
@@ -18,7 +18,12 @@ async def load_models(state: State) -> None:
     located = await loop.run_in_executor(None, resolve, config.model)
     # What can be wrong with the settings is found before the weights are read.
     names, replacement = _names(config, located.name), _template_file(config)
-    engine = await loop.run_in_executor(None, _load, str(located.path), config)
+    path = str(located.path)
+    if await loop.run_in_executor(None, is_encoder, path):
+        embedder = await loop.run_in_executor(None, _load_embedder, path, config)
+        state.embeddings.update(dict.fromkeys(names, Embedding(located.name, embedder)))
+        return
+    engine = await loop.run_in_executor(None, _load, path, config)
     info = engine.info()
     source = replacement or info.chat_template
     template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
@@ -40,6 +45,10 @@ def _load(path: str, config: ServeConfig) -> Engine:
         speculation=config.speculation,
         threads=config.threads,
     )
+
+
+def _load_embedder(path: str, config: ServeConfig) -> Embedder:
+    return Embedder(path, max_model_len=config.max_model_len, threads=config.threads)
 
 
 def _template_file(config: ServeConfig) -> str | None:

@@ -15,6 +15,7 @@ from fastchat_rs.server.receipt import HEADER
 _OPERATIONS: list[tuple[str, str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]] = [
     ("/v1/chat/completions", "post", "Answer a conversation", protocol.ChatRequest, protocol.ChatCompletion),
     ("/v1/completions", "post", "Go on from a text", protocol.CompletionRequest, protocol.Completion),
+    ("/v1/embeddings", "post", "Texts to vectors", protocol.EmbeddingRequest, protocol.EmbeddingReply),
     ("/v1/models", "get", "Names of the models", None, protocol.ModelList),
     ("/v1/models/{id}", "get", "One model", None, protocol.ModelCard),
     ("/v1/tokenize", "post", "Text to token ids", protocol.TokenizeRequest, protocol.TokenizeReply),
@@ -47,6 +48,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"model": "demo", "prompt": "The capital of France is", "max_tokens": 8},
         "choice": {"model": "demo", "prompt": "Is water wet?", "choice": ["yes", "no"]},
     },
+    "/v1/embeddings": {"plain": {"model": "minilm", "input": ["A cat sleeps.", "The market fell."]}},
     "/v1/tokenize": {"plain": {"model": "demo", "prompt": "Hello"}},
     "/v1/detokenize": {"plain": {"model": "demo", "tokens": [1, 2, 3]}},
 }

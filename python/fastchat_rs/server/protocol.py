@@ -170,7 +170,7 @@ class ChatRequest(SamplingFields, kw_only=True):
 class CompletionRequest(SamplingFields, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | int | list[Tokens]] | None = None
+    prompt: str | list[str | Tokens | list[Tokens]] | None = None
     max_tokens: Tokens | None = None
     logprobs: Tokens | None = None
     prompt_logprobs: Tokens | None = None
@@ -396,6 +396,41 @@ class Completion(Struct):
     usage: Usage | None | UnsetType = UNSET
     object: str = "text_completion"
     fastchat: Receipt | UnsetType = UNSET
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """Body of /v1/embeddings: one text or many, as strings or token ids."""
+
+    model: str
+    input: str | Annotated[list[str | Tokens | list[Tokens]], Meta(min_length=1)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    # Accepted, no effect here.
+    user: str | None = None
+
+
+class EmbeddingItem(Struct):
+    """The vector of one text, as numbers or as base64 of little-endian f32."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class EmbeddingUsage(Struct):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(Struct):
+    """Reply of /v1/embeddings."""
+
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
 
 
 class ErrorBody(Struct):

@@ -1,17 +1,20 @@
 """What the handlers share: the loaded models, the limits, and how the server is doing. No requests, no sockets."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
 from fastchat_rs.config import ServeConfig, parse_bytes
-from fastchat_rs.server.bridge import Bridge, ChatFormat, ModelInfo
-from fastchat_rs.server.http import ApiError, BodyLimits
+from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
+from fastchat_rs.server.http import ApiError, BodyLimits, bad_field
 from fastchat_rs.template import ChatTemplate
 
 # A prefix that one client puts before every model id; replies leave it out.
 _CLIENT_PREFIX = "in-memory::"
+# Requests for embeddings that are answered at a time; the next ones wait for a thread.
+_EMBEDDING_THREADS = 32
 
 
 class Phase(Enum):
@@ -89,6 +92,17 @@ class Served:
         return piece
 
 
+class Embedding:
+    """One encoder that answers."""
+
+    def __init__(self, name: str, embedder: Embedder) -> None:
+        self.name = name
+        self.embedder = embedder
+        self.created = int(time.time())
+        self.pool = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="fastchat-embed-wait")
+        """Each request waits on one of its threads; the engine batches across them."""
+
+
 @dataclass
 class State:
     """One per server."""
@@ -98,6 +112,8 @@ class State:
     phase: Phase = Phase.LOADING
     models: dict[str, Served] = field(default_factory=dict[str, Served])
     """By every name they answer to."""
+    embeddings: dict[str, Embedding] = field(default_factory=dict[str, Embedding])
+    """The same for encoders."""
     in_flight: int = 0
     stream_bytes: int = 0
 
@@ -106,10 +122,22 @@ class State:
         self.must_serve()
         name = model.removeprefix(_CLIENT_PREFIX)
         served = self.models.get(name)
-        if served is None:
-            shown = "".join(char if char.isprintable() else "?" for char in name[:200])
-            raise ApiError(404, f"Model '{shown}' not found", param="model", code="model_not_found")
-        return name, served
+        if served is not None:
+            return name, served
+        if name in self.embeddings:
+            raise bad_field("model", f"Model '{name}' makes embeddings only; use /v1/embeddings", "unsupported_model")
+        raise _not_found(name)
+
+    def find_embedding(self, model: str) -> tuple[str, Embedding]:
+        """The same for an encoder."""
+        self.must_serve()
+        name = model.removeprefix(_CLIENT_PREFIX)
+        embedding = self.embeddings.get(name)
+        if embedding is not None:
+            return name, embedding
+        if name in self.models:
+            raise bad_field("model", f"Model '{name}' generates text and makes no embeddings", "unsupported_model")
+        raise _not_found(name)
 
     def must_serve(self) -> None:
         """503 while loading or draining."""
@@ -123,6 +151,14 @@ class State:
     @property
     def health(self) -> str:
         """ready, loading, draining or dead."""
-        if self.phase is Phase.READY and not all(m.bridge.engine.stats().alive for m in self.models.values()):
-            return "dead"
+        if self.phase is Phase.READY:
+            alive = [model.bridge.engine.stats().alive for model in self.models.values()]
+            alive += [embedding.embedder.alive for embedding in self.embeddings.values()]
+            if not all(alive):
+                return "dead"
         return self.phase.value
+
+
+def _not_found(name: str) -> ApiError:
+    shown = "".join(char if char.isprintable() else "?" for char in name[:200])
+    return ApiError(404, f"Model '{shown}' not found", param="model", code="model_not_found")
