@@ -14,6 +14,7 @@ mod error;
 mod handle;
 mod info;
 mod memory;
+mod pace;
 mod params;
 mod prompt_logprobs;
 pub mod rng;

@@ -38,6 +38,8 @@ pub struct Scheduler {
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
     next_id: u64,
+    /// Tokens per step while a sequence decodes.
+    shared_tokens: usize,
     stats: SchedulerStats,
 }
 
@@ -53,8 +55,15 @@ impl Scheduler {
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
             next_id: 0,
+            shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
         }
+    }
+
+    /// Sets how many tokens a step may have while a sequence decodes, so that prompts do not hold it up. Prompts still
+    /// get a block per step.
+    pub fn share(&mut self, tokens: usize) {
+        self.shared_tokens = tokens;
     }
 
     /// Enters a request and returns its choices in order.
@@ -112,10 +121,12 @@ impl Scheduler {
     /// Chooses the next step: one token for each decoding sequence, then prompts in rank order with what is left.
     pub fn schedule(&mut self) -> ScheduledBatch {
         let mut batch = ScheduledBatch::default();
-        let mut budget = Budget { tokens: self.config.max_batch_tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
         let preemptions = self.stats.preemptions;
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
             self.running.iter().copied().partition(|rank| self.sequences[&rank.id].is_decoding());
+        let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
+        let tokens = self.config.max_batch_tokens.min(most);
+        let mut budget = Budget { tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
         let quiet = prefilling.is_empty() && self.waiting.is_empty();
         let draft_room = if quiet { MAX_DRAFTED_ROWS / decoding.len().max(1) } else { 0 };
         for (place, &rank) in decoding.iter().enumerate() {
