@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
@@ -38,6 +39,7 @@ class Limits:
     request_seconds: float
     heartbeat_seconds: float
     stream_bytes: int
+    response_bytes: int
 
     @classmethod
     def of(cls, config: ServeConfig) -> "Limits":
@@ -52,16 +54,44 @@ class Limits:
             request_seconds=config.request_timeout,
             heartbeat_seconds=config.heartbeat,
             stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
+            response_bytes=parse_bytes(config.max_response_store, "max_response_store"),
         )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model came from, in numbers."""
+
+    format: str
+    bytes: int
+    modified: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, path: Path) -> "ModelFiles":
+        """A .gguf file or a folder."""
+        kinds = (".gguf", ".safetensors")
+        files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in kinds]
+        stats = [one.stat() for one in files]
+        modified = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
+        form = files[0].suffix.removeprefix(".") if files else ""
+        return cls(form, sum(stat.st_size for stat in stats), modified)
 
 
 class Served:
     """One model that answers."""
 
     def __init__(
-        self, name: str, bridge: Bridge, template: ChatTemplate | None, defaults: dict[str, float] | None = None
+        self,
+        name: str,
+        bridge: Bridge,
+        template: ChatTemplate | None,
+        defaults: dict[str, float] | None = None,
+        *,
+        files: ModelFiles,
     ) -> None:
         self.name = name
+        self.files = files
         self.bridge = bridge
         self.template = template
         self.defaults = defaults or {}
@@ -95,8 +125,9 @@ class Served:
 class Embedding:
     """One encoder that answers."""
 
-    def __init__(self, name: str, embedder: Embedder) -> None:
+    def __init__(self, name: str, embedder: Embedder, files: ModelFiles) -> None:
         self.name = name
+        self.files = files
         self.embedder = embedder
         self.created = int(time.time())
         self.pool = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="fastchat-embed-wait")
