@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, rerank, tokenize
 from fastchat_rs.server.anthropic import routes as anthropic
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
@@ -45,6 +45,9 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
+    "/v1/rerank": {"POST": rerank.rerank},
+    "/v2/rerank": {"POST": rerank.rerank},
+    "/rerank": {"POST": rerank.rerank},
     "/v1/responses": {"POST": responses.create},
     "/v1/responses/": {"GET": responses.retrieve, "DELETE": responses.delete},
     "/v1/responses//cancel": {"POST": responses.cancel},
