@@ -71,6 +71,17 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
     alias: Annotated[list[str], Meta(description="NAME=ID, or NAME for the only model; may be repeated")] = []
     api_key: Annotated[list[str], Meta(description="Accepted API key; may be repeated; none = open")] = []
+    keys: Annotated[
+        str | None, Meta(description="JSON file or SQLite database (.db) of keys with limits; see `fastchat-rs keys`")
+    ] = None
+    usage_db: Annotated[str | None, Meta(description="Database of each key's usage (default: beside the keys)")] = None
+    limits_url: Annotated[
+        str | None, Meta(description="redis://HOST:PORT/DB that counts the limits a minute of several replicas")
+    ] = None
+    price: Annotated[
+        list[str], Meta(description="MODEL=IN/OUT, the price of a million tokens; MODEL * is any; may be repeated")
+    ] = []
+    insecure: Annotated[bool, Meta(description="Serve without keys on an address that is not loopback")] = False
     cors_origin: Annotated[list[str], Meta(description="Origin that browsers may call from; may be repeated")] = []
     allowed_host: Annotated[
         list[str], Meta(description="Extra Host header accepted when listening on loopback; may be repeated")
@@ -100,6 +111,15 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
             ipaddress.ip_address(self.host)
         except ValueError:
             raise ConfigError(f"host: '{self.host}' is not an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+        if not ipaddress.ip_address(self.host).is_loopback and not (self.api_key or self.keys or self.insecure):
+            raise ConfigError(
+                f"host: {self.host} is open to others and no key is needed: give --keys or --api-key, or --insecure"
+            )
+        if "" in self.api_key:
+            raise ConfigError("api_key: an empty key is no key")
+        if self.limits_url is not None and not self.limits_url.startswith(("redis://", "rediss://")):
+            raise ConfigError(f"limits_url: '{self.limits_url}' does not begin with redis:// or rediss://")
+        parse_prices(self.price)
 
 
 def parse_bytes(text: str, field: str) -> int:
@@ -114,6 +134,18 @@ def parse_bytes(text: str, field: str) -> int:
     if size < 1:
         raise ConfigError(f"{field}: '{text}' is not more than nothing")
     return size
+
+
+def parse_prices(lines: list[str]) -> dict[str, tuple[float, float]]:
+    """`MODEL=0.15/0.60` -> prices of a million tokens read and written."""
+    prices: dict[str, tuple[float, float]] = {}
+    for line in lines:
+        model, _, numbers = line.rpartition("=")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", numbers)
+        if not model or match is None:
+            raise ConfigError(f"price: '{line}' is not MODEL=IN/OUT, such as demo=0.15/0.60")
+        prices[model] = float(match[1]), float(match[2])
+    return prices
 
 
 def load_config(

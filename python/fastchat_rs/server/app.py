@@ -8,9 +8,12 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+from fastchat_rs.keystore import open_store
 from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
+from fastchat_rs.server.accounts import open_accounts
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import (
@@ -45,6 +48,13 @@ ROUTES: dict[str, dict[str, Handler]] = {
 # Reachable without a key; everything else, known or not, needs one.
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 _MODEL_PREFIX = "/v1/models/"
+# Headers of replies that a browser's script may read.
+_EXPOSED = ", ".join(
+    [
+        *("x-request-id", "retry-after", "x-should-retry", "x-fastchat-applied"),
+        *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+    ]
+)
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -64,7 +74,9 @@ class App:
         self.state = state
         self.metrics = Metrics(state)
         self._context = Context(state, self.metrics)
-        self._keys = Keys(state.config.api_key)
+        config = state.config
+        self._keys = Keys(config.api_key, open_store(Path(config.keys)) if config.keys else None)
+        self.accounts = open_accounts(config, state.port)
         self._origins = frozenset(state.config.cors_origin)
         self._hosts = _allowed_hosts(state.config.host, state.config.allowed_host)
 
@@ -84,6 +96,8 @@ class App:
             request.send_error(to_api_error(error, request.id))
         finally:
             self.state.in_flight -= 1
+            if request.lease is not None:
+                request.lease.close()
             self._record(request, route)
 
     async def _answer(self, request: Request, route: str) -> Reply | None:
@@ -93,7 +107,8 @@ class App:
         if request.scope.method == "OPTIONS":
             return self._options(request, route)
         if route not in OPEN_PATHS:
-            request.tenant = self._keys.check(request.header("authorization"))
+            request.caller = self._keys.check(request.header("authorization"))
+            request.tenant = request.caller.tenant
         methods = ROUTES.get(route)
         if methods is None:
             raise ApiError(404, "There is nothing at this path", code="not_found")
@@ -103,6 +118,8 @@ class App:
             error = ApiError(405, f"This path takes {_allow(methods)}", code="method_not_allowed")
             error.headers.append(("allow", _allow(methods)))
             raise error
+        if method == "POST" and request.caller is not None:
+            request.lease = await self.accounts.enter(request.caller.record, request.headers_out)
         return await handler(self._context, request)
 
     def _add_cors(self, request: Request) -> None:
@@ -110,7 +127,7 @@ class App:
         if origin and (origin in self._origins or "*" in self._origins):
             request.headers_out += [
                 ("access-control-allow-origin", origin),
-                ("access-control-expose-headers", "x-request-id, retry-after, x-fastchat-applied"),
+                ("access-control-expose-headers", _EXPOSED),
                 ("vary", "origin"),
             ]
 

@@ -4,11 +4,13 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, cast
 
+from fastchat_rs.server.accounts import Cost, Lease
 from fastchat_rs.server.bridge import Embedder
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import ApiError, Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
+from fastchat_rs.server.state import Embedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +30,34 @@ async def embeddings(context: Context, request: Request) -> Reply:
     full = served.embedder.dimensions
     if body.dimensions is not None and body.dimensions > full:
         raise bad_field("dimensions", f"dimensions: {body.dimensions} is more than the {full} of this model")
+    await _reserve(request.lease, served, inputs)
     work = asyncio.get_running_loop().run_in_executor(served.pool, _reply, served.embedder, name, inputs, body)
     seconds = context.state.limits.request_seconds
+    tokens = 0
     try:
-        return await asyncio.wait_for(work, seconds)
+        tokens, reply = await asyncio.wait_for(work, seconds)
+        return reply
     except asyncio.TimeoutError:
         raise ApiError(504, f"The vectors were not ready within {seconds:g} seconds", code="timeout") from None
+    finally:
+        if request.lease is not None:
+            await request.lease.settle(tokens, 0, requests=1 if tokens else 0)
+
+
+async def _reserve(lease: Lease | None, served: Embedding, inputs: list[str | list[int]]) -> None:
+    """Holds the tokens of a request, when its key is limited by them."""
+    if lease is None:
+        return
+    if not lease.counts_ahead:
+        lease.on(served.name)
+        return
+    encode = served.embedder.encode
+
+    def count() -> int:
+        return sum(len(encode(text)) if isinstance(text, str) else len(text) for text in inputs)
+
+    tokens = await asyncio.get_running_loop().run_in_executor(served.pool, count)
+    await lease.reserve(Cost(served.name, tokens, choices=0, room=0, max_tokens=0))
 
 
 def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
@@ -52,7 +76,7 @@ def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return cast(list[str | list[int]], given)
 
 
-def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> Reply:
+def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> tuple[int, Reply]:
     # Late: servers of chat models start faster without it.
     import numpy as np
 
@@ -67,7 +91,7 @@ def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: 
         else:
             items.append(EmbeddingItem(index, vector.tolist()))
     tokens = sum(lengths)
-    return json_reply(EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens)))
+    return tokens, json_reply(EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens)))
 
 
 def shortened(vector: "NDArray[np.float32]", dimensions: int) -> "NDArray[np.float32]":

@@ -4,15 +4,17 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar
 
+from fastchat_rs.server.accounts import Cost, Lease
 from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.receipt import Notes
+from fastchat_rs.server.sampling import with_max_tokens
 from fastchat_rs.server.state import Served, State
 from fastchat_rs.server.stream import Answer, Shape, Watcher
 from fastchat_rs.server.structured import reworded
@@ -87,8 +89,12 @@ class Context:
         if len(body) < _INLINE_BYTES:
             decoded = decoder.decode(body, depth)
             request.unknown_fields = decoder.unknown(body)
-            return decoded
-        return await asyncio.to_thread(decoder.decode, body, depth)
+        else:
+            decoded = await asyncio.to_thread(decoder.decode, body, depth)
+        model = getattr(decoded, "model", None)
+        if isinstance(model, str):
+            self.state.must_allow(request, model)
+        return decoded
 
 
 async def answer(
@@ -99,10 +105,12 @@ async def answer(
     notes: Notes,
     shape: Callable[[Generation, UsageCounter], Shape],
 ) -> None:
-    """Submits and sends. Leaving, the deadline and every error free what the engine holds."""
+    """Submits and sends. Leaving, the deadline and every error free what the engine and the key's limits hold."""
     watcher = Watcher(request.proto)
+    usage: UsageCounter | None = None
     try:
         try:
+            submission = await _reserved(request.lease, served, submission, notes)
             generation = await served.bridge.submit(
                 submission.prompts,
                 submission.params,
@@ -126,6 +134,48 @@ async def answer(
             generation.close()
     finally:
         watcher.cancel()
+        await _settle(request.lease, usage, watcher.gone)
+
+
+async def _settle(lease: Lease | None, usage: UsageCounter | None, gone: bool) -> None:
+    """Books what has been computed; a client that left pays for its prompt, one that was refused for nothing."""
+    if lease is None:
+        return
+    if usage is not None and (usage.begun or gone):
+        await lease.settle(usage.prompt_tokens, usage.completion_tokens)
+    else:
+        await lease.settle(0, 0, requests=0)
+
+
+async def _reserved(lease: Lease | None, served: Served, submission: Submission, notes: Notes) -> Submission:
+    """Holds the tokens a request may use, when its key is limited by them."""
+    if lease is None:
+        return submission
+    if not lease.counts_ahead:
+        lease.on(served.name)
+        return submission
+    encode, special = served.bridge.engine.encode, submission.add_special_tokens
+
+    def count() -> list[Sequence[int]]:
+        return [encode(text, add_special_tokens=special) if isinstance(text, str) else text for text in prompts]
+
+    prompts = submission.prompts
+    tokens = await served.bridge.offload(count)
+    lengths = [len(ids) for ids in tokens]
+    params = submission.params
+    cost = Cost(
+        model=served.name,
+        prompt=sum(lengths),
+        choices=params.n * len(lengths),
+        room=max(served.info.max_model_len - max(lengths), 1),
+        max_tokens=params.max_tokens,
+    )
+    clamped = await lease.reserve(cost)
+    if clamped is not None:
+        notes.clamped(submission.max_tokens_field, clamped)
+        params = with_max_tokens(params, clamped)
+    # What was counted is not tokenised again.
+    return replace(submission, prompts=tokens, params=params)
 
 
 def _worded(error: Any, request: Request, submission: Submission) -> Exception:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
@@ -12,6 +12,10 @@ from granian._granian import RSGIProtocolError as ProtocolError
 from granian.rsgi import Scope
 
 from fastchat_rs.server.protocol import ErrorBody, ErrorReply
+
+if TYPE_CHECKING:
+    from fastchat_rs.server.accounts import Lease
+    from fastchat_rs.server.keys import Caller
 
 __all__ = [
     "ApiError",
@@ -88,10 +92,17 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.tenant: str | None = None
+        self.caller: Caller | None = None
+        self.lease: Lease | None = None
+        """What the request holds of its key's limits."""
         self.status = 0
         self.unknown_fields: list[str] = []
         """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
+
+    def may_use(self, model: str) -> bool:
+        """Whether the caller's key allows a model, by the name that was asked for."""
+        return self.caller is None or self.caller.may_use(model)
 
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""

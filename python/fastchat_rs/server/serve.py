@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -68,6 +69,9 @@ def listening_sockets(port: int) -> Iterator[socket.socket]:
     """Our own listening sockets on the port, found among the open files; granian does not hand them out."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         try:
+            # Never a copy of anything else: closing it would drop the process's locks on that file, SQLite's too.
+            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{name}").st_mode):
+                continue
             number = os.dup(int(name))
         except OSError:
             continue
@@ -104,12 +108,13 @@ class Process:
     def __init__(self, config: ServeConfig, announce: Callable[[int, State], None]) -> None:
         self._config = config
         self._announce = announce
-        self._state = State(config, Limits.of(config))
         self._port, self._lock = claim_port(config.host, config.port)
+        self._state = State(config, Limits.of(config), port=self._port)
+        self._app = App(self._state)
         self._signalled = asyncio.Event()
         self._signals = 0
         self._server = Server(
-            App(self._state),
+            self._app,
             address=config.host,
             port=self._port,
             interface=Interfaces.RSGI,
@@ -153,6 +158,7 @@ class Process:
         # granian waits for its connections without a limit; a stalled reader must not hold us.
         await asyncio.wait({serving}, timeout=1)
         tuning.cancel()
+        await self._app.accounts.close()
         return 0
 
     async def _drain(self) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
-from fastchat_rs.server.http import ApiError, BodyLimits, bad_field
+from fastchat_rs.server.http import ApiError, BodyLimits, Request, bad_field
 from fastchat_rs.template import ChatTemplate
 
 # A prefix that one client puts before every model id; replies leave it out.
@@ -114,6 +114,7 @@ class State:
     """By every name they answer to."""
     embeddings: dict[str, Embedding] = field(default_factory=dict[str, Embedding])
     """The same for encoders."""
+    port: int = 0
     in_flight: int = 0
     stream_bytes: int = 0
 
@@ -138,6 +139,12 @@ class State:
         if name in self.models:
             raise bad_field("model", f"Model '{name}' generates text and makes no embeddings", "unsupported_model")
         raise _not_found(name)
+
+    def must_allow(self, request: Request, model: str) -> None:
+        """404, as for a model that is not there, unless the caller's key allows the name."""
+        name = model.removeprefix(_CLIENT_PREFIX)
+        if not request.may_use(name):
+            raise _not_found(name)
 
     def must_serve(self) -> None:
         """503 while loading or draining."""

@@ -105,8 +105,16 @@ class Answer:
             await self._collect()
             if self._generation.aborted:
                 return
-        self._request.send(json_reply(self._shape.whole()))
+        reply = json_reply(self._shape.whole())
+        await self._settle()
+        self._request.send(reply)
         self._observed.done(self._shape.usage)
+
+    async def _settle(self) -> None:
+        """Before the last byte leaves: what a client has whole is booked."""
+        if self._request.lease is not None:
+            usage = self._shape.usage
+            await self._request.lease.settle(usage.prompt_tokens, usage.completion_tokens)
 
     async def _collect(self) -> None:
         for prompt, delta in await self._news(self._state.limits.heartbeat_seconds):
@@ -151,6 +159,7 @@ class Answer:
                     return
             if self._shape.include_usage:
                 data += event(self._shape.usage_chunk())
+            await self._settle()
             await transport.send_bytes(data + _DONE)
             self._observed.done(self._shape.usage)
         except ProtocolClosed:
