@@ -67,7 +67,6 @@ def serve(config: ServeConfig) -> None:
     """Serve MODEL over HTTP, as OpenAI does, until SIGTERM or Ctrl-C."""
     from fastchat_rs.server.serve import serve as run
 
-    print(f"fastchat-rs {__version__}: loading {config.model}", file=sys.stderr)
     run(config, _announce)
 
 

@@ -25,7 +25,12 @@ else:
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
-SIZES = frozenset({"kv_memory", "max_body", "max_header", "max_stream_memory"})
+SIZES = frozenset(
+    {
+        *("kv_memory", "memory_limit", "response_cache_size", "resume_memory"),
+        *("max_body", "max_header", "max_stream_memory", "max_stream"),
+    }
+)
 """Fields that hold a number of bytes, as text with a unit."""
 
 
@@ -100,9 +105,32 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     body_timeout: Annotated[Seconds, Meta(description="Seconds a request body may take to arrive")] = 30.0
     request_timeout: Annotated[Seconds, Meta(description="Seconds until a request is given up")] = 600.0
     stall_timeout: Annotated[Seconds, Meta(description="Seconds until a client that reads nothing is cut off")] = 45.0
+    first_token_timeout: Annotated[Seconds, Meta(description="Seconds until a request must have its first token")] = (
+        300.0
+    )
+    queue_timeout: Annotated[Seconds, Meta(description="Seconds a request may wait to begin")] = 120.0
     heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
     drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0
     max_stream_memory: Annotated[str, Meta(description="Bytes all open streams may have sent before 503")] = "1GiB"
+    max_stream: Annotated[str, Meta(description="Bytes one stream may send")] = "64MiB"
+    max_connections: Annotated[
+        Count | None, Meta(description="Most open connections (default: what the limit of open files allows)")
+    ] = None
+    memory_limit: Annotated[
+        str | None,
+        Meta(description="Memory of the process before it refuses work (default: the machine's or cgroup's)"),
+    ] = None
+    response_cache: Annotated[
+        str | None, Meta(description="memory, or a file: keep whole answers of deterministic requests")
+    ] = None
+    response_cache_size: Annotated[str, Meta(description="Bytes of kept answers")] = "256MiB"
+    resume: Annotated[float, Meta(ge=0, description="Seconds a stream waits for its client to come back; 0 = off")] = (
+        60.0
+    )
+    resume_memory: Annotated[str, Meta(description="Bytes of events kept for clients that come back")] = "64MiB"
+    log_format: Annotated[Literal["text", "json"], Meta(description="text or json: lines of the log on stderr")] = (
+        "text"
+    )
     access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
 
     def __post_init__(self) -> None:

@@ -1,10 +1,8 @@
 """The RSGI entry: key first, then a dict of routes; every way out is JSON with a request id. Knows no model."""
 
 import ipaddress
-import json
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat_rs.keystore import open_store
-from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, resume, tokenize
 from fastchat_rs.server.accounts import open_accounts
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
@@ -25,8 +23,9 @@ from fastchat_rs.server.http import (
     Scope,
 )
 from fastchat_rs.server.keys import Keys
+from fastchat_rs.server.logs import access
 from fastchat_rs.server.metrics import Metrics
-from fastchat_rs.server.state import State
+from fastchat_rs.server.state import Pressure, State
 
 log = logging.getLogger("fastchat_rs")
 
@@ -40,6 +39,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models": {"GET": models.list_models},
     "/v1/models/": {"GET": models.get_model},
     "/v1/chat/completions": {"POST": chat.chat_completions},
+    "/v1/chat/completions/events": {"GET": resume.events},
     "/v1/completions": {"POST": completions.completions},
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
@@ -62,6 +62,10 @@ def route_of(path: str) -> str:
     """The key in `ROUTES` of a path."""
     if path.startswith("/api/v1/"):
         path = path.removeprefix("/api")
+    if resume.PATH.fullmatch(path):
+        return "/v1/chat/completions/events"
+    if path == "/v1/chat/completions/events":
+        return ""
     if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         return _MODEL_PREFIX
     return path if path != _MODEL_PREFIX else ""
@@ -73,7 +77,7 @@ class App:
     def __init__(self, state: State) -> None:
         self.state = state
         self.metrics = Metrics(state)
-        self._context = Context(state, self.metrics)
+        self.context = Context(state, self.metrics)
         config = state.config
         self._keys = Keys(config.api_key, open_store(Path(config.keys)) if config.keys else None)
         self.accounts = open_accounts(config, state.port)
@@ -86,6 +90,8 @@ class App:
         request = Request(scope, proto, given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
         route = route_of(scope.path)
         self.state.in_flight += 1
+        if self.state.pressure is not Pressure.NONE:
+            request.headers_out.append(("connection", "close"))
         try:
             reply = await self._answer(request, route)
             if reply is not None:
@@ -118,9 +124,11 @@ class App:
             error = ApiError(405, f"This path takes {_allow(methods)}", code="method_not_allowed")
             error.headers.append(("allow", _allow(methods)))
             raise error
+        if method == "POST":
+            self.state.must_have_room()
         if method == "POST" and request.caller is not None:
             request.lease = await self.accounts.enter(request.caller.record, request.headers_out)
-        return await handler(self._context, request)
+        return await handler(self.context, request)
 
     def _add_cors(self, request: Request) -> None:
         origin = request.header("origin")
@@ -149,18 +157,18 @@ class App:
         # Nobody was there to get a status.
         request.status = request.status or 499
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
-        if self.state.config.access_log:
-            print(json.dumps(_log_line(request)), file=sys.stderr)
+        access.info("request", extra={"fields": _log_line(request)})
 
 
 def _log_line(request: Request) -> dict[str, Any]:
     # JSON escapes control characters; the path is cut because clients choose its length.
+    key = request.caller.record.name if request.caller and request.caller.record else None
     return {
-        "time": round(time.time(), 3),
         "request": request.id,
         "client": request.scope.client,
         "method": request.scope.method,
         "path": request.scope.path[:200],
+        "key": key,
         "status": request.status,
         "seconds": round(time.monotonic() - request.started, 4),
     }

@@ -3,20 +3,24 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar
 
+from fastchat_rs.config import parse_bytes
 from fastchat_rs.server.accounts import Cost, Lease
 from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
-from fastchat_rs.server.http import Request
+from fastchat_rs.server.http import OPENAI, Reply, Request
 from fastchat_rs.server.metrics import Metrics
+from fastchat_rs.server.outlet import RESUME_HEADER, Direct, Outlet, Ring, Rings
 from fastchat_rs.server.receipt import Notes
-from fastchat_rs.server.sampling import with_max_tokens
+from fastchat_rs.server.responsecache import HEADER as CACHE_HEADER
+from fastchat_rs.server.responsecache import ResponseCache, cache_key
+from fastchat_rs.server.sampling import deterministic, with_max_tokens
 from fastchat_rs.server.state import Served, State
-from fastchat_rs.server.stream import Answer, Shape, Watcher
+from fastchat_rs.server.stream import Answer, Leaver, Shape, Watcher
 from fastchat_rs.server.structured import reworded
 from fastchat_rs.server.usage import UsageCounter
 
@@ -72,6 +76,8 @@ class Submission:
     max_tokens_field: str = "max_tokens"
     structured_field: str = "response_format"
     """The field an engine's complaint about the constraint is about."""
+    ids: Ids | None = None
+    """Of the answer, where it may be cached or resumed."""
 
 
 class Context:
@@ -80,11 +86,26 @@ class Context:
     def __init__(self, state: State, metrics: Metrics) -> None:
         self.state = state
         self.metrics = metrics
+        config = state.config
+        self.rings = Rings(config.resume, parse_bytes(config.resume_memory, "resume_memory"))
+        self.cache: ResponseCache | None = None
+        if config.response_cache is not None:
+            size = parse_bytes(config.response_cache_size, "response_cache_size")
+            self.cache = ResponseCache(config.response_cache, size)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what outlives its request."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def decode(self, request: Request, decoder: BodyDecoder[T]) -> T:
         """Reads and decodes the body."""
         self.state.must_serve()
         body = await request.body(self.state.limits.body)
+        if self.cache is not None:
+            request.raw = body
         depth = self.state.limits.json_depth
         if len(body) < _INLINE_BYTES:
             decoded = decoder.decode(body, depth)
@@ -105,36 +126,132 @@ async def answer(
     notes: Notes,
     shape: Callable[[Generation, UsageCounter], Shape],
 ) -> None:
-    """Submits and sends. Leaving, the deadline and every error free what the engine and the key's limits hold."""
-    watcher = Watcher(request.proto)
-    usage: UsageCounter | None = None
-    try:
+    """Answers from the cache, or submits and sends. A stream that may be resumed runs by itself; this follows it."""
+    job = _Job(context, request, served, submission, notes, shape)
+    if await job.cached():
+        return
+    ring = _ring(context, request, submission)
+    if ring is None:
+        watcher = Watcher(request.proto)
         try:
-            submission = await _reserved(request.lease, served, submission, notes)
-            generation = await served.bridge.submit(
-                submission.prompts,
-                submission.params,
-                add_special_tokens=submission.add_special_tokens,
-                cache_salt=submission.cache_salt,
-                priority=submission.priority,
-            )
-        except (InvalidRequestError, ContextLengthError) as error:
-            raise _worded(error, request, submission) from error
-        try:
-            watcher.guard(generation)
-            lengths = [len(ids) for ids in generation.prompt_token_ids]
-            usage = UsageCounter(sum(lengths))
-            room = served.info.max_model_len - max(lengths)
-            if (submission.params.max_tokens or 0) > room:
-                notes.clamped(submission.max_tokens_field, room)
-            notes.announce(request)
-            out = Answer(request, context.state, context.metrics, generation, shape(generation, usage))
-            await (out.stream() if submission.stream else out.whole())
+            await job.run(Direct(request), watcher)
         finally:
-            generation.close()
+            watcher.cancel()
+        return
+    context.background(_produce(job, ring))
+    await ring.follow(request, 0, context.state.limits.heartbeat_seconds)
+
+
+def _ring(context: Context, request: Request, submission: Submission) -> Ring | None:
+    wanted = request.header(RESUME_HEADER).lower() == "true"
+    # Other dialects count their events otherwise.
+    if not (wanted and submission.stream and submission.ids and request.wording is OPENAI):
+        return None
+    return context.rings.open(submission.ids.id, request.tenant)
+
+
+async def _produce(job: "_Job", ring: Ring) -> None:
+    """Runs a job whose client may come and go."""
+    state, lease = job.context.state, job.request.lease
+    leaver = Leaver()
+    ring.abandon = leaver.leave
+    state.in_flight += 1
+    if lease is not None:
+        lease.hold()
+    try:
+        await job.run(ring, leaver)
+    except Exception as error:
+        ring.fail(to_api_error(error, job.request.id))
     finally:
-        watcher.cancel()
-        await _settle(request.lease, usage, watcher.gone)
+        ring.finish()
+        state.in_flight -= 1
+        if lease is not None:
+            lease.close()
+
+
+@dataclass
+class _Job:
+    """One answer to be made."""
+
+    context: Context
+    request: Request
+    served: Served
+    submission: Submission
+    notes: Notes
+    shape: Callable[[Generation, UsageCounter], Shape]
+    key: bytes | None = None
+    """In the response cache."""
+
+    async def cached(self) -> bool:
+        """Whether the cache had the answer; it is sent then."""
+        request, submission, cache = self.request, self.submission, self.context.cache
+        if cache is None or submission.ids is None or not deterministic(submission.params):
+            return False
+        if "no-store" in request.header("cache-control") or "no-cache" in request.header("cache-control"):
+            return False
+        template = self.served.template.source if self.served.template else None
+        about = (request.tenant, request.scope.path, self.served.fingerprint, template, repr(self.served.defaults))
+        self.key = cache_key(request.raw, *about)
+        body = await cache.get(self.key, submission.ids.id, submission.ids.created)
+        request.headers_out.append((CACHE_HEADER, "miss" if body is None else "hit"))
+        if body is None:
+            return False
+        self.notes.announce(request)
+        if request.lease is not None:
+            request.lease.on(self.served.name)
+            await request.lease.settle(0, 0)
+        if submission.stream:
+            out = Direct(request)
+            out.begin()
+            await out.send(body)
+        else:
+            request.send(Reply(body))
+        return True
+
+    async def run(self, out: Outlet, watcher: Leaver) -> None:
+        """Submits and sends. Leaving, the deadline and every error free what the engine and the key's limits hold."""
+        request, submission, lease = self.request, self.submission, self.request.lease
+        usage: UsageCounter | None = None
+        try:
+            try:
+                submission = await _reserved(lease, self.served, submission, self.notes)
+                generation = await self.served.bridge.submit(
+                    submission.prompts,
+                    submission.params,
+                    add_special_tokens=submission.add_special_tokens,
+                    cache_salt=submission.cache_salt,
+                    priority=submission.priority,
+                )
+            except (InvalidRequestError, ContextLengthError) as error:
+                raise _worded(error, request, submission) from error
+            try:
+                watcher.guard(generation)
+                lengths = [len(ids) for ids in generation.prompt_token_ids]
+                usage = UsageCounter(sum(lengths))
+                room = self.served.info.max_model_len - max(lengths)
+                if (submission.params.max_tokens or 0) > room:
+                    self.notes.clamped(submission.max_tokens_field, room)
+                self.notes.announce(request)
+                await self._send(out, generation, usage, submission is self.submission)
+            finally:
+                generation.close()
+        finally:
+            await _settle(lease, usage, watcher.gone)
+
+    async def _send(self, out: Outlet, generation: Generation, usage: UsageCounter, uncut: bool) -> None:
+        context, ids = self.context, self.submission.ids
+        observed = context.metrics.observe(generation.submitted_at)
+        answer = Answer(self.request, context.state, observed, generation, self.shape(generation, usage))
+        parts: list[bytes] = []
+        # An answer that a budget cut short is not the answer.
+        kept = self.key is not None and context.cache is not None and uncut
+        if self.submission.stream:
+            if not await answer.stream(out, parts.append if kept else lambda _: None):
+                return
+        elif (body := await answer.whole()) is not None:
+            parts.append(body)
+        if kept and parts and context.cache and self.key and ids:
+            await context.cache.put(self.key, ids.id, ids.created, b"".join(parts))
 
 
 async def _settle(lease: Lease | None, usage: UsageCounter | None, gone: bool) -> None:

@@ -132,6 +132,8 @@ class Request:
         self.lease: Lease | None = None
         """What the request holds of its key's limits."""
         self.status = 0
+        self.raw = b""
+        """The body, where it is needed again."""
         self.unknown_fields: list[str] = []
         """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]

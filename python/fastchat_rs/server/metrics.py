@@ -70,6 +70,15 @@ class _EngineCollector(Collector):
             for name, text, value in _counters(now):
                 family = families.setdefault(name, CounterMetricFamily(f"fastchat_{name}", text, labels=["model_name"]))
                 family.add_sample(f"fastchat_{name}_total", {"model_name": model}, value)
+        for name, text, value in (
+            ("stream_bytes_open", "Bytes that open streams have sent", self._state.stream_bytes),
+            ("memory_used_bytes", "Memory that only the end of the process gives back", self._state.memory_used),
+            ("memory_pressure", "0 none, 1 soft, 2 hard: new work is refused", self._state.pressure.value),
+        ):
+            families[name] = GaugeMetricFamily(f"fastchat_{name}", text, value)
+        dropped = CounterMetricFamily("fastchat_log_lines_dropped", "Lines that could not be written")
+        dropped.add_metric([], self._state.log_lines_dropped())
+        families["log_lines_dropped"] = dropped
         streams = GaugeMetricFamily("fastchat_requests_open", "HTTP requests being answered", self._state.in_flight)
         return [*families.values(), streams]
 

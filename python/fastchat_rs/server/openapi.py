@@ -14,6 +14,7 @@ from fastchat_rs.server.receipt import HEADER
 # path -> method, summary, type of the body, type of the reply
 _OPERATIONS: list[tuple[str, str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]] = [
     ("/v1/chat/completions", "post", "Answer a conversation", protocol.ChatRequest, protocol.ChatCompletion),
+    ("/v1/chat/completions/{id}/events", "get", "Go on with a stream that was cut off", None, None),
     ("/v1/completions", "post", "Go on from a text", protocol.CompletionRequest, protocol.Completion),
     ("/v1/embeddings", "post", "Texts to vectors", protocol.EmbeddingRequest, protocol.EmbeddingReply),
     ("/v1/models", "get", "Names of the models", None, protocol.ModelList),
@@ -80,8 +81,12 @@ def document() -> bytes:
             content = {"application/json": {"schema": schema[body], "examples": examples}}
             operation["requestBody"] = {"required": True, "content": content}
         if "{id}" in path:
-            parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+            parameter: dict[str, Any] = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
             operation["parameters"] = [parameter]
+        if path.endswith("/events"):
+            after: dict[str, Any] = {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0}}
+            operation["parameters"].append({**after, "description": "How many events the client has"})
+            good["content"] = {"text/event-stream": {"schema": schema[protocol.ChatCompletionChunk]}}
         if path.startswith("/v1/"):
             operation["security"] = [{"key": []}, {}]
         paths[path] = {method: operation}

@@ -88,6 +88,11 @@ def with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
     return SamplingParams(**values, max_tokens=max_tokens)
 
 
+def deterministic(params: SamplingParams) -> bool:
+    """Whether the same request always has the same answer."""
+    return params.temperature == 0 or params.seed is not None
+
+
 def cache_salt(tenant: str | None, salt: str | None) -> str | None:
     """Callers with different keys never share cached prompts, whatever salt they send."""
     parts = [part for part in (tenant, salt) if part]
