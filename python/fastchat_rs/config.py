@@ -28,7 +28,7 @@ ConfigT = TypeVar("ConfigT", bound="EngineConfig")
 SIZES = frozenset(
     {
         *("kv_memory", "memory_limit", "response_cache_size", "resume_memory"),
-        *("max_body", "max_header", "max_stream_memory", "max_stream"),
+        *("max_response_store", "max_body", "max_header", "max_stream_memory", "max_stream"),
     }
 )
 """Fields that hold a number of bytes, as text with a unit."""
@@ -72,9 +72,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `fastchat-rs serve` can be told."""
 
+    more_models: Annotated[list[str], Meta(description="Models that are served beside MODEL")] = []
     host: Annotated[str, Meta(description="IP address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
-    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME for the only model; may be repeated")] = []
+    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME alone for MODEL; may be repeated")] = []
     api_key: Annotated[list[str], Meta(description="Accepted API key; may be repeated; none = open")] = []
     keys: Annotated[
         str | None, Meta(description="JSON file or SQLite database (.db) of keys with limits; see `fastchat-rs keys`")
@@ -131,6 +132,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     log_format: Annotated[Literal["text", "json"], Meta(description="text or json: lines of the log on stderr")] = (
         "text"
     )
+    max_response_store: Annotated[str, Meta(description="Bytes of stored responses; the oldest leave")] = "64MiB"
     access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
 
     def __post_init__(self) -> None:

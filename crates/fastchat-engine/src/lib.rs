@@ -37,7 +37,7 @@ pub use engine::Engine;
 pub use error::EngineError;
 pub use handle::{RequestHandle, Subscription};
 pub use info::{EngineStats, ModelInfo};
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, automatic_kv_memory};
 pub use params::SamplingParams;
 pub use sampler::TokenLogprobs;
 pub use sequence::FinishReason;

@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct
 
 from fastchat_rs.server.accounts import Cost, Lease
 from fastchat_rs.server.bridge import Embedder
@@ -24,24 +27,36 @@ _DECODER = BodyDecoder(EmbeddingRequest)
 
 async def embeddings(context: Context, request: Request) -> Reply:
     """All vectors of one request, in order."""
-    body = await context.decode(request, _DECODER)
+    return await embed(context, request, await context.decode(request, _DECODER), lambda reply: reply)
+
+
+async def embed(
+    context: Context, request: Request, body: EmbeddingRequest, word: Callable[[EmbeddingReply], Struct]
+) -> Reply:
+    """The one way from texts to vectors; `word` says them in an API's words."""
     name, served = context.state.find_embedding(body.model)
     inputs = _inputs(body.input)
     full = served.embedder.dimensions
     if body.dimensions is not None and body.dimensions > full:
         raise bad_field("dimensions", f"dimensions: {body.dimensions} is more than the {full} of this model")
     await _reserve(request.lease, served, inputs)
-    work = asyncio.get_running_loop().run_in_executor(served.pool, _reply, served.embedder, name, inputs, body)
+    reply: EmbeddingReply | None = None
+
+    def work() -> tuple[EmbeddingReply, Reply]:
+        made = _reply(served.embedder, name, inputs, body)
+        return made, json_reply(word(made))
+
     seconds = context.state.limits.request_seconds
-    tokens = 0
     try:
-        tokens, reply = await asyncio.wait_for(work, seconds)
-        return reply
+        running = asyncio.get_running_loop().run_in_executor(served.pool, work)
+        reply, whole = await asyncio.wait_for(running, seconds)
+        return whole
     except asyncio.TimeoutError:
         raise ApiError(504, f"The vectors were not ready within {seconds:g} seconds", code="timeout") from None
     finally:
         if request.lease is not None:
-            await request.lease.settle(tokens, 0, requests=1 if tokens else 0)
+            tokens = reply.usage.prompt_tokens if reply else 0
+            await request.lease.settle(tokens, 0, requests=1 if reply else 0)
 
 
 async def _reserve(lease: Lease | None, served: Embedding, inputs: list[str | list[int]]) -> None:
@@ -76,7 +91,7 @@ def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return cast(list[str | list[int]], given)
 
 
-def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> tuple[int, Reply]:
+def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> EmbeddingReply:
     # Late: servers of chat models start faster without it.
     import numpy as np
 
@@ -91,7 +106,7 @@ def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: 
         else:
             items.append(EmbeddingItem(index, vector.tolist()))
     tokens = sum(lengths)
-    return tokens, json_reply(EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens)))
+    return EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens))
 
 
 def shortened(vector: "NDArray[np.float32]", dimensions: int) -> "NDArray[np.float32]":

@@ -76,6 +76,7 @@ class Guard:
         while True:
             await self._look_at_memory()
             self._context.rings.sweep()
+            self._note()
             if self._context.state.health != "dead":
                 dead_since = None
             elif dead_since is None:
@@ -84,6 +85,13 @@ class Guard:
             elif time.monotonic() - dead_since >= _DEAD_SECONDS:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _note(self) -> None:
+        """For /metrics."""
+        state, cache = self._context.state, self._context.cache
+        state.resume_bytes = self._context.rings.size
+        if cache is not None:
+            state.cache_bytes, state.cache_hits, state.cache_misses = cache.size, cache.hits, cache.misses
 
     async def _look_at_memory(self) -> None:
         state = self._context.state

@@ -18,6 +18,7 @@ from fastchat_rs.server.outlet import RESUME_HEADER, Direct, Outlet, Ring, Rings
 from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.responsecache import HEADER as CACHE_HEADER
 from fastchat_rs.server.responsecache import ResponseCache, cache_key
+from fastchat_rs.server.responses.store import ResponseStore
 from fastchat_rs.server.sampling import deterministic, with_max_tokens
 from fastchat_rs.server.state import Served, State
 from fastchat_rs.server.stream import Answer, Leaver, Shape, Watcher
@@ -92,13 +93,15 @@ class Context:
         if config.response_cache is not None:
             size = parse_bytes(config.response_cache_size, "response_cache_size")
             self.cache = ResponseCache(config.response_cache, size)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.responses = ResponseStore(state.limits.response_bytes)
+        self.background: set[asyncio.Task[None]] = set()
+        """What is made while no client waits."""
 
-    def background(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs what outlives its request."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     async def decode(self, request: Request, decoder: BodyDecoder[T]) -> T:
         """Reads and decodes the body."""
@@ -138,7 +141,7 @@ async def answer(
         finally:
             watcher.cancel()
         return
-    context.background(_produce(job, ring))
+    context.spawn(_produce(job, ring))
     await ring.follow(request, 0, context.state.limits.heartbeat_seconds)
 
 
@@ -186,6 +189,9 @@ class _Job:
         """Whether the cache had the answer; it is sent then."""
         request, submission, cache = self.request, self.submission, self.context.cache
         if cache is None or submission.ids is None or not deterministic(submission.params):
+            return False
+        if request.wording is not OPENAI:
+            # Other dialects keep what they answered, or say more than ids and times.
             return False
         if "no-store" in request.header("cache-control") or "no-cache" in request.header("cache-control"):
             return False

@@ -6,6 +6,7 @@ file costs hits, never an answer.
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -122,6 +123,9 @@ def _open(place: str) -> sqlite3.Connection:
 
 
 def _connect(place: str) -> sqlite3.Connection:
+    if place != ":memory:" and not Path(place).exists():
+        # SQLite would make it readable by all.
+        os.close(os.open(place, os.O_CREAT | os.O_RDWR, 0o600))
     db = sqlite3.connect(place, check_same_thread=False, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")

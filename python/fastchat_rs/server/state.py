@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
@@ -53,6 +54,7 @@ class Limits:
     stream_bytes: int
     one_stream_bytes: int
     open_requests: int
+    response_bytes: int
 
     @classmethod
     def of(cls, config: ServeConfig) -> "Limits":
@@ -71,16 +73,44 @@ class Limits:
             stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
             one_stream_bytes=parse_bytes(config.max_stream, "max_stream"),
             open_requests=config.max_queue + config.max_num_seqs,
+            response_bytes=parse_bytes(config.max_response_store, "max_response_store"),
         )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model came from, in numbers."""
+
+    format: str
+    bytes: int
+    modified: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, path: Path) -> "ModelFiles":
+        """A .gguf file or a folder."""
+        kinds = (".gguf", ".safetensors")
+        files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in kinds]
+        stats = [one.stat() for one in files]
+        modified = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
+        form = files[0].suffix.removeprefix(".") if files else ""
+        return cls(form, sum(stat.st_size for stat in stats), modified)
 
 
 class Served:
     """One model that answers."""
 
     def __init__(
-        self, name: str, bridge: Bridge, template: ChatTemplate | None, defaults: dict[str, float] | None = None
+        self,
+        name: str,
+        bridge: Bridge,
+        template: ChatTemplate | None,
+        defaults: dict[str, float] | None = None,
+        *,
+        files: ModelFiles,
     ) -> None:
         self.name = name
+        self.files = files
         self.bridge = bridge
         self.template = template
         self.defaults = defaults or {}
@@ -114,8 +144,9 @@ class Served:
 class Embedding:
     """One encoder that answers."""
 
-    def __init__(self, name: str, embedder: Embedder) -> None:
+    def __init__(self, name: str, embedder: Embedder, files: ModelFiles) -> None:
         self.name = name
+        self.files = files
         self.embedder = embedder
         self.created = int(time.time())
         self.pool = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="fastchat-embed-wait")
@@ -138,6 +169,10 @@ class State:
     stream_bytes: int = 0
     pressure: Pressure = Pressure.NONE
     memory_used: int = 0
+    resume_bytes: int = 0
+    cache_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     log_lines_dropped: Callable[[], int] = int
 
     def find(self, model: str) -> tuple[str, Served]:
@@ -165,6 +200,9 @@ class State:
     def must_allow(self, request: Request, model: str) -> None:
         """404, as for a model that is not there, unless the caller's key allows the name."""
         name = model.removeprefix(_CLIENT_PREFIX)
+        if name not in self.models and name not in self.embeddings:
+            # Ollama's clients add a tag to names that have none.
+            name = name.removesuffix(":latest")
         if not request.may_use(name):
             raise _not_found(name)
 
