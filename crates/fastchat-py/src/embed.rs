@@ -60,7 +60,7 @@ impl PyEmbedder {
         documents: Vec<String>,
         max_tokens_per_doc: Option<usize>,
     ) -> PyResult<(Vec<f32>, Vec<usize>)> {
-        let submit = || self.0.submit_pairs(query, &documents, max_tokens_per_doc);
+        let submit = move || self.0.submit_pairs(query, &documents, max_tokens_per_doc);
         let handle = py.detach(submit).map_err(|error| to_py(&error))?;
         let scores = waited(py, &handle)?.into_iter().flatten().collect();
         Ok((scores, handle.lengths().to_vec()))

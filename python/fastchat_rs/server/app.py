@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat_rs.keystore import open_store
-from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, resume, tokenize
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, rerank, resume, tokenize
 from fastchat_rs.server.accounts import open_accounts
 from fastchat_rs.server.anthropic import routes as anthropic
 from fastchat_rs.server.errors import to_api_error
@@ -43,11 +43,14 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models": {"GET": models.list_models},
     "/v1/models/": {"GET": models.get_model},
     "/v1/chat/completions": {"POST": chat.chat_completions},
-    "/v1/chat/completions/events": {"GET": resume.events},
+    resume.ROUTE: {"GET": resume.events},
     "/v1/completions": {"POST": completions.completions},
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
+    "/v1/rerank": {"POST": rerank.rerank},
+    "/v2/rerank": {"POST": rerank.rerank},
+    "/rerank": {"POST": rerank.rerank},
     "/v1/responses": {"POST": responses.create},
     "/v1/responses/": {"GET": responses.retrieve, "DELETE": responses.delete},
     "/v1/responses//cancel": {"POST": responses.cancel},
@@ -89,9 +92,7 @@ def route_of(path: str) -> str:
     if path.startswith("/api/v1/"):
         path = path.removeprefix("/api")
     if resume.PATH.fullmatch(path):
-        return "/v1/chat/completions/events"
-    if path == "/v1/chat/completions/events":
-        return ""
+        return resume.ROUTE
     if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         return _MODEL_PREFIX
     if found := _RESPONSE.fullmatch(path):

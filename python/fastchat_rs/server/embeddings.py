@@ -1,19 +1,17 @@
 """POST /v1/embeddings: texts or token ids to vectors."""
 
-import asyncio
 import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 
-from fastchat_rs.server.accounts import Cost, Lease
 from fastchat_rs.server.bridge import Embedder
 from fastchat_rs.server.decode import BodyDecoder
+from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
-from fastchat_rs.server.state import Embedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,40 +37,12 @@ async def embed(
     full = served.embedder.dimensions
     if body.dimensions is not None and body.dimensions > full:
         raise bad_field("dimensions", f"dimensions: {body.dimensions} is more than the {full} of this model")
-    await _reserve(request.lease, served, inputs)
-    reply: EmbeddingReply | None = None
 
-    def work() -> tuple[EmbeddingReply, Reply]:
+    def work() -> tuple[int, Reply]:
         made = _reply(served.embedder, name, inputs, body)
-        return made, json_reply(word(made))
+        return made.usage.prompt_tokens, json_reply(word(made))
 
-    seconds = context.state.limits.request_seconds
-    try:
-        running = asyncio.get_running_loop().run_in_executor(served.pool, work)
-        reply, whole = await asyncio.wait_for(running, seconds)
-        return whole
-    except asyncio.TimeoutError:
-        raise ApiError(504, f"The vectors were not ready within {seconds:g} seconds", code="timeout") from None
-    finally:
-        if request.lease is not None:
-            tokens = reply.usage.prompt_tokens if reply else 0
-            await request.lease.settle(tokens, 0, requests=1 if reply else 0)
-
-
-async def _reserve(lease: Lease | None, served: Embedding, inputs: list[str | list[int]]) -> None:
-    """Holds the tokens of a request, when its key is limited by them."""
-    if lease is None:
-        return
-    if not lease.counts_ahead:
-        lease.on(served.name)
-        return
-    encode = served.embedder.encode
-
-    def count() -> int:
-        return sum(len(encode(text)) if isinstance(text, str) else len(text) for text in inputs)
-
-    tokens = await asyncio.get_running_loop().run_in_executor(served.pool, count)
-    await lease.reserve(Cost(served.name, tokens, choices=0, room=0, max_tokens=0))
+    return await encoded(context, request, served, inputs, work)
 
 
 def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:

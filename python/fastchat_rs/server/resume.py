@@ -5,6 +5,8 @@ import re
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import Request, bad_field
 
+ROUTE = "/v1/chat/completions//events"
+"""Without the id."""
 PATH = re.compile(r"/v1/chat/completions/([A-Za-z0-9-]{1,64})/events")
 
 

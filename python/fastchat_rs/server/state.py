@@ -152,6 +152,13 @@ class Embedding:
         self.pool = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="fastchat-embed-wait")
         """Each request waits on one of its threads; the engine batches across them."""
 
+    @property
+    def purpose(self) -> str:
+        """What to use it for."""
+        if self.embedder.makes_scores:
+            return "scores documents only; use /v1/rerank"
+        return "makes embeddings only; use /v1/embeddings"
+
 
 @dataclass
 class State:
@@ -182,20 +189,34 @@ class State:
         served = self.models.get(name)
         if served is not None:
             return name, served
-        if name in self.embeddings:
-            raise bad_field("model", f"Model '{name}' makes embeddings only; use /v1/embeddings", "unsupported_model")
+        encoder = self.embeddings.get(name)
+        if encoder is not None:
+            raise bad_field("model", f"Model '{name}' {encoder.purpose}", "unsupported_model")
         raise _not_found(name)
 
     def find_embedding(self, model: str) -> tuple[str, Embedding]:
         """The same for an encoder."""
         self.must_serve()
         name = model.removeprefix(_CLIENT_PREFIX)
-        embedding = self.embeddings.get(name)
-        if embedding is not None:
-            return name, embedding
-        if name in self.models:
-            raise bad_field("model", f"Model '{name}' generates text and makes no embeddings", "unsupported_model")
-        raise _not_found(name)
+        encoder = self.embeddings.get(name)
+        if encoder is not None and not encoder.embedder.makes_scores:
+            return name, encoder
+        raise self._other(name, "generates text and makes no embeddings")
+
+    def find_reranker(self, model: str) -> tuple[str, Embedding]:
+        """The same for a cross-encoder."""
+        self.must_serve()
+        name = model.removeprefix(_CLIENT_PREFIX)
+        encoder = self.embeddings.get(name)
+        if encoder is not None and encoder.embedder.makes_scores:
+            return name, encoder
+        raise self._other(name, "generates text and scores no documents")
+
+    def _other(self, name: str, generates: str) -> ApiError:
+        if name not in self.models and name not in self.embeddings:
+            return _not_found(name)
+        purpose = generates if name in self.models else self.embeddings[name].purpose
+        return bad_field("model", f"Model '{name}' {purpose}", "unsupported_model")
 
     def must_allow(self, request: Request, model: str) -> None:
         """404, as for a model that is not there, unless the caller's key allows the name."""

@@ -135,7 +135,7 @@ def _info(served: Served | Embedding) -> dict[str, object]:
 
 def _capabilities(served: Served | Embedding) -> list[str]:
     if isinstance(served, Embedding):
-        return ["embedding"]
+        return ["rerank" if served.embedder.makes_scores else "embedding"]
     found = ["completion"]
     if served.format is not None:
         # Every model with a template can be told of tools; see toolless.py.

@@ -31,5 +31,4 @@ def unattended(request: Request) -> tuple[Request, Nobody]:
     own = copy.copy(request)
     proto: Any = nobody
     own.proto = proto
-    own.headers_out = []
     return own, nobody
