@@ -75,8 +75,9 @@ test-rust:
 	$(CARGO) test --release --locked
 
 test-python: dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
+	$(PYTEST) -m faults
 
 bench: dev models
 	$(BIN)/python benches/compare.py

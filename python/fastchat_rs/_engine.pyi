@@ -229,6 +229,9 @@ class RequestHandle:
     @property
     def finished(self) -> bool:
         """True once every choice has ended and its last delta was taken."""
+    @property
+    def started(self) -> bool:
+        """True once it has left the queue and entered its first step."""
     def take(self) -> list[Delta]:
         """What has come since the last call, at most one delta per choice; never waits."""
     def wait(self, timeout: float | None = None) -> list[Delta]:

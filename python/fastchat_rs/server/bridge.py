@@ -94,6 +94,11 @@ class Generation:
         """True once every choice of every prompt has ended and was read."""
         return all(handle.finished for handle in self.handles)
 
+    @property
+    def started(self) -> bool:
+        """True once every prompt has left the queue."""
+        return all(handle.started for handle in self.handles)
+
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
         """Log-probabilities of a prompt; there from its first delta on."""
         return self.handles[prompt].prompt_logprobs()

@@ -96,6 +96,7 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
             keep_special_tokens=plan.keep_special_tokens,
         ),
     )
+    ids = Ids.new(dialect.id_prefix, name, served)
     submission = Submission(
         prompts=[prompt],
         params=params,
@@ -106,8 +107,8 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
         prompt_field="prompt" if body.messages is None else "messages",
         max_tokens_field="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
         structured_field=plan.structured_field,
+        ids=ids,
     )
-    ids = Ids.new(dialect.id_prefix, name, served)
     options = body.stream_options
     want = Want(
         logprobs=logprobs is not None,
