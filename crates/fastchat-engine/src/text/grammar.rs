@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::grammar_cache::GrammarCache;
+use super::schema::{complaint, prepare};
 use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
 /// Largest schema, regex, grammar or list of choices, in bytes of text.
@@ -23,8 +24,6 @@ pub const MAX_CHOICES: usize = 4096;
 const MAX_MESSAGE_BYTES: usize = 400;
 /// Longest token a constrained text may use; the trie counts depth in ten bits.
 const MAX_TOKEN_BYTES: usize = 1000;
-/// White space between JSON tokens: enough for deep indentation, but a weak model cannot stay in it for ever.
-const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// What a generated text must be.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,10 +115,12 @@ impl GrammarSpec {
         Ok(format!("{}\n{text}", self.name()))
     }
 
-    fn grammar(&self) -> TopLevelGrammar {
-        match self {
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(bounded_spaces(schema)),
-            Self::JsonObject => TopLevelGrammar::from_json_schema(bounded_spaces(&json!({"type": "object"}))),
+    fn grammar(&self) -> Result<TopLevelGrammar, TextError> {
+        Ok(match self {
+            Self::JsonSchema(schema) => {
+                TopLevelGrammar::from_json_schema(prepare(schema).map_err(|says| self.error(&says))?)
+            }
+            Self::JsonObject => Self::JsonSchema(json!({"type": "object"})).grammar()?,
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
             Self::Choice(choices) => {
@@ -129,24 +130,15 @@ impl GrammarSpec {
             }
             Self::AfterThinking { thoughts, answer } => {
                 let mut grammar = TopLevelGrammar::from_lark(thoughts.clone());
-                let mut rest = answer.grammar();
+                let mut rest = answer.grammar()?;
                 if let Some(first) = rest.grammars.first_mut() {
                     first.name = Some("answer".to_owned());
                 }
                 grammar.grammars.append(&mut rest.grammars);
                 grammar
             }
-        }
+        })
     }
-}
-
-/// `schema` with bounded white space between JSON tokens, unless it has its own rule.
-pub(crate) fn bounded_spaces(schema: &Value) -> Value {
-    let mut schema = if schema.is_object() { schema.clone() } else { json!({"allOf": [schema]}) };
-    if let Some(fields) = schema.as_object_mut() {
-        fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
-    }
-    schema
 }
 
 fn depth_exceeds(value: &Value, limit: usize) -> bool {
@@ -158,8 +150,12 @@ fn depth_exceeds(value: &Value, limit: usize) -> bool {
     }
 }
 
+fn first_line(message: &str) -> &str {
+    message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("is not valid")
+}
+
 fn one_line(message: &str) -> String {
-    let mut line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("is not valid").to_owned();
+    let mut line = first_line(message).to_owned();
     if line.len() > MAX_MESSAGE_BYTES {
         let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&end| line.is_char_boundary(end)).unwrap_or(0);
         line.truncate(end);
@@ -217,10 +213,10 @@ impl GrammarCompiler {
         if let Some(matcher) = self.cache.lock().get(&key) {
             return Ok(matcher);
         }
-        let parser = self.factory.create_parser(spec.grammar());
+        let parser = self.factory.create_parser(spec.grammar()?);
         let inner = llguidance::Matcher::new(parser);
         if let Some(message) = inner.get_error() {
-            return Err(spec.error(&message));
+            return Err(spec.error(&complaint(first_line(&message))));
         }
         let matcher = Matcher::new(inner);
         self.cache.lock().insert(key, matcher.fresh_copy());

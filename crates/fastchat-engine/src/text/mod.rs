@@ -15,6 +15,10 @@ mod json_tokenizer;
 mod lark;
 mod matcher;
 mod reasoning;
+mod schema;
+mod schema_formats;
+#[cfg(test)]
+mod schema_suite_tests;
 mod sentencepiece;
 mod special_tokens;
 mod split;
