@@ -252,6 +252,7 @@ class Subscription:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
         """As `Engine.submit`, with the news of this handle announced here."""
     def close(self) -> None: ...
@@ -412,8 +413,12 @@ class Engine:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
-        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first."""
+        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first.
+
+        Requests of one `tenant` wait for each other; tenants share the engine evenly.
+        """
     def subscribe(self) -> Subscription: ...
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...

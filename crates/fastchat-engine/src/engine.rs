@@ -206,7 +206,7 @@ fn no_tokenizer(param: &str) -> EngineError {
 
 impl Front {
     pub fn submit(&self, request: Request, doorbell: Option<Arc<Doorbell>>) -> Result<RequestHandle, EngineError> {
-        let Request { prompt, params, cache_salt, priority } = request;
+        let Request { prompt, params, cache_salt, priority, tenant } = request;
         let (vocab, limit) = (self.info.vocab_size, self.info.max_model_len);
         params.validate(vocab)?;
         if self.tokenizer.is_none() && !params.stop.is_empty() {
@@ -242,6 +242,7 @@ impl Front {
                 max_tokens: params.max_tokens.map_or(usize::MAX, |tokens| tokens as usize),
                 priority,
                 cache_salt,
+                tenant,
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
                 drafts: self.speculation && !params.has_history() && constraints.is_empty(),
                 prompt,

@@ -168,6 +168,7 @@ class Bridge:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> Generation:
         """Tokenises and submits on a worker thread; raises the engine's typed errors."""
         submit = partial(
@@ -176,6 +177,7 @@ class Bridge:
             add_special_tokens=add_special_tokens,
             cache_salt=cache_salt,
             priority=priority,
+            tenant=tenant,
         )
         handles = await self.offload(lambda: [submit(prompt) for prompt in prompts])
         generation = Generation(self, handles)
