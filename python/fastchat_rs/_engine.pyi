@@ -85,6 +85,13 @@ class StructuredOutput:
         """Exactly one of the texts."""
 
 @final
+class ThinkingBudget:
+    """How long one output may think; made by `ChatFormat.thinking_budget`."""
+
+    @property
+    def tokens(self) -> int: ...
+
+@final
 class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
@@ -118,6 +125,7 @@ class SamplingParams:
         logit_bias: Mapping[int, float] | None = None,
         skip_special_tokens: bool = True,
         structured: StructuredOutput | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> SamplingParams: ...
     @property
     def n(self) -> int: ...
@@ -159,6 +167,8 @@ class SamplingParams:
     def skip_special_tokens(self) -> bool: ...
     @property
     def structured(self) -> StructuredOutput | None: ...
+    @property
+    def thinking(self) -> ThinkingBudget | None: ...
 
 @final
 class TokenLogprobs:
@@ -316,6 +326,10 @@ class ChatFormat:
         """
     def after_thinking(self, prompt: str, structured: StructuredOutput) -> StructuredOutput:
         """The same output, starting after the reasoning block where the model thinks."""
+    def thinking_budget(self, prompt: str, tokens: int) -> ThinkingBudget | None:
+        """A bound on the reasoning block of an output: after `tokens` of it the closing marker follows, whatever the
+        model would have written. None where the model does not think.
+        """
 
 @final
 class EngineStats:
@@ -350,6 +364,9 @@ class EngineStats:
     @property
     def accepted_tokens(self) -> int:
         """Those of them that were chosen."""
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens appended without a step, because a grammar or a thinking budget left no other."""
 
 @final
 class ModelInfo:

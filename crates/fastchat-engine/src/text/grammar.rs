@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::grammar_cache::GrammarCache;
+use super::grammar_tokens::GrammarTokens;
 use super::schema::{complaint, prepare};
 use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
@@ -22,6 +23,8 @@ pub const MAX_SCHEMA_DEPTH: usize = 64;
 pub const MAX_CHOICES: usize = 4096;
 /// Longest message of the compiler that is passed on; it may quote the whole grammar.
 const MAX_MESSAGE_BYTES: usize = 400;
+/// Memory of a compiled grammar's rules per byte of its text, about.
+const RULE_BYTES: usize = 32;
 /// Longest token a constrained text may use; the trie counts depth in ten bits.
 const MAX_TOKEN_BYTES: usize = 1000;
 
@@ -171,34 +174,19 @@ pub struct GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// Builds the trie of all tokens once. `end_tokens` are what may follow a complete text.
+    /// Builds the trie of all tokens once. `end_tokens` are what may follow a complete text. Where a grammar leaves no
+    /// choice of text, masks leave no choice of tokens either: the model's own cut of it.
+    pub fn forcing(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
+        let trie = trie(tokenizer, end_tokens)?;
+        Self::with(Arc::new(GrammarTokens::new(trie, tokenizer.clone())))
+    }
+
+    /// The same, with every cut of a forced text allowed.
     pub fn new(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<Self, TextError> {
-        let size = tokenizer.vocab_size();
-        let Some(&first_end) = end_tokens.first() else {
-            return Err(TextError::vocabulary(
-                "eos_token_id",
-                "is missing; constrained text needs a token to end with",
-            ));
-        };
-        if let Some(&id) = end_tokens.iter().find(|&&id| id as usize >= size) {
-            return Err(TextError::TokenId { id, size });
-        }
-        let mut words = Vec::with_capacity(size);
-        for id in 0..size as u32 {
-            let bytes = tokenizer.token_bytes(id)?;
-            let mut word = Vec::with_capacity(bytes.len() + 1);
-            // Ordinary text never spells a control token.
-            if tokenizer.is_special(id) || end_tokens.contains(&id) {
-                word.push(TokTrie::SPECIAL_TOKEN_MARKER);
-            }
-            word.extend_from_slice(bytes);
-            // A token without bytes is never allowed.
-            words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
-        }
-        let mut info = TokRxInfo::new(size as u32, first_end);
-        info.tok_eos = first_end;
-        let trie = TokTrie::from(&info, &words).with_eos_tokens(end_tokens);
-        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        Self::with(Arc::new(ApproximateTokEnv::new(trie(tokenizer, end_tokens)?)))
+    }
+
+    fn with(environment: TokEnv) -> Result<Self, TextError> {
         let slices = SlicedBiasComputer::general_slices();
         let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
             .map_err(|e| TextError::vocabulary("tokens", one_line(&e.to_string())))?;
@@ -214,14 +202,42 @@ impl GrammarCompiler {
             return Ok(matcher);
         }
         let parser = self.factory.create_parser(spec.grammar()?);
+        // The lexer counts its own bytes; the rules are in proportion to the text.
+        let bytes = parser.as_ref().map_or(0, |parser| parser.parser.lexer_stats().num_bytes) + RULE_BYTES * key.len();
         let inner = llguidance::Matcher::new(parser);
         if let Some(message) = inner.get_error() {
             return Err(spec.error(&complaint(first_line(&message))));
         }
         let matcher = Matcher::new(inner);
-        self.cache.lock().insert(key, matcher.fresh_copy());
+        self.cache.lock().insert(key, matcher.fresh_copy(), bytes);
         Ok(matcher)
     }
+}
+
+/// All tokens by their bytes.
+fn trie(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<TokTrie, TextError> {
+    let size = tokenizer.vocab_size();
+    let Some(&first_end) = end_tokens.first() else {
+        return Err(TextError::vocabulary("eos_token_id", "is missing; constrained text needs a token to end with"));
+    };
+    if let Some(&id) = end_tokens.iter().find(|&&id| id as usize >= size) {
+        return Err(TextError::TokenId { id, size });
+    }
+    let mut words = Vec::with_capacity(size);
+    for id in 0..size as u32 {
+        let bytes = tokenizer.token_bytes(id)?;
+        let mut word = Vec::with_capacity(bytes.len() + 1);
+        // Ordinary text never spells a control token.
+        if tokenizer.is_special(id) || end_tokens.contains(&id) {
+            word.push(TokTrie::SPECIAL_TOKEN_MARKER);
+        }
+        word.extend_from_slice(bytes);
+        // A token without bytes is never allowed.
+        words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
+    }
+    let mut info = TokRxInfo::new(size as u32, first_end);
+    info.tok_eos = first_end;
+    Ok(TokTrie::from(&info, &words).with_eos_tokens(end_tokens))
 }
 
 impl std::fmt::Debug for GrammarCompiler {

@@ -30,7 +30,8 @@ fn suite() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    assert!(std::env::var("CI").is_ok_and(|ci| ci == "true"), "{} is needed", folder.display());
+    assert!(!std::env::var("CI").is_ok_and(|ci| ci == "true"), "{} is needed", folder.display());
+    eprintln!("SKIPPED: {} is absent; `make models` fetches it", folder.display());
     None
 }
 
