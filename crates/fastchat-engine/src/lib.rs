@@ -11,6 +11,7 @@ mod embedding;
 mod embedding_worker;
 mod engine;
 mod error;
+mod fairness;
 mod handle;
 mod info;
 mod memory;

@@ -25,7 +25,7 @@ struct World {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Submit { prompt: Vec<u32>, n: u32, max_tokens: usize, priority: i32, salt: u64, prompt_logits: bool },
+    Submit { prompt: Vec<u32>, n: u32, max_tokens: usize, priority: i32, salt: u64, prompt_logits: bool, tenant: u8 },
     Step { count: usize },
     Cancel { which: prop::sample::Index },
     Fail,
@@ -161,7 +161,7 @@ impl World {
 
     fn apply(&mut self, event: Event) -> Result<(), TestCaseError> {
         match event {
-            Event::Submit { prompt, n, max_tokens, priority, salt, prompt_logits } => {
+            Event::Submit { prompt, n, max_tokens, priority, salt, prompt_logits, tenant } => {
                 let submission = Submission {
                     request: self.next_request,
                     prompt,
@@ -169,6 +169,7 @@ impl World {
                     max_tokens,
                     priority,
                     cache_salt: (salt > 0).then(|| salt.to_string()),
+                    tenant: (tenant > 0).then(|| tenant.to_string()),
                     wants_prompt_logits: prompt_logits,
                     drafts: n != 2,
                 };
@@ -234,14 +235,15 @@ impl World {
 fn events() -> impl Strategy<Value = Vec<Event>> {
     // Prompts are cut from one text, so that prefixes are often equal.
     let prompt = (1..90_usize, 0..3_u32).prop_map(|(len, kind)| (0..len as u32).map(|i| (i * i + kind) % 4).collect());
-    let submit = (prompt, 1..4_u32, 1..40_usize, -2..3_i32, 0..2_u64, prop::bool::weighted(0.1)).prop_map(
-        |(prompt, n, max_tokens, priority, salt, prompt_logits)| Event::Submit {
+    let submit = (prompt, 1..4_u32, 1..40_usize, -2..3_i32, 0..2_u64, prop::bool::weighted(0.1), 0..3_u8).prop_map(
+        |(prompt, n, max_tokens, priority, salt, prompt_logits, tenant)| Event::Submit {
             prompt,
             n,
             max_tokens,
             priority,
             salt,
             prompt_logits,
+            tenant,
         },
     );
     let event = prop_oneof![

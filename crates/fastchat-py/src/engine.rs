@@ -45,9 +45,10 @@ fn request(
     add_special_tokens: bool,
     cache_salt: Option<String>,
     priority: i32,
+    tenant: Option<String>,
 ) -> Request {
     let prompt = prompt.into_engine(add_special_tokens);
-    Request { prompt, params: params.to_engine(), cache_salt, priority }
+    Request { prompt, params: params.to_engine(), cache_salt, priority, tenant }
 }
 
 #[pymethods]
@@ -98,7 +99,7 @@ impl PyEngine {
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -107,8 +108,9 @@ impl PyEngine {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
@@ -162,7 +164,7 @@ impl PySubscription {
         self.0.ready()
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -171,8 +173,9 @@ impl PySubscription {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 

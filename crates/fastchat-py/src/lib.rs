@@ -15,7 +15,7 @@ mod _engine {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput};
+    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput, PyThinkingBudget};
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
