@@ -4,7 +4,7 @@
 pub mod decode;
 mod features;
 mod geometry;
-mod placement;
+pub mod placement;
 pub mod processor;
 mod projector;
 pub mod resample;

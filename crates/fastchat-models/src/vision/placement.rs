@@ -24,21 +24,21 @@ pub struct Placement {
 /// What is written in place of the marker.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum Framing {
-    /// The rows, between two texts.
+    /// The rows, and what stands around them.
     Between {
         /// Before them.
-        before: String,
+        before: Vec<Piece>,
         /// After them.
-        after: String,
+        after: Vec<Piece>,
     },
     /// The marker: the picture is only looked at.
     Marker,
-    /// A text, and at its end a token, for every line of groups.
+    /// Line by line.
     Lines {
-        /// Token after each line but the last.
-        line_end: u32,
-        /// Token after the last.
-        end: u32,
+        /// After each line but the last.
+        line_end: String,
+        /// After the last.
+        end: String,
     },
     /// Each tile named by its place, then the whole.
     NamedTiles {
@@ -67,8 +67,15 @@ pub enum Sight {
     Whole,
 }
 
+impl Framing {
+    /// The rows alone.
+    pub fn plain() -> Self {
+        Self::Between { before: Vec::new(), after: Vec::new() }
+    }
+}
+
 /// A part of what replaces a marker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Piece {
     /// A text with the model's own special tokens.
     Text(String),
@@ -109,14 +116,14 @@ impl VisionSpec {
         let rows = grid.lines * grid.columns;
         match &self.placement.framing {
             Framing::Between { before, after } => {
-                let text = |text: &String| Some(Piece::Text(text.clone())).filter(|_| !text.is_empty());
-                text(before).into_iter().chain([Piece::Rows(rows * fitting.count())]).chain(text(after)).collect()
+                let all = Piece::Rows(rows * fitting.count());
+                before.iter().cloned().chain([all]).chain(after.iter().cloned()).collect()
             }
             Framing::Marker => vec![Piece::Token(self.placement.marker)],
             Framing::Lines { line_end, end } => {
                 let line = |line: usize| {
-                    let last = if line + 1 == grid.lines { *end } else { *line_end };
-                    [Piece::Rows(grid.columns), Piece::Token(last)]
+                    let after = if line + 1 == grid.lines { end } else { line_end };
+                    [Piece::Rows(grid.columns), Piece::Text(after.clone())]
                 };
                 (0..grid.lines).flat_map(line).collect()
             }
