@@ -17,8 +17,10 @@ from fastchat_rs._engine import (
     Engine,
     EngineError,
     EngineStats,
+    Image,
     InternalError,
     InvalidRequestError,
+    MediaPrompt,
     ModelInfo,
     OverloadedError,
     SamplingParams,
@@ -31,6 +33,7 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
+from fastchat_rs import pictures
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
 
@@ -68,6 +71,7 @@ ToolChoice = Literal["none", "auto", "required"] | str
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
+_AnyPrompt = str | Sequence[int] | MediaPrompt
 _PARAMS = [name for name in dir(SamplingParams) if not name.startswith("_")]
 # Half of the engine's queue, so that other callers of the same engine find room.
 _WAITING_SHARE = 2
@@ -223,11 +227,14 @@ class LLM:
     ) -> list[RequestOutput]:
         """As `generate`, for one conversation or many; `template` as in `render`.
 
+        A content may be a list of parts: `{"type": "text", "text": ...}` and pictures, `{"type": "image", "image": x}`
+        or OpenAI's `image_url`. `x` is a path, the bytes of a file, a data URL, a PIL image or a uint8 array.
+
         `tools` is OpenAI's list. `outputs[i].message` is the answer taken apart: content, reasoning, tool calls. What
         `structured` demands begins after the reasoning.
         """
         chats = self._chats(messages, _Tools(tools, tool_choice), template)
-        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        params = chats.params(_params(sampling_params, len(chats.texts)))
         return chats.read(self._run(chats.prompts, params, special=False, bar=use_tqdm))
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
@@ -238,8 +245,8 @@ class LLM:
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> Iterator[Chunk]:
         """As `stream`, for a conversation."""
-        text = self.render(messages, **template)
-        return self._stream(text, sampling_params or SamplingParams(), special=False)
+        _, prompt = self._chat_prompt(messages, template)
+        return self._stream(prompt, sampling_params or SamplingParams(), special=False)
 
     async def agenerate(
         self,
@@ -261,7 +268,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """`chat` for event loops."""
         chats = self._chats(messages, _Tools(tools, tool_choice), template)
-        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        params = chats.params(_params(sampling_params, len(chats.texts)))
         return chats.read(await self._arun(chats.prompts, params, special=False))
 
     def astream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
@@ -272,8 +279,8 @@ class LLM:
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> AsyncIterator[Chunk]:
         """`chat_stream` for event loops."""
-        text = self.render(messages, **template)
-        return self._astream(text, sampling_params or SamplingParams(), special=False)
+        _, prompt = self._chat_prompt(messages, template)
+        return self._astream(prompt, sampling_params or SamplingParams(), special=False)
 
     def render(
         self,
@@ -305,9 +312,26 @@ class LLM:
         return self._template
 
     def _chats(self, messages: Any, tools: "_Tools", template: Mapping[str, Any]) -> "_Chats":
-        shown = tools.shown
-        texts = [self.render(conversation, tools=shown, **template) for conversation in _conversations(messages)]
-        return _Chats(texts, tools, self._engine.chat_format(self.template.source))
+        shown = {**template, "tools": tools.shown}
+        both = [self._chat_prompt(conversation, shown) for conversation in _conversations(messages)]
+        format = self._engine.chat_format(self.template.source)
+        return _Chats([text for text, _ in both], [prompt for _, prompt in both], tools, format)
+
+    def _chat_prompt(self, messages: Sequence[Message], template: Mapping[str, Any]) -> "tuple[str, _AnyPrompt]":
+        """The prompt of a conversation as text, and as the engine takes it."""
+        shaped, found = pictures.taken(messages)
+        info = self.info
+        if not info.takes_images:
+            if found:
+                raise ConfigError(f"{found[0][0]}: {self.model} does not support image input")
+            text = self.render(messages, **template)
+            return text, text
+        places = pictures.Places(self._engine.fence, info.image_marker)
+        rendered = self.render(places.shown(shaped, self.template), **template)
+        segments = places.segments(rendered)
+        if not found and not any(literal for _, literal in segments):
+            return rendered, rendered
+        return places.plain(rendered), MediaPrompt(segments, [_image(*one) for one in found])
 
     def _token(self, token_id: int) -> str:
         text = self._tokens.get(token_id)
@@ -316,11 +340,11 @@ class LLM:
             text = self._tokens[token_id] = raw.decode("utf-8", "replace")
         return text
 
-    def _collector(self, prompt: Prompt, handle: Any) -> Collector:
+    def _collector(self, prompt: "_AnyPrompt", handle: Any) -> Collector:
         return Collector(handle, prompt if isinstance(prompt, str) else None, self._token)
 
     def _run(
-        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool, bar: bool
+        self, prompts: "Sequence[_AnyPrompt]", params: list[SamplingParams], *, special: bool, bar: bool
     ) -> list[RequestOutput]:
         doorbell = self._engine.subscribe()
         waiting = list(enumerate(zip(prompts, params, strict=True)))[::-1]
@@ -349,7 +373,7 @@ class LLM:
             doorbell.close()
         return [done[place] for place in range(len(prompts))]
 
-    def _stream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> Iterator[Chunk]:
+    def _stream(self, prompt: "_AnyPrompt", params: SamplingParams, *, special: bool) -> Iterator[Chunk]:
         handle = self._engine.submit(prompt, params, add_special_tokens=special)
         try:
             while not handle.finished:
@@ -372,11 +396,11 @@ class LLM:
         return bridge
 
     async def _arun(
-        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool
+        self, prompts: "Sequence[_AnyPrompt]", params: list[SamplingParams], *, special: bool
     ) -> list[RequestOutput]:
         room = asyncio.Semaphore(self._window)
 
-        async def one(prompt: Prompt, wanted: SamplingParams) -> RequestOutput:
+        async def one(prompt: _AnyPrompt, wanted: SamplingParams) -> RequestOutput:
             async with room:
                 generation = await self._bridge().submit([prompt], wanted, add_special_tokens=special)
                 try:
@@ -394,7 +418,7 @@ class LLM:
             for task in tasks:
                 task.cancel()
 
-    async def _astream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> AsyncIterator[Chunk]:
+    async def _astream(self, prompt: "_AnyPrompt", params: SamplingParams, *, special: bool) -> AsyncIterator[Chunk]:
         generation = await self._bridge().submit([prompt], params, add_special_tokens=special)
         try:
             while not generation.finished:
@@ -424,12 +448,13 @@ class _Tools:
 class _Chats:
     """Rendered conversations and the format that the model answers in."""
 
-    prompts: list[str]
+    texts: list[str]
+    prompts: "list[_AnyPrompt]"
     tools: _Tools
     format: ChatFormat
 
     def params(self, given: list[SamplingParams]) -> list[SamplingParams]:
-        return [self._one(prompt, params) for prompt, params in zip(self.prompts, given, strict=True)]
+        return [self._one(prompt, params) for prompt, params in zip(self.texts, given, strict=True)]
 
     def _one(self, prompt: str, params: SamplingParams) -> SamplingParams:
         tools = self.tools.json
@@ -445,7 +470,7 @@ class _Chats:
         return SamplingParams(**{**{name: getattr(params, name) for name in _PARAMS}, **changed})
 
     def read(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
-        return [self._taken_apart(prompt, output) for prompt, output in zip(self.prompts, outputs, strict=True)]
+        return [self._taken_apart(prompt, output) for prompt, output in zip(self.texts, outputs, strict=True)]
 
     def _taken_apart(self, prompt: str, output: RequestOutput) -> RequestOutput:
         parsers = [self.format.parser(prompt, tools=self.tools.json) for _ in output.outputs]
@@ -453,6 +478,13 @@ class _Chats:
         return replace(
             output, outputs=[replace(one, message=ChatMessage.read(parser, one.text)) for one, parser in pairs]
         )
+
+
+def _image(place: str, picture: Any, detail: str) -> Image:
+    pixels = pictures.pixels_of(picture, place)
+    if pixels is not None:
+        return Image.pixels(*pixels, detail=detail)
+    return Image.encoded(pictures.file_of(picture, place), detail=detail)
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -191,6 +191,7 @@ impl EmbeddingEngine {
     fn sequence(&self, index: usize, input: &Prompt) -> Result<Vec<u32>, EngineError> {
         let ids = match input {
             Prompt::Tokens(ids) => ids.clone(),
+            Prompt::Media { .. } => return Err(EngineError::invalid("images", "images: an encoder takes none")),
             Prompt::Text { text, add_special_tokens } => self.encode(text, *add_special_tokens)?,
         };
         let bad = |problem: String| Err(EngineError::invalid("input", format!("input[{index}] {problem}")));

@@ -169,6 +169,7 @@ impl World {
                     cache_salt: (salt > 0).then(|| salt.to_string()),
                     wants_prompt_logits: prompt_logits,
                     drafts: n != 2,
+                    ..Submission::default()
                 };
                 self.submit(submission, salt)?;
             }

@@ -93,7 +93,11 @@ impl CrossLayer<'_> {
         let (rows, group) = (queries.dim(0)?, heads / kv_heads);
         let of = |i: usize| {
             looking.images[i].looked_at.get(self.number).ok_or_else(|| {
-                ModelError::request("media", format!("picture {i}"), "it was made for a decoder that does not look at it")
+                ModelError::request(
+                    "media",
+                    format!("picture {i}"),
+                    "it was made for a decoder that does not look at it",
+                )
             })
         };
         let all = (0..looking.images.len()).map(of).collect::<Result<Vec<_>>>()?;

@@ -6,8 +6,8 @@ use candle_core::{D, DType, Tensor};
 use fastchat_kernels::{Activation, ForwardBatch, Kernels, KvCache, Linear, Plan, Rope, StateCache};
 
 use crate::ModelError;
-use crate::cross::{self, CrossLayer};
 use crate::cache::{Cache, LayerCache, bytes_per_block, bytes_per_state_slot};
+use crate::cross::{self, CrossLayer};
 use crate::description::Description;
 use crate::layers::{
     AttentionWeights, Builder, DecoderWeights, DeltaWeights, GatedMlp, MixerWeights, MlaQuery, MlaWeights, MlpWeights,

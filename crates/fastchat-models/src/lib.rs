@@ -29,5 +29,5 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
-pub use vision::{Picture, VisionTower};
 pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};
+pub use vision::{Picture, VisionTower};

@@ -195,8 +195,7 @@ impl<'a> Weights<'a> {
     fn finish_among(&self, ours: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let used = self.used.borrow();
         let ignored = |name: &str| self.names.ignored.iter().any(|part| name.contains(part.as_str()));
-        let left =
-            || self.map.tensors.iter().filter(|(name, _)| ours(name) && !used.contains(*name) && !ignored(name));
+        let left = || self.map.tensors.iter().filter(|(name, _)| ours(name) && !used.contains(*name) && !ignored(name));
         match left().next() {
             None => Ok(()),
             Some((name, stored)) => {

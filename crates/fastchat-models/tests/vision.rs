@@ -13,7 +13,9 @@ use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels};
 use fastchat_models::vision::placement::{Sight, Turns};
 use fastchat_models::vision::spec::VisionSpec;
-use fastchat_models::vision::{CrossSequence, Detail, ImageFeatures, Media, Picture, PictureLimits, Pixels, Placed, RopeMap};
+use fastchat_models::vision::{
+    CrossSequence, Detail, ImageFeatures, Media, Picture, PictureLimits, Pixels, Placed, RopeMap,
+};
 use fastchat_models::{Decoder, LoadOptions, load};
 use rows::{Feed, Sequence, argmax, batch, cache, difference, golden};
 
@@ -91,7 +93,13 @@ impl Case {
     }
 
     /// Rows of tokens `range`, fed to `sequence`.
-    fn feed(&self, decoder: &Decoder, cache: &fastchat_models::Cache, sequence: &mut Sequence, range: Range<usize>) -> Vec<Vec<f32>> {
+    fn feed(
+        &self,
+        decoder: &Decoder,
+        cache: &fastchat_models::Cache,
+        sequence: &mut Sequence,
+        range: Range<usize>,
+    ) -> Vec<Vec<f32>> {
         let start = range.start;
         let mut batch = batch(decoder, &mut [Feed { sequence, tokens: &self.ids[range.clone()] }]);
         batch.rope_positions = range.clone().map(|position| self.ropes.at(position)).collect();
@@ -102,7 +110,11 @@ impl Case {
         for run in &self.runs {
             let (from, to) = (run.start.max(start), run.end.min(range.end));
             if from < to {
-                media.placed.push(Placed { features: &self.features, rows: from - start..to - start, from: from - run.start });
+                media.placed.push(Placed {
+                    features: &self.features,
+                    rows: from - start..to - start,
+                    from: from - run.start,
+                });
                 if self.spec.placement.sight == Sight::Whole {
                     batch.reach[from - start..to - start].fill(run.end as u32 - 1);
                 }

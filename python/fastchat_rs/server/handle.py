@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
-from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, SamplingParams
+from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, MediaPrompt, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import Request
@@ -59,7 +59,7 @@ class Ids:
 class Submission:
     """What goes to the engine, and how the answer goes out."""
 
-    prompts: Sequence[str | Sequence[int]]
+    prompts: Sequence[str | Sequence[int] | MediaPrompt]
     params: SamplingParams
     add_special_tokens: bool
     cache_salt: str | None

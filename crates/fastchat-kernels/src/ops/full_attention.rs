@@ -56,7 +56,10 @@ fn window_mask(tokens: usize, window: usize) -> Vec<f32> {
 /// 0 up to the last token that a token sees, minus infinity after it.
 fn reach_mask(reach: &[u32]) -> Vec<f32> {
     let keys = 0..reach.len() as u32;
-    reach.iter().flat_map(|last| keys.clone().map(move |key| if key <= *last { 0. } else { f32::NEG_INFINITY })).collect()
+    reach
+        .iter()
+        .flat_map(|last| keys.clone().map(move |key| if key <= *last { 0. } else { f32::NEG_INFINITY }))
+        .collect()
 }
 
 #[cfg(test)]
@@ -111,7 +114,8 @@ mod tests {
         let qkv = Tensor::from_vec(rows, (3, 3), &Device::Cpu).unwrap();
         let parts = QkvSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
         let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
-        for kernels in [&crate::DefaultKernels(Device::Cpu) as &dyn crate::Kernels, &crate::cpu::CpuKernels::new(None)] {
+        for kernels in [&crate::DefaultKernels(Device::Cpu) as &dyn crate::Kernels, &crate::cpu::CpuKernels::new(None)]
+        {
             let out = kernels.full_attention(&qkv, &parts, &spec, &plan).unwrap();
             assert_eq!(out.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1., 0., 0.5], "{}", kernels.name());
         }

@@ -86,7 +86,8 @@ pub fn attention(c: &Config, hidden: usize) -> Result<(Attention, rope::Rope), M
 fn names() -> Names {
     let roots = vec![
         ("model.", ""),
-         ("language_model.model.", "language_model."), ("model.language_model.", ""),
+        ("language_model.model.", "language_model."),
+        ("model.language_model.", ""),
         ("model.text_model.", ""),
         ("", ""),
     ];

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::base::{Description, bias};
 use super::config::Config;
-use super::vision_base::{self as base, Parts, Tower};
 use super::llama;
+use super::vision_base::{self as base, Parts, Tower};
 use crate::ModelError;
 use crate::names::{Slot, Source, Step};
 use crate::rope::{Scaling, frequencies};
@@ -73,7 +73,13 @@ struct Shape {
     framing: Framing,
 }
 
-fn spec(parts: &Parts, processor: ProcessorSpec, hidden: usize, layers: Vec<VisionLayer>, shape: Shape) -> Result<VisionSpec, ModelError> {
+fn spec(
+    parts: &Parts,
+    processor: ProcessorSpec,
+    hidden: usize,
+    layers: Vec<VisionLayer>,
+    shape: Shape,
+) -> Result<VisionSpec, ModelError> {
     let token = parts.whole.size_or("image_token_index", 32_000)? as u32;
     Ok(VisionSpec {
         processor,

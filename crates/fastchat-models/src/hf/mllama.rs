@@ -84,7 +84,11 @@ pub fn describe_vision(parts: &Parts) -> Result<VisionDescription, ModelError> {
     let tiles: Vec<(usize, usize)> = arrangements(count.min(64)).collect();
     let ratios = v.list("supported_aspect_ratios")?.map_or(tiles.len(), <[_]>::len);
     if ratios != tiles.len() {
-        return Err(v.unsupported("supported_aspect_ratios", ratios, format!("all {} of {count} tiles are", tiles.len())));
+        return Err(v.unsupported(
+            "supported_aspect_ratios",
+            ratios,
+            format!("all {} of {count} tiles are", tiles.len()),
+        ));
     }
     let most = p.size_or("max_image_tiles", count)?.min(count);
     let rule = SizeRule::Canvas { tile: base::size(p, "size", image)?.0, count: most };
@@ -123,7 +127,10 @@ pub fn describe_vision(parts: &Parts) -> Result<VisionDescription, ModelError> {
 
 fn names() -> Names {
     let mut names = Names {
-        roots: vec![("vision_model.", "multi_modal_projector."), ("model.vision_model.", "model.multi_modal_projector.")],
+        roots: vec![
+            ("vision_model.", "multi_modal_projector."),
+            ("model.vision_model.", "model.multi_modal_projector."),
+        ],
         stacks: vec!["transformer", "global_transformer"],
         ..Names::default()
     };

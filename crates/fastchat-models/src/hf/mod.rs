@@ -123,7 +123,9 @@ pub fn describe_vision(
     decoder: &DecoderSpec,
     processor: impl FnOnce() -> Result<Config, ModelError>,
 ) -> Result<Option<VisionDescription>, ModelError> {
-    let Some((_, family)) = TOWERS.iter().find(|(known, _)| Some(*known) == c.outer.as_deref()) else { return Ok(None) };
+    let Some((_, family)) = TOWERS.iter().find(|(known, _)| Some(*known) == c.outer.as_deref()) else {
+        return Ok(None);
+    };
     let Some(vision) = c.table("vision_config")? else { return Ok(None) };
     let parts = Parts { whole: c, vision, processor: processor()?, out: decoder.hidden_size };
     let description = family(&parts)?;

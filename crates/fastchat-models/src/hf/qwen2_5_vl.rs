@@ -10,7 +10,9 @@ use crate::spec::{Bias, Dense, Mlp, Norm};
 use crate::vision::placement::{Framing, Placement, Sight, Turns};
 use crate::vision::processor::SizeRule;
 use crate::vision::resample::Filter;
-use crate::vision::spec::{Join, PatchPositions, PatchSpec, Projection, ProjectorSpec, View, VisionDescription, VisionSpec};
+use crate::vision::spec::{
+    Join, PatchPositions, PatchSpec, Projection, ProjectorSpec, View, VisionDescription, VisionSpec,
+};
 
 pub fn describe_vision(parts: &Parts) -> Result<VisionDescription, ModelError> {
     let v = &parts.vision.with_defaults(json!({"hidden_act": "silu"}));
@@ -81,7 +83,10 @@ pub fn common(parts: &Parts, v: &Config, norm: Norm, mlp: Mlp) -> Result<VisionD
         most: area("max_pixels", "longest_edge", 1280 * factor * factor)?,
     };
     let token = c.size_or("image_token_id", 151_655)? as u32;
-    let mut names = Names { roots: vec![("visual.", "visual.merger."), ("model.visual.", "model.visual.merger.")], ..Names::default() };
+    let mut names = Names {
+        roots: vec![("visual.", "visual.merger."), ("model.visual.", "model.visual.merger.")],
+        ..Names::default()
+    };
     names.set(Slot::Embed, Source::stem("patch_embed.proj").then(Step::Flatten));
     names.set(Slot::PreAttn, Source::stem("blocks.{l}.norm1"));
     names.set(Slot::PreMlp, Source::stem("blocks.{l}.norm2"));

@@ -118,7 +118,13 @@ fn axes(t: &Config, pairs: usize) -> Result<Vec<u8>, ModelError> {
     let [_, lines, columns] = match sections[..] {
         [] => return Ok(Vec::new()),
         [time, lines, columns] if time + lines + columns == pairs => [time, lines, columns],
-        _ => return Err(t.bad("mrope_section", format!("{sections:?}"), format!("three counts of {pairs} pairs in all"))),
+        _ => {
+            return Err(t.bad(
+                "mrope_section",
+                format!("{sections:?}"),
+                format!("three counts of {pairs} pairs in all"),
+            ));
+        }
     };
     let interleaved = |pair: usize| match pair % 3 {
         1 if pair < 3 * lines => 1,

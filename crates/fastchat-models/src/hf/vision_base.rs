@@ -161,8 +161,7 @@ pub fn two_axes(theta: f32, head_dim: usize) -> RopeSpec {
 
 /// The tensors of CLIP's and SigLIP's layers.
 pub fn clip_names(roots: Vec<(&'static str, &'static str)>, ignored: &[&str]) -> Names {
-    let mut names =
-        Names { roots, ignored: ignored.iter().map(|&part| part.to_owned()).collect(), ..Names::default() };
+    let mut names = Names { roots, ignored: ignored.iter().map(|&part| part.to_owned()).collect(), ..Names::default() };
     names.set(Slot::Embed, Source::stem("embeddings.patch_embedding").then(Step::Flatten));
     names.set(Slot::ClassToken, Source::exact("embeddings.class_embedding", ""));
     names.set(Slot::Positions, Source::stem("embeddings.position_embedding"));

@@ -67,7 +67,13 @@ impl Picture {
     ///
     /// # Errors
     /// A size past the limits, or bytes that do not make it up.
-    pub fn from_pixels(width: usize, height: usize, channels: usize, bytes: &[u8], limits: &PictureLimits) -> Result<Self> {
+    pub fn from_pixels(
+        width: usize,
+        height: usize,
+        channels: usize,
+        bytes: &[u8],
+        limits: &PictureLimits,
+    ) -> Result<Self> {
         let side = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         limits.check(side(width), side(height))?;
         if bytes.len() != width * height * channels {
@@ -94,7 +100,9 @@ impl Picture {
         }
         let format = image::guess_format(bytes)
             .ok()
-            .filter(|format| [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif].contains(format))
+            .filter(|format| {
+                [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif].contains(format)
+            })
             .ok_or_else(|| refuse("data of another kind", KNOWN))?;
         let damaged = |error: ImageError| match error {
             ImageError::Limits(_) => refuse("a picture", format!("decoding may hold at most {} bytes", limits.bytes)),

@@ -16,7 +16,8 @@ impl Geometry {
     pub fn new((lines, columns): (usize, usize), group: usize, window: Option<usize>) -> Self {
         let (tall, wide) = (lines / group, columns / group);
         let side = window.unwrap_or(tall.max(wide).max(1));
-        let mut geometry = Self { places: Vec::with_capacity(lines * columns), windows: Vec::new(), groups: Vec::new() };
+        let mut geometry =
+            Self { places: Vec::with_capacity(lines * columns), windows: Vec::new(), groups: Vec::new() };
         for top in (0..tall).step_by(side) {
             for left in (0..wide).step_by(side) {
                 let before = geometry.places.len();

@@ -207,7 +207,15 @@ mod tests {
         let rows = || Piece::Rows(4);
         assert_eq!(
             cut,
-            [text("<f><row_1_col_1>"), rows(), text("\n<f><row_2_col_1>"), rows(), text("\n\n<f><w>"), rows(), text("<f>")]
+            [
+                text("<f><row_1_col_1>"),
+                rows(),
+                text("\n<f><row_2_col_1>"),
+                rows(),
+                text("\n\n<f><w>"),
+                rows(),
+                text("<f>")
+            ]
         );
         assert_eq!(named_tiles((0, 0), 4, "<f>", "<w>"), [text("<f><w>"), rows(), text("<f>")]);
     }

@@ -179,11 +179,8 @@ impl ProcessorSpec {
             SizeRule::ShortestThenCrop { shortest, height: tall, width: wide } => {
                 // As in the reference: the longer side is cut down to a whole pixel.
                 let longer = |long: usize, short: usize| (shortest * long) / short;
-                let to = if width <= height {
-                    (shortest, longer(height, width))
-                } else {
-                    (longer(width, height), shortest)
-                };
+                let to =
+                    if width <= height { (shortest, longer(height, width)) } else { (longer(width, height), shortest) };
                 Fitting { steps: [to; 2], tile: (wide, tall), tiles: (0, 0), finish: Finish::Crop }
             }
             SizeRule::Multiples { factor, least, most } => {
@@ -290,11 +287,8 @@ fn multiples((width, height): (usize, usize), factor: usize, least: usize, most:
 fn tiled_first((width, height): (usize, usize), longest: usize) -> (usize, usize) {
     let ratio = width as f64 / height as f64;
     let even = |side: f64| (side as usize).next_multiple_of(2);
-    let (width, height) = if width >= height {
-        (longest, even(longest as f64 / ratio))
-    } else {
-        (even(longest as f64 * ratio), longest)
-    };
+    let (width, height) =
+        if width >= height { (longest, even(longest as f64 / ratio)) } else { (even(longest as f64 * ratio), longest) };
     let (width, height) = (width.max(1), height.max(1));
     let ratio = width as f64 / height as f64;
     let (width, height) = if width >= height && width > TILED_SIDE {
@@ -324,8 +318,7 @@ fn canvas((width, height): (usize, usize), tile: usize, count: usize) -> (usize,
     let mut best = ((1, 1), f64::NAN);
     for arrangement in arrangements(count) {
         let (rows, columns) = arrangement;
-        let scale =
-            ((rows * tile) as f64 / height as f64).min((columns * tile) as f64 / width as f64);
+        let scale = ((rows * tile) as f64 / height as f64).min((columns * tile) as f64 / width as f64);
         let (known, area) = (best.1, best.0.0 * best.0.1);
         let better = if known.is_nan() {
             true
@@ -354,9 +347,5 @@ fn within_canvas((width, height): (usize, usize), canvas: (usize, usize), tile: 
     let (wide, tall) = (width.clamp(tile, canvas.0), height.clamp(tile, canvas.1));
     let (by_height, by_width) = (tall as f64 / height as f64, wide as f64 / width as f64);
     let side = |length: usize, scale: f64, most: usize| ((length as f64 * scale).floor() as usize).max(1).min(most);
-    if by_width < by_height {
-        (wide, side(height, by_width, tall))
-    } else {
-        (side(width, by_height, wide), tall)
-    }
+    if by_width < by_height { (wide, side(height, by_width, tall)) } else { (side(width, by_height, wide), tall) }
 }

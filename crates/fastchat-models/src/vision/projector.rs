@@ -32,7 +32,13 @@ pub(crate) struct ProjectorSlots {
 
 impl Projector {
     /// Reads the tensors of a projector whose input has rows of `width`, of which it joins `group`.
-    pub fn new(b: &Builder, spec: &ProjectorSpec, slots: &ProjectorSlots, (width, group): (usize, usize), at: At) -> Result<Self> {
+    pub fn new(
+        b: &Builder,
+        spec: &ProjectorSpec,
+        slots: &ProjectorSlots,
+        (width, group): (usize, usize),
+        at: At,
+    ) -> Result<Self> {
         let joined = if spec.join == Join::Concat { width * group } else { width };
         let (first, second) = match spec.layers {
             Projection::Linear(bias) => (b.pack(&[(slots.first, spec.out)], at, joined, bias)?, None),
@@ -74,4 +80,3 @@ impl Projector {
         }
     }
 }
-

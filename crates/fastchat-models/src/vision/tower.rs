@@ -207,7 +207,8 @@ impl VisionTower {
             PatchPositions::Learned { lines } => Some(lines.len() * patch.size),
             _ => None,
         };
-        let fits = |length: usize| length > 0 && length.is_multiple_of(side) && square.is_none_or(|square| square == length);
+        let fits =
+            |length: usize| length > 0 && length.is_multiple_of(side) && square.is_none_or(|square| square == length);
         let elements = pixels.count * 3 * pixels.height * pixels.width;
         if !fits(pixels.height) || !fits(pixels.width) || pixels.count == 0 || pixels.planes.len() != elements {
             let limit = format!("sides are multiples of {side}, or all {square:?} pixels");
@@ -366,7 +367,8 @@ fn layer(step: &Step, x: &Tensor, spec: &VisionLayer, w: &LayerWeights) -> Resul
 fn in_lines(rows: Tensor, encoding: &Encoding) -> Result<Tensor> {
     let Some(order) = encoding.geometry.in_lines() else { return Ok(rows) };
     let groups = order.len() as u32;
-    let all: Vec<u32> = (0..encoding.count as u32).flat_map(|tile| order.iter().map(move |at| tile * groups + at)).collect();
+    let all: Vec<u32> =
+        (0..encoding.count as u32).flat_map(|tile| order.iter().map(move |at| tile * groups + at)).collect();
     let len = all.len();
     Ok(rows.index_select(&Tensor::from_vec(all, len, rows.device())?, 0)?)
 }
