@@ -482,7 +482,14 @@ class Embedder:
         self, inputs: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
     ) -> tuple[list[bytes], list[int]]:
         """Vectors as little-endian f32, and the tokens of each text. Waits; the GIL is free meanwhile."""
+    def score(
+        self, query: str, documents: Sequence[str], *, max_tokens_per_doc: int | None = None
+    ) -> tuple[list[float], list[int]]:
+        """How well each document answers the query, and the tokens read for it. For cross-encoders; waits."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def makes_scores(self) -> bool:
+        """A cross-encoder, which has `score` and no `embed`."""
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -500,6 +507,9 @@ class Embedder:
 
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
+
+def automatic_kv_memory(weights: int) -> int:
+    """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
 
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""

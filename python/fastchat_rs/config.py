@@ -25,7 +25,7 @@ else:
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
-SIZES = frozenset({"kv_memory", "max_body", "max_header", "max_stream_memory"})
+SIZES = frozenset({"kv_memory", "max_body", "max_header", "max_stream_memory", "max_response_store"})
 """Fields that hold a number of bytes, as text with a unit."""
 
 
@@ -67,9 +67,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `fastchat-rs serve` can be told."""
 
+    more_models: Annotated[list[str], Meta(description="Models that are served beside MODEL")] = []
     host: Annotated[str, Meta(description="IP address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
-    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME for the only model; may be repeated")] = []
+    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME alone for MODEL; may be repeated")] = []
     api_key: Annotated[list[str], Meta(description="Accepted API key; may be repeated; none = open")] = []
     cors_origin: Annotated[list[str], Meta(description="Origin that browsers may call from; may be repeated")] = []
     allowed_host: Annotated[
@@ -92,6 +93,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
     drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0
     max_stream_memory: Annotated[str, Meta(description="Bytes all open streams may have sent before 503")] = "1GiB"
+    max_response_store: Annotated[str, Meta(description="Bytes of stored responses; the oldest leave")] = "64MiB"
     access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
 
     def __post_init__(self) -> None:

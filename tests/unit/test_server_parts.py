@@ -10,14 +10,13 @@ from fastchat_rs.errors import TemplateError
 from fastchat_rs.server import bridge
 from fastchat_rs.server.app import OPEN_PATHS, ROUTES, App, route_of
 from fastchat_rs.server.errors import HTTP_TABLE, to_api_error
-from fastchat_rs.server.http import ApiError, encode_json
+from fastchat_rs.server.http import ApiError, encode_json, event
 from fastchat_rs.server.keys import Keys
 from fastchat_rs.server.logprobs import finite
 from fastchat_rs.server.messages import template_messages, template_variables
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.protocol import ChatChunkChoice, ChatCompletionChunk, ContentPart, Message, MessageDelta
 from fastchat_rs.server.state import Limits, State
-from fastchat_rs.server.stream import event
 from fastchat_rs.template import ChatTemplate
 
 CONFIG = ServeConfig(model="m")

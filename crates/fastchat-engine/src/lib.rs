@@ -40,7 +40,7 @@ pub use fastchat_models::vision::Detail;
 pub use handle::{RequestHandle, Subscription};
 pub use info::{EngineStats, ModelInfo};
 pub use media::{ImageData, ImageInput, Segment};
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, automatic_kv_memory};
 pub use params::SamplingParams;
 pub use sampler::TokenLogprobs;
 pub use sequence::FinishReason;

@@ -17,7 +17,13 @@ pub enum Slot {
     Positions,
     /// Row added to every token: the type of a text that stands alone.
     TokenType,
+    /// The same for the second text of a pair.
+    SecondType,
     EmbedNorm,
+    /// First row to the row that is scored.
+    ScoreDense,
+    /// To the score.
+    ScoreOut,
     PreAttn,
     PostAttn,
     PreMlp,
@@ -90,7 +96,15 @@ pub enum Slot {
 impl Slot {
     /// Whether its tensors lie under the second of a layout's prefixes.
     pub fn beside_the_body(self) -> bool {
-        matches!(self, Self::Head | Self::ProjNorm | Self::ProjFirst | Self::ProjSecond)
+        matches!(
+            self,
+            Self::Head
+                | Self::ScoreDense
+                | Self::ScoreOut
+                | Self::ProjNorm
+                | Self::ProjFirst
+                | Self::ProjSecond
+        )
     }
 }
 

@@ -186,6 +186,12 @@ impl PySubscription {
     }
 }
 
+/// The budget for caches, when nothing is said and several models share it, `weights` bytes of which are not loaded yet.
+#[pyfunction]
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    fastchat_engine::automatic_kv_memory(weights)
+}
+
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {

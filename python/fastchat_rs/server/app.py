@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, rerank, tokenize
+from fastchat_rs.server.anthropic import routes as anthropic
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import (
@@ -23,13 +24,16 @@ from fastchat_rs.server.http import (
 )
 from fastchat_rs.server.keys import Keys
 from fastchat_rs.server.metrics import Metrics
+from fastchat_rs.server.ollama import embed as ollama_embed
+from fastchat_rs.server.ollama import routes as ollama
+from fastchat_rs.server.responses import routes as responses
 from fastchat_rs.server.state import State
 
 log = logging.getLogger("fastchat_rs")
 
 Handler = Callable[[Context, Request], Awaitable[Reply | None]]
 
-# path without /api -> method -> handler. /v1/models/{id} is the only path with a variable part.
+# path without /api -> method -> handler. Of paths with an id `route_of` makes one.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health.health},
     "/metrics": {"GET": health.metrics},
@@ -41,10 +45,33 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
+    "/v1/rerank": {"POST": rerank.rerank},
+    "/v2/rerank": {"POST": rerank.rerank},
+    "/rerank": {"POST": rerank.rerank},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/responses/": {"GET": responses.retrieve, "DELETE": responses.delete},
+    "/v1/responses//cancel": {"POST": responses.cancel},
+    "/v1/messages": {"POST": anthropic.messages},
+    "/v1/messages/count_tokens": {"POST": anthropic.count},
+    "/api/chat": {"POST": ollama.chat_route},
+    "/api/generate": {"POST": ollama.generate_route},
+    "/api/embed": {"POST": ollama_embed.embed_route},
+    "/api/embeddings": {"POST": ollama_embed.legacy_route},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/ps": {"GET": ollama.tags},
+    "/api/show": {"POST": ollama.show},
+    "/api/version": {"GET": ollama.version},
+}
+# Beginnings of routes whose clients are spoken to in other words than OpenAI's chat clients.
+_WORDINGS = {
+    "/v1/messages": anthropic.WORDING,
+    "/v1/responses": responses.WORDING,
+    "/api/": ollama.WORDING,
 }
 # Reachable without a key; everything else, known or not, needs one.
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 _MODEL_PREFIX = "/v1/models/"
+_RESPONSE = re.compile(r"/v1/responses/[^/]+(/cancel)?")
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -54,6 +81,8 @@ def route_of(path: str) -> str:
         path = path.removeprefix("/api")
     if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         return _MODEL_PREFIX
+    if found := _RESPONSE.fullmatch(path):
+        return f"/v1/responses/{found[1] or ''}"
     return path if path != _MODEL_PREFIX else ""
 
 
@@ -73,6 +102,9 @@ class App:
         given = scope.headers.get("x-request-id", "")
         request = Request(scope, proto, given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
         route = route_of(scope.path)
+        for start, wording in _WORDINGS.items():
+            if route in ROUTES and route.startswith(start):
+                request.wording = wording
         self.state.in_flight += 1
         try:
             reply = await self._answer(request, route)
@@ -93,7 +125,7 @@ class App:
         if request.scope.method == "OPTIONS":
             return self._options(request, route)
         if route not in OPEN_PATHS:
-            request.tenant = self._keys.check(request.header("authorization"))
+            request.tenant = self._keys.check(_credentials(request))
         methods = ROUTES.get(route)
         if methods is None:
             raise ApiError(404, "There is nothing at this path", code="not_found")
@@ -134,6 +166,11 @@ class App:
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
         if self.state.config.access_log:
             print(json.dumps(_log_line(request)), file=sys.stderr)
+
+
+def _credentials(request: Request) -> str:
+    """Anthropic's clients have a header of their own."""
+    return request.header("authorization") or f"Bearer {request.header('x-api-key')}"
 
 
 def _log_line(request: Request) -> dict[str, Any]:

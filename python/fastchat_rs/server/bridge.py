@@ -35,8 +35,10 @@ from fastchat_rs._engine import (
     UnsupportedModelError,
     WeightsError,
     __version__,
+    automatic_kv_memory,
     is_encoder,
 )
+from fastchat_rs._engine import inspect as inspect_model
 
 __all__ = [
     "Bridge",
@@ -64,6 +66,8 @@ __all__ = [
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
+    "automatic_kv_memory",
+    "inspect_model",
     "is_encoder",
 ]
 

@@ -154,7 +154,6 @@ class CompletionShape:
         self._want = want
         self.usage = usage
         usage.only_prompt = want.silent
-        self.include_usage = want.include_usage
         count = len(generation.prompt_token_ids) * want.n
         self._choices = [_Choice(LegacyLogprobs(served, want.logprobs or 0)) for _ in range(count)]
 
@@ -177,9 +176,9 @@ class CompletionShape:
             reply.fastchat = self._notes.body(self._want.receipt)
         return [reply]
 
-    def usage_chunk(self) -> Struct:
-        """No choices, only usage."""
-        return self._reply([], self.usage.usage())
+    def closing(self) -> list[Struct]:
+        """No choices, only usage, when it was asked for."""
+        return [self._reply([], self.usage.usage())] if self._want.include_usage else []
 
     def collect(self, prompt: int, delta: Delta) -> None:
         """For `whole`."""
@@ -239,7 +238,7 @@ class CompletionShape:
         return self._choices[self._number(prompt, delta)]
 
     def _no_usage(self) -> Any:
-        return None if self.include_usage else UNSET
+        return None if self._want.include_usage else UNSET
 
     def _reply(self, choices: list[CompletionChoice], usage: Any) -> Completion:
         return Completion(**self._ids.fields(), choices=choices, usage=usage)

@@ -13,6 +13,7 @@ from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.receipt import Notes
+from fastchat_rs.server.responses.store import ResponseStore
 from fastchat_rs.server.state import Served, State
 from fastchat_rs.server.stream import Answer, Shape, Watcher
 from fastchat_rs.server.structured import reworded
@@ -78,6 +79,9 @@ class Context:
     def __init__(self, state: State, metrics: Metrics) -> None:
         self.state = state
         self.metrics = metrics
+        self.responses = ResponseStore(state.limits.response_bytes)
+        self.background: set[asyncio.Task[None]] = set()
+        """What is made while no client waits."""
 
     async def decode(self, request: Request, decoder: BodyDecoder[T]) -> T:
         """Reads and decodes the body."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from granian.rsgi import Scope
 from fastchat_rs.server.protocol import ErrorBody, ErrorReply
 
 __all__ = [
+    "OPENAI",
     "ApiError",
     "BodyLimits",
     "HTTPProtocol",
@@ -21,9 +23,12 @@ __all__ = [
     "Reply",
     "Request",
     "Scope",
+    "Wording",
     "bad_field",
     "encode_json",
+    "event",
     "json_reply",
+    "named_event",
 ]
 
 JSON = "application/json"
@@ -54,6 +59,37 @@ class ApiError(Exception):
 def bad_field(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
     """A 400 that names the field."""
     return ApiError(400, message, param=param, code=code)
+
+
+def event(value: msgspec.Struct) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+def named_event(value: msgspec.Struct) -> bytes:
+    """One server-sent event with the name that is also in its `type`."""
+    return b"event: " + str(value.__struct_config__.tag).encode() + b"\ndata: " + encode_json(value) + b"\n\n"
+
+
+def _openai_error(error: ApiError) -> msgspec.Struct:
+    return error.body
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the clients of a route are spoken to: errors, and the parts of a stream."""
+
+    error: Callable[[ApiError], msgspec.Struct] = _openai_error
+    stream_error: Callable[[ApiError], msgspec.Struct] = _openai_error
+    """The last chunk of a stream that failed."""
+    chunk: Callable[[msgspec.Struct], bytes] = event
+    ping: bytes = b": ping\n\n"
+    """Sent on a stream that is silent for a while."""
+    last: bytes = b"data: [DONE]\n\n"
+    content_type: str = "text/event-stream"
+
+
+OPENAI = Wording()
 
 
 @dataclass
@@ -92,6 +128,9 @@ class Request:
         self.unknown_fields: list[str] = []
         """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
+        self.names: Mapping[str, str] = {}
+        """Fields of the inner request -> what this client calls them; an empty name is no field of the client's."""
+        self.wording = OPENAI
 
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""
@@ -142,7 +181,23 @@ class Request:
 
     def send_error(self, error: ApiError) -> None:
         """Sends an error as JSON."""
-        self.send(Reply(encode_json(error.body), error.status, headers=error.headers))
+        self.send(Reply(encode_json(self.wording.error(self.renamed(error))), error.status, headers=error.headers))
+
+    def name_of(self, field: str) -> str:
+        """What the client calls a field of the inner request, or a place in it."""
+        for ours, theirs in self.names.items():
+            if field == ours or field.startswith(f"{ours}."):
+                return theirs + field[len(ours) :] if theirs else ""
+        return field
+
+    def renamed(self, error: ApiError) -> ApiError:
+        """The error in the client's words."""
+        if error.param is not None:
+            name = self.name_of(error.param)
+            if error.message.startswith(f"{error.param}:"):
+                error.message = (f"{name}:" if name else "The request:") + error.message[len(error.param) + 1 :]
+            error.param = name or None
+        return error
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
@@ -38,6 +39,7 @@ class Limits:
     request_seconds: float
     heartbeat_seconds: float
     stream_bytes: int
+    response_bytes: int
 
     @classmethod
     def of(cls, config: ServeConfig) -> "Limits":
@@ -52,16 +54,44 @@ class Limits:
             request_seconds=config.request_timeout,
             heartbeat_seconds=config.heartbeat,
             stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
+            response_bytes=parse_bytes(config.max_response_store, "max_response_store"),
         )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model came from, in numbers."""
+
+    format: str
+    bytes: int
+    modified: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, path: Path) -> "ModelFiles":
+        """A .gguf file or a folder."""
+        kinds = (".gguf", ".safetensors")
+        files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in kinds]
+        stats = [one.stat() for one in files]
+        modified = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
+        form = files[0].suffix.removeprefix(".") if files else ""
+        return cls(form, sum(stat.st_size for stat in stats), modified)
 
 
 class Served:
     """One model that answers."""
 
     def __init__(
-        self, name: str, bridge: Bridge, template: ChatTemplate | None, defaults: dict[str, float] | None = None
+        self,
+        name: str,
+        bridge: Bridge,
+        template: ChatTemplate | None,
+        defaults: dict[str, float] | None = None,
+        *,
+        files: ModelFiles,
     ) -> None:
         self.name = name
+        self.files = files
         self.bridge = bridge
         self.template = template
         self.defaults = defaults or {}
@@ -95,12 +125,20 @@ class Served:
 class Embedding:
     """One encoder that answers."""
 
-    def __init__(self, name: str, embedder: Embedder) -> None:
+    def __init__(self, name: str, embedder: Embedder, files: ModelFiles) -> None:
         self.name = name
+        self.files = files
         self.embedder = embedder
         self.created = int(time.time())
         self.pool = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="fastchat-embed-wait")
         """Each request waits on one of its threads; the engine batches across them."""
+
+    @property
+    def purpose(self) -> str:
+        """What to use it for."""
+        if self.embedder.makes_scores:
+            return "scores documents only; use /v1/rerank"
+        return "makes embeddings only; use /v1/embeddings"
 
 
 @dataclass
@@ -124,20 +162,34 @@ class State:
         served = self.models.get(name)
         if served is not None:
             return name, served
-        if name in self.embeddings:
-            raise bad_field("model", f"Model '{name}' makes embeddings only; use /v1/embeddings", "unsupported_model")
+        encoder = self.embeddings.get(name)
+        if encoder is not None:
+            raise bad_field("model", f"Model '{name}' {encoder.purpose}", "unsupported_model")
         raise _not_found(name)
 
     def find_embedding(self, model: str) -> tuple[str, Embedding]:
         """The same for an encoder."""
         self.must_serve()
         name = model.removeprefix(_CLIENT_PREFIX)
-        embedding = self.embeddings.get(name)
-        if embedding is not None:
-            return name, embedding
-        if name in self.models:
-            raise bad_field("model", f"Model '{name}' generates text and makes no embeddings", "unsupported_model")
-        raise _not_found(name)
+        encoder = self.embeddings.get(name)
+        if encoder is not None and not encoder.embedder.makes_scores:
+            return name, encoder
+        raise self._other(name, "generates text and makes no embeddings")
+
+    def find_reranker(self, model: str) -> tuple[str, Embedding]:
+        """The same for a cross-encoder."""
+        self.must_serve()
+        name = model.removeprefix(_CLIENT_PREFIX)
+        encoder = self.embeddings.get(name)
+        if encoder is not None and encoder.embedder.makes_scores:
+            return name, encoder
+        raise self._other(name, "generates text and scores no documents")
+
+    def _other(self, name: str, generates: str) -> ApiError:
+        if name not in self.models and name not in self.embeddings:
+            return _not_found(name)
+        purpose = generates if name in self.models else self.embeddings[name].purpose
+        return bad_field("model", f"Model '{name}' {purpose}", "unsupported_model")
 
     def must_serve(self) -> None:
         """503 while loading or draining."""

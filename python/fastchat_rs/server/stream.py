@@ -19,23 +19,19 @@ from fastchat_rs.server.http import (
     HTTPProtocol,
     ProtocolClosed,
     Request,
-    encode_json,
     json_reply,
 )
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.state import State
 from fastchat_rs.server.usage import UsageCounter
 
-_EVENT_STREAM = [("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-_PING = b": ping\n\n"
-_DONE = b"data: [DONE]\n\n"
+_UNBUFFERED = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
 class Shape(Protocol):
-    """How a route words its answer: streams call `opening`, `chunks`, `usage_chunk`; others `collect`, `whole`."""
+    """How a route words its answer: streams call `opening`, `chunks`, `closing`; others `collect`, `whole`."""
 
     usage: UsageCounter
-    include_usage: bool
 
     def opening(self) -> list[Struct]:
         """Chunks that go out with the headers."""
@@ -45,8 +41,8 @@ class Shape(Protocol):
         """What a delta becomes; nothing when there is nothing to tell yet."""
         ...
 
-    def usage_chunk(self) -> Struct:
-        """The last chunk, when usage was asked for."""
+    def closing(self) -> list[Struct]:
+        """What comes when every choice has ended."""
         ...
 
     def collect(self, prompt: int, delta: Delta) -> None:
@@ -56,11 +52,6 @@ class Shape(Protocol):
     def whole(self) -> Struct:
         """The reply."""
         ...
-
-
-def event(value: Struct) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encode_json(value) + b"\n\n"
 
 
 class Watcher:
@@ -132,15 +123,19 @@ class Answer:
             return
         request = self._request
         request.status = 200
-        transport = request.proto.response_stream(200, [*request.headers_out, *_EVENT_STREAM])
+        wording = request.wording
+        headers = [*request.headers_out, ("content-type", wording.content_type), *_UNBUFFERED]
+        transport = request.proto.response_stream(200, headers)
         sent = 0
         try:
-            data = b"".join(event(chunk) for chunk in self._shape.opening())
+            data = b"".join(map(wording.chunk, self._shape.opening()))
             while True:
                 data += self._events(news)
                 if self._generation.finished:
                     break
-                await transport.send_bytes(data or _PING)
+                data = data or wording.ping
+                if data:
+                    await transport.send_bytes(data)
                 sent += len(data)
                 self._state.stream_bytes += len(data)
                 # granian's send does not yield; other tasks get their turn by our own decision.
@@ -149,9 +144,8 @@ class Answer:
                 data = b""
                 if self._generation.aborted:
                     return
-            if self._shape.include_usage:
-                data += event(self._shape.usage_chunk())
-            await transport.send_bytes(data + _DONE)
+            data += b"".join(map(wording.chunk, self._shape.closing()))
+            await transport.send_bytes(data + wording.last)
             self._observed.done(self._shape.usage)
         except ProtocolClosed:
             self._generation.abort()
@@ -161,13 +155,14 @@ class Answer:
             self._state.stream_bytes -= sent
 
     def _events(self, news: list[tuple[int, Delta]]) -> bytes:
-        return b"".join(event(chunk) for prompt, delta in news for chunk in self._shape.chunks(prompt, delta))
+        chunks = (chunk for prompt, delta in news for chunk in self._shape.chunks(prompt, delta))
+        return b"".join(map(self._request.wording.chunk, chunks))
 
     async def _fail(self, send: "Send", error: Exception) -> None:
-        failure = to_api_error(error, self._request.id)
+        failure = self._request.renamed(to_api_error(error, self._request.id))
         self._request.status = failure.status
         try:
-            await send(event(failure.body))
+            await send(self._request.wording.chunk(self._request.wording.stream_error(failure)))
         except ProtocolClosed:
             self._generation.abort()
 
