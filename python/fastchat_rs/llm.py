@@ -4,11 +4,11 @@ import asyncio
 import json
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fastchat_rs import pictures
 from fastchat_rs._engine import (
     CancelledError,
     ChatFormat,
@@ -31,16 +31,15 @@ from fastchat_rs._engine import (
     inspect,
     is_encoder,
 )
+from fastchat_rs.batches import conversations, progress_bar, several
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
-from fastchat_rs import pictures
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from rich.progress import Progress
 
     from fastchat_rs.hub import Located
     from fastchat_rs.server.bridge import Bridge
@@ -178,7 +177,7 @@ class LLM:
 
         if self._encoder is None:
             raise ConfigError(f"{self.model} generates text; embed needs an encoder")
-        vectors, _ = self._encoder.embed(_several(inputs))
+        vectors, _ = self._encoder.embed(several(inputs))
         flat: NDArray[np.float32] = np.frombuffer(b"".join(vectors), np.float32)
         return flat.reshape(len(vectors), self._encoder.dimensions)  # pyright: ignore[reportUnknownMemberType]
 
@@ -212,8 +211,8 @@ class LLM:
 
         The first prompt that is refused, or fails, raises its error and ends the others.
         """
-        several = _several(prompts)
-        return self._run(several, _params(sampling_params, len(several)), special=True, bar=use_tqdm)
+        many = several(prompts)
+        return self._run(many, _params(sampling_params, len(many)), special=True, bar=use_tqdm)
 
     def chat(
         self,
@@ -254,8 +253,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """`generate` for event loops."""
-        several = _several(prompts)
-        return await self._arun(several, _params(sampling_params, len(several)), special=True)
+        many = several(prompts)
+        return await self._arun(many, _params(sampling_params, len(many)), special=True)
 
     async def achat(
         self,
@@ -313,7 +312,7 @@ class LLM:
 
     def _chats(self, messages: Any, tools: "_Tools", template: Mapping[str, Any]) -> "_Chats":
         shown = {**template, "tools": tools.shown}
-        both = [self._chat_prompt(conversation, shown) for conversation in _conversations(messages)]
+        both = [self._chat_prompt(conversation, shown) for conversation in conversations(messages)]
         format = self._engine.chat_format(self.template.source)
         return _Chats([text for text, _ in both], [prompt for _, prompt in both], tools, format)
 
@@ -351,7 +350,7 @@ class LLM:
         running: dict[int, tuple[int, Collector]] = {}
         done: dict[int, RequestOutput] = {}
         try:
-            with _progress(bar and len(prompts) > 1) as progress:
+            with progress_bar(bar and len(prompts) > 1) as progress:
                 task = progress.add_task("prompts", total=len(prompts)) if progress else None
                 while waiting or running:
                     while waiting and len(running) < self._window:
@@ -487,36 +486,9 @@ def _image(place: str, picture: Any, detail: str) -> Image:
     return Image.encoded(pictures.file_of(picture, place), detail=detail)
 
 
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many -> many. A list of numbers is one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if all(isinstance(item, int) for item in prompts) and len(prompts):
-        return [cast("Sequence[int]", prompts)]
-    return list(cast("Sequence[Prompt]", prompts))
-
-
-def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
-    if messages and isinstance(messages[0], Mapping):
-        return [cast("Sequence[Message]", messages)]
-    return list(cast("Sequence[Sequence[Message]]", messages))
-
-
 def _params(given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * count
     if len(given) != count:
         raise ConfigError(f"sampling_params: {len(given)} for {count} prompts")
     return list(given)
-
-
-def _progress(wanted: bool) -> "AbstractContextManager[Progress | None]":
-    """A bar on stderr, when somebody can see it."""
-    if not wanted:
-        return nullcontext()
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)

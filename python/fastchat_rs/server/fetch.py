@@ -26,7 +26,7 @@ _CHUNK = 64 * 1024
 Resolver = Callable[[str, int], list[str]]
 
 
-class FetchRefused(Exception):
+class FetchRefusedError(Exception):
     """Why a picture was not fetched; one line for the client."""
 
 
@@ -76,29 +76,31 @@ class ImageFetcher:
     async def fetch(self, url: str, place: str) -> bytes:
         """The bytes at `url`."""
         if not self._domains:
-            raise FetchRefused(f"{place}: this server fetches no pictures; send a data URL (data:image/png;base64,...)")
+            raise FetchRefusedError(
+                f"{place}: this server fetches no pictures; send a data URL (data:image/png;base64,...)"
+            )
         # Before a thread is taken.
         self._checked(url, place)
         return await asyncio.to_thread(self._walk, url, place)
 
     def _checked(self, url: str, place: str) -> SplitResult:
         if len(url) > _MAX_URL or any(not 0x21 <= ord(c) <= 0x7E or c in '\\"<>^`{|}' for c in url):
-            raise FetchRefused(f"{place}: not a plain URL of at most {_MAX_URL} characters")
+            raise FetchRefusedError(f"{place}: not a plain URL of at most {_MAX_URL} characters")
         try:
             parts = urlsplit(url)
             _ = parts.port
         except ValueError:
-            raise FetchRefused(f"{place}: not a URL") from None
+            raise FetchRefusedError(f"{place}: not a URL") from None
         if parts.scheme not in ("http", "https"):
-            raise FetchRefused(f"{place}: the scheme must be data, https or http")
+            raise FetchRefusedError(f"{place}: the scheme must be data, https or http")
         if "@" in parts.netloc:
-            raise FetchRefused(f"{place}: a URL with credentials")
+            raise FetchRefusedError(f"{place}: a URL with credentials")
         host = (parts.hostname or "").rstrip(".")
         # A last label of digits is a number in disguise (127.1, 0x7f.1), never a domain.
         if _HOST.fullmatch(host) is None or re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", host.rpartition(".")[2]):
-            raise FetchRefused(f"{place}: the host must be a domain name")
+            raise FetchRefusedError(f"{place}: the host must be a domain name")
         if not any(self._allows(domain, host) for domain in self._domains):
-            raise FetchRefused(f"{place}: '{host}' is not among the domains this server fetches pictures from")
+            raise FetchRefusedError(f"{place}: '{host}' is not among the domains this server fetches pictures from")
         return parts
 
     @staticmethod
@@ -112,11 +114,13 @@ class ImageFetcher:
             try:
                 found = self._get(parts, place, deadline)
             except (OSError, http.client.HTTPException) as error:
-                raise FetchRefused(f"{place}: the picture could not be fetched ({type(error).__name__})") from error
+                raise FetchRefusedError(
+                    f"{place}: the picture could not be fetched ({type(error).__name__})"
+                ) from error
             if isinstance(found, bytes):
                 return found
             url = urljoin(url, found)
-        raise FetchRefused(f"{place}: more than {_MAX_REDIRECTS} redirects")
+        raise FetchRefusedError(f"{place}: more than {_MAX_REDIRECTS} redirects")
 
     def _get(self, parts: SplitResult, place: str, deadline: float) -> bytes | str:
         """The body, or where a redirect leads."""
@@ -124,7 +128,7 @@ class ImageFetcher:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         addresses = self._resolve(host, port)
         if not addresses or not all(self._public(address) for address in addresses):
-            raise FetchRefused(f"{place}: '{host}' does not lead to the open internet")
+            raise FetchRefusedError(f"{place}: '{host}' does not lead to the open internet")
         connection = http.client.HTTPConnection(host, port, timeout=self._left(deadline, place))
         with contextlib.closing(connection):
             # Connected here, to the address that was checked; http.client only speaks over it.
@@ -147,7 +151,7 @@ class ImageFetcher:
         if response.status in _REDIRECTS:
             return response.getheader("Location") or ""
         if response.status != 200:
-            raise FetchRefused(f"{place}: the host answered with status {response.status}")
+            raise FetchRefusedError(f"{place}: the host answered with status {response.status}")
         return self._body(connection, response, place, deadline)
 
     def _body(
@@ -155,7 +159,7 @@ class ImageFetcher:
     ) -> bytes:
         most = self._limits.bytes
         if (response.length or 0) > most:
-            raise FetchRefused(f"{place}: a picture of {response.length} bytes; at most {most}")
+            raise FetchRefusedError(f"{place}: a picture of {response.length} bytes; at most {most}")
         body = bytearray()
         while True:
             if connection.sock is not None:
@@ -165,12 +169,12 @@ class ImageFetcher:
                 return bytes(body)
             body += chunk
             if len(body) > most:
-                raise FetchRefused(f"{place}: a picture of more than {most} bytes")
+                raise FetchRefusedError(f"{place}: a picture of more than {most} bytes")
 
     def _left(self, deadline: float, place: str) -> float:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise FetchRefused(f"{place}: fetching took longer than {self._limits.seconds:g} s")
+            raise FetchRefusedError(f"{place}: fetching took longer than {self._limits.seconds:g} s")
         return left
 
     def _connect(self, address: str, host: str, scheme: str, port: int, timeout: float) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, MediaPrompt, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
+from fastchat_rs.server.fetch import ImageFetcher
 from fastchat_rs.server.http import Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.receipt import Notes
@@ -80,6 +81,7 @@ class Context:
         self.state = state
         self.metrics = metrics
         self.responses = ResponseStore(state.limits.response_bytes)
+        self.images = ImageFetcher(state.config.allowed_image_domains)
         self.background: set[asyncio.Task[None]] = set()
         """What is made while no client waits."""
 

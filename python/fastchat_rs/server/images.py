@@ -1,4 +1,4 @@
-"""Pictures of chat requests: `image_url` parts to the engine's images, and their complaints back to the parts' places."""
+"""Pictures of chat requests: `image_url` parts to the engine's images, and its complaints back to the parts."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fastchat_rs.dataurl import decoded
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.pictures import Places
 from fastchat_rs.server.bridge import Image, MediaPrompt
-from fastchat_rs.server.fetch import FetchRefused, ImageFetcher
+from fastchat_rs.server.fetch import FetchRefusedError, ImageFetcher
 from fastchat_rs.server.http import ApiError, bad_field
 from fastchat_rs.server.protocol import ContentPart
 from fastchat_rs.server.state import Served
@@ -74,7 +74,7 @@ class Pictures:
                 return await self._fetcher.fetch(url, field)
             work: Callable[[], bytes] = lambda: decoded("data:" + url[5:], field)  # noqa: E731
             return work() if len(url) < _INLINE else await asyncio.to_thread(work)
-        except (ConfigError, FetchRefused) as error:
+        except (ConfigError, FetchRefusedError) as error:
             raise bad_field(field, str(error)) from error
 
     def placed(self, error: ApiError) -> ApiError:
