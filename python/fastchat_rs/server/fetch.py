@@ -147,12 +147,12 @@ class ImageFetcher:
     ) -> bytes | str:
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "fastchat-rs"})
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            return response.getheader("Location") or ""
-        if response.status != 200:
-            raise FetchRefusedError(f"{place}: the host answered with status {response.status}")
-        return self._body(connection, response, place, deadline)
+        with contextlib.closing(connection.getresponse()) as response:
+            if response.status in _REDIRECTS:
+                return response.getheader("Location") or ""
+            if response.status != 200:
+                raise FetchRefusedError(f"{place}: the host answered with status {response.status}")
+            return self._body(connection, response, place, deadline)
 
     def _body(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, place: str, deadline: float
@@ -166,6 +166,8 @@ class ImageFetcher:
                 connection.sock.settimeout(self._left(deadline, place))
             chunk = response.read1(_CHUNK)
             if not chunk:
+                # What the timer cut off must not pass for the whole.
+                self._left(deadline, place)
                 return bytes(body)
             body += chunk
             if len(body) > most:
