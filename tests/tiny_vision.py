@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from where import need, shared
 
@@ -49,7 +50,7 @@ def vision_model(folder: Path, family: str = "qwen2_5_vl") -> Path:
     vocab = dict(zip(_alphabet(), free, strict=False))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [{"id": id, "content": name, **flags} for id, name in SPECIAL.items()],
         "normalizer": None,

@@ -37,9 +37,8 @@ class Handler(BaseHTTPRequestHandler):
             threading.Event().wait(3)
         elif self.path.startswith("/to/"):
             self.send_response(302)
-            self.send_header(
-                "Location", self.path.removeprefix("/to/").replace("PORT", str(self.server.server_address[1]))
-            )
+            port = self.headers["Host"].rpartition(":")[2]
+            self.send_header("Location", self.path.removeprefix("/to/").replace("PORT", port))
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -71,7 +70,10 @@ def fetch(
     url: str, domains: tuple[str, ...] = ("pictures.example", "*.cdn.example"), open_to_all: bool = True
 ) -> bytes:
     """With a resolver for which every host is this machine, which counts as public when `open_to_all`."""
-    public = (lambda _: True) if open_to_all else is_public
+
+    def public(address: str) -> bool:
+        return open_to_all or is_public(address)
+
     limits = FetchLimits(bytes=1000, seconds=1.0)
     fetcher = ImageFetcher(domains, limits, resolver=lambda host, port: ["127.0.0.1"], public=public)
     return asyncio.run(fetcher.fetch(url, PLACE))

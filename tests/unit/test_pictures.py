@@ -77,7 +77,7 @@ def test_pictures_are_taken_out_of_conversations(tmp_path: Path) -> None:
 
 
 def test_arrays_and_pil_images_are_pixels() -> None:
-    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    grey = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
     assert pixels_of(grey, "here") == (bytes(range(6)), 3, 2, 1)
     assert pixels_of(np.zeros((2, 3, 4), np.uint8)[:, ::-1], "here") == (bytes(24), 3, 2, 4)
     assert pixels_of(b"x", "here") is None
