@@ -211,7 +211,7 @@ impl Scheduler {
             for &rank in &prompts[&line] {
                 // A grammar may have appended more tokens than the last block holds.
                 if self.lines.is_running(line, rank) && self.grow(rank, step) {
-                    share -= self.schedule_chunk(rank.id, share, step);
+                    share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
                 }
             }
         }
