@@ -58,7 +58,7 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     broken.write_bytes(demo_model.read_bytes()[:1_000_000])
     done = command("doctor", str(broken))
     assert done.returncode == 1
-    assert done.stdout.startswith("FAIL files: ")
+    assert "\nFAIL files: " in done.stdout
     assert "broken.gguf" in done.stdout
 
 
