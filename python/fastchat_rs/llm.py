@@ -30,6 +30,7 @@ from fastchat_rs._engine import (
     __version__,
     inspect,
     is_encoder,
+    machine_limits,
 )
 from fastchat_rs.batches import conversations, progress_bar, several
 from fastchat_rs.config import parse_bytes
@@ -61,6 +62,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "inspect_model",
+    "machine_limits",
 ]
 
 Prompt = str | Sequence[int]

@@ -119,7 +119,7 @@ def norm(x: Array, weight: Array, bias: Array) -> Array:
 
 def logit(family: str, weights: dict[str, NDArray[np.float32]], query: str, document: str) -> float:
     """The sums of the paper, one pair at a time, in f64."""
-    w = {
+    w: dict[str, Any] = {
         name.removeprefix("bert.").removeprefix("roberta."): value.astype(np.float64) for name, value in weights.items()
     }
     a, b = ([WORDS.index(word) for word in text.split()] for text in (query, document))

@@ -68,6 +68,17 @@ impl PyMediaPrompt {
     }
 
     #[getter]
+    fn texts(&self) -> Vec<&str> {
+        let mut texts = Vec::new();
+        for segment in &self.segments {
+            if let Segment::Text(text) | Segment::Literal(text) = segment {
+                texts.push(text.as_str());
+            }
+        }
+        texts
+    }
+
+    #[getter]
     fn num_images(&self) -> usize {
         self.images.len()
     }
