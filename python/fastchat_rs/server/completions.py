@@ -52,6 +52,7 @@ async def completions(context: Context, request: Request) -> Reply | None:
             structured=wanted_output.output if wanted_output else None,
         ),
     )
+    ids = Ids.new("cmpl-", name, served)
     submission = Submission(
         prompts=prompts,
         params=params,
@@ -61,8 +62,8 @@ async def completions(context: Context, request: Request) -> Reply | None:
         stream=bool(body.stream),
         prompt_field="prompt",
         structured_field=wanted_output.field if wanted_output else "response_format",
+        ids=ids,
     )
-    ids = Ids.new("cmpl-", name, served)
     options = body.stream_options
     want = Want(
         prompts=prompts,

@@ -1,6 +1,5 @@
 """POST /v1/embeddings: texts or token ids to vectors."""
 
-import asyncio
 import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -9,8 +8,9 @@ from msgspec import Struct
 
 from fastchat_rs.server.bridge import Embedder
 from fastchat_rs.server.decode import BodyDecoder
+from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
 
 if TYPE_CHECKING:
@@ -38,14 +38,11 @@ async def embed(
     if body.dimensions is not None and body.dimensions > full:
         raise bad_field("dimensions", f"dimensions: {body.dimensions} is more than the {full} of this model")
 
-    def work() -> Reply:
-        return json_reply(word(_reply(served.embedder, name, inputs, body)))
+    def work() -> tuple[int, Reply]:
+        made = _reply(served.embedder, name, inputs, body)
+        return made.usage.prompt_tokens, json_reply(word(made))
 
-    seconds = context.state.limits.request_seconds
-    try:
-        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(served.pool, work), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(504, f"The vectors were not ready within {seconds:g} seconds", code="timeout") from None
+    return await encoded(context, request, served, inputs, work)
 
 
 def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
@@ -13,6 +13,10 @@ from granian._granian import RSGIProtocolError as ProtocolError
 from granian.rsgi import Scope
 
 from fastchat_rs.server.protocol import ErrorBody, ErrorReply
+
+if TYPE_CHECKING:
+    from fastchat_rs.server.accounts import Lease
+    from fastchat_rs.server.keys import Caller
 
 __all__ = [
     "OPENAI",
@@ -124,13 +128,22 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.tenant: str | None = None
+        self.caller: Caller | None = None
+        self.lease: Lease | None = None
+        """What the request holds of its key's limits."""
         self.status = 0
+        self.raw = b""
+        """The body, where it is needed again."""
         self.unknown_fields: list[str] = []
         """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
         self.names: Mapping[str, str] = {}
         """Fields of the inner request -> what this client calls them; an empty name is no field of the client's."""
         self.wording = OPENAI
+
+    def may_use(self, model: str) -> bool:
+        """Whether the caller's key allows a model, by the name that was asked for."""
+        return self.caller is None or self.caller.may_use(model)
 
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""

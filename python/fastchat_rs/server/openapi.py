@@ -55,7 +55,7 @@ def _operation(one: Operation, schema: dict[Any, Any]) -> dict[str, Any]:
         good["content"] = {"application/json": {"schema": schema[one.reply]}}
     if one.chunk is not None:
         content_type, kind = one.chunk
-        good["content"][content_type] = {"schema": schema[kind]}
+        good.setdefault("content", {})[content_type] = {"schema": schema[kind]}
     bad = {"description": "Error", "content": {"application/json": {"schema": schema[one.error]}}}
     operation: dict[str, Any] = {"summary": one.summary, "responses": {"200": good, "default": bad}}
     if one.body is not None:
@@ -65,6 +65,9 @@ def _operation(one: Operation, schema: dict[Any, Any]) -> dict[str, Any]:
     if "{id}" in one.path:
         parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
         operation["parameters"] = [parameter]
+    for name, text in one.query.items():
+        number = {"name": name, "in": "query", "description": text, "schema": {"type": "integer", "minimum": 0}}
+        operation.setdefault("parameters", []).append(number)
     if one.path not in _OPEN:
         operation["security"] = [{"key": []}, {}]
     return operation

@@ -26,6 +26,8 @@ class Operation:
     error: type[Struct] = protocol.ErrorReply
     chunk: tuple[str, Any] | None = None
     examples: dict[str, Example] = field(default_factory=dict[str, Example])
+    query: dict[str, str] = field(default_factory=dict[str, str])
+    """Numbers in the query, with what they mean."""
 
 
 _EVENTS = "text/event-stream"
@@ -54,6 +56,13 @@ OPERATIONS = [
                 "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY}},
             },
         },
+    ),
+    Operation(
+        "/v1/chat/completions/{id}/events",
+        "get",
+        "Go on with a stream that was cut off",
+        chunk=(_EVENTS, protocol.ChatCompletionChunk),
+        query={"after": "How many events the client has"},
     ),
     Operation(
         "/v1/completions",

@@ -1,14 +1,14 @@
 """POST /v1/rerank, in the shape that Cohere and Jina share: how well documents answer a query."""
 
-import asyncio
 import uuid
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fastchat_rs.server.decode import BodyDecoder
+from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingUsage, Positive
 from fastchat_rs.server.sampling import unsupported
 from fastchat_rs.server.state import Embedding
@@ -81,14 +81,13 @@ async def rerank(context: Context, request: Request) -> Reply:
     if "" in texts:
         raise bad_field("documents", f"documents: entry {texts.index('')} is empty")
 
-    def work() -> Reply:
-        return json_reply(_reply(name, served, body, texts))
+    def work() -> tuple[int, Reply]:
+        made = _reply(name, served, body, texts)
+        return made.usage.prompt_tokens, json_reply(made)
 
-    seconds = context.state.limits.request_seconds
-    try:
-        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(served.pool, work), seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(504, f"The scores were not ready within {seconds:g} seconds", code="timeout") from None
+    # Each document is read together with the query.
+    pairs = [text for document in texts for text in (body.query, document)]
+    return await encoded(context, request, served, pairs, work)
 
 
 def _reply(name: str, served: Embedding, body: RerankRequest, texts: list[str]) -> RerankReply:

@@ -1,6 +1,7 @@
 """What the handlers share: the loaded models, the limits, and how the server is doing. No requests, no sockets."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
-from fastchat_rs.server.http import ApiError, BodyLimits, bad_field
+from fastchat_rs.server.http import ApiError, BodyLimits, Request, bad_field
 from fastchat_rs.template import ChatTemplate
 
 # A prefix that one client puts before every model id; replies leave it out.
@@ -26,6 +27,16 @@ class Phase(Enum):
     DRAINING = "draining"
 
 
+class Pressure(Enum):
+    """How short memory is."""
+
+    NONE = 0
+    SOFT = 1
+    """What can be had again is given up, connections end with their reply."""
+    HARD = 2
+    """New work is refused as well."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of requests, from the settings."""
@@ -37,8 +48,12 @@ class Limits:
     logprobs: int
     tools: int
     request_seconds: float
+    first_token_seconds: float
+    queue_seconds: float
     heartbeat_seconds: float
     stream_bytes: int
+    one_stream_bytes: int
+    open_requests: int
     response_bytes: int
 
     @classmethod
@@ -52,8 +67,12 @@ class Limits:
             logprobs=config.max_logprobs,
             tools=config.max_tools,
             request_seconds=config.request_timeout,
+            first_token_seconds=config.first_token_timeout,
+            queue_seconds=config.queue_timeout,
             heartbeat_seconds=config.heartbeat,
             stream_bytes=parse_bytes(config.max_stream_memory, "max_stream_memory"),
+            one_stream_bytes=parse_bytes(config.max_stream, "max_stream"),
+            open_requests=config.max_queue + config.max_num_seqs,
             response_bytes=parse_bytes(config.max_response_store, "max_response_store"),
         )
 
@@ -152,8 +171,16 @@ class State:
     """By every name they answer to."""
     embeddings: dict[str, Embedding] = field(default_factory=dict[str, Embedding])
     """The same for encoders."""
+    port: int = 0
     in_flight: int = 0
     stream_bytes: int = 0
+    pressure: Pressure = Pressure.NONE
+    memory_used: int = 0
+    resume_bytes: int = 0
+    cache_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    log_lines_dropped: Callable[[], int] = int
 
     def find(self, model: str) -> tuple[str, Served]:
         """The name to answer with and the model, or the right error."""
@@ -191,6 +218,22 @@ class State:
         purpose = generates if name in self.models else self.embeddings[name].purpose
         return bad_field("model", f"Model '{name}' {purpose}", "unsupported_model")
 
+    def must_allow(self, request: Request, model: str) -> None:
+        """404, as for a model that is not there, unless the caller's key allows the name."""
+        name = model.removeprefix(_CLIENT_PREFIX)
+        if name not in self.models and name not in self.embeddings:
+            # Ollama's clients add a tag to names that have none.
+            name = name.removesuffix(":latest")
+        if not request.may_use(name):
+            raise _not_found(name)
+
+    def must_have_room(self) -> None:
+        """503 at once, before a body is read, when more requests are open than can run and wait, or memory is short."""
+        if self.in_flight > self.limits.open_requests:
+            raise _overloaded(f"{self.limits.open_requests} requests are open")
+        if self.pressure is Pressure.HARD:
+            raise _overloaded("memory is short")
+
     def must_serve(self) -> None:
         """503 while loading or draining."""
         if self.phase is Phase.LOADING:
@@ -209,6 +252,10 @@ class State:
             if not all(alive):
                 return "dead"
         return self.phase.value
+
+
+def _overloaded(why: str) -> ApiError:
+    return ApiError(503, f"The server is overloaded: {why}", code="overloaded", retry_after=1)
 
 
 def _not_found(name: str) -> ApiError:

@@ -79,7 +79,11 @@ def _tell(request: Request, given: Translated) -> None:
 async def tags(context: Context, request: Request) -> Reply:
     """GET /api/tags and /api/ps: what is served is loaded."""
     context.state.must_serve()
-    return json_reply(protocol.ModelEntries([_entry(name, served) for name, served in _everything(context.state)]))
+    return json_reply(
+        protocol.ModelEntries(
+            [_entry(name, served) for name, served in _everything(context.state) if request.may_use(name)]
+        )
+    )
 
 
 async def show(context: Context, request: Request) -> Reply:

@@ -69,6 +69,8 @@ async def _in_background(context: Context, request: Request, body: ResponsesRequ
 
     async def run() -> None:
         context.state.in_flight += 1
+        if own.lease is not None:
+            own.lease.hold()
         try:
             await converse(context, own, given.body, Dialect("resp_", shape))
         except Exception as error:
@@ -81,6 +83,8 @@ async def _in_background(context: Context, request: Request, body: ResponsesRequ
             _finish(context, own, admitted.result().id, "cancelled", None)
         finally:
             context.state.in_flight -= 1
+            if own.lease is not None:
+                own.lease.close()
 
     task = asyncio.get_running_loop().create_task(run())
     context.background.add(task)
