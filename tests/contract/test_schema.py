@@ -1,4 +1,4 @@
-"""Requests drawn from the server's own OpenAPI document, right and nearly right: never a 5xx, never a hang, and errors of
+"""Requests drawn from the server's own OpenAPI document, right and nearly right: no 5xx, no hang, and errors of
 the promised shape and size."""
 
 import json
