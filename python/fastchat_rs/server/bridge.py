@@ -29,6 +29,7 @@ from fastchat_rs._engine import (
     RequestHandle,
     SamplingParams,
     StructuredOutput,
+    ThinkingBudget,
     TokenLogprobs,
     UnsupportedModelError,
     WeightsError,
@@ -58,6 +59,7 @@ __all__ = [
     "PromptLogprobs",
     "SamplingParams",
     "StructuredOutput",
+    "ThinkingBudget",
     "TokenLogprobs",
     "UnsupportedModelError",
     "WeightsError",
@@ -177,6 +179,7 @@ class Bridge:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> Generation:
         """Tokenises and submits on a worker thread; raises the engine's typed errors."""
         submit = partial(
@@ -185,6 +188,7 @@ class Bridge:
             add_special_tokens=add_special_tokens,
             cache_salt=cache_salt,
             priority=priority,
+            tenant=tenant,
         )
         handles = await self.offload(lambda: [submit(prompt) for prompt in prompts])
         generation = Generation(self, handles)

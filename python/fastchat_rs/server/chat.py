@@ -12,6 +12,7 @@ from fastchat_rs.server.bridge import (
     Generation,
     InvalidRequestError,
     StructuredOutput,
+    ThinkingBudget,
     TokenLogprobs,
 )
 from fastchat_rs.server.decode import BodyDecoder
@@ -85,6 +86,7 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
     # Too large an n is refused below.
     count = min(body.n or 1, context.state.limits.n)
     plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
+    thinking = _thinking_budget(served, body, prompt, notes)
     params = sampling_params(
         body,
         served,
@@ -93,6 +95,7 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
             max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=logprobs,
             structured=plan.structured,
+            thinking=thinking,
             keep_special_tokens=plan.keep_special_tokens,
         ),
     )
@@ -206,6 +209,17 @@ def _variables(template: ChatTemplate, body: ChatRequest, notes: Notes) -> dict[
         else:
             notes.ignored("reasoning_effort", "the model's template does not read it")
     return variables
+
+
+def _thinking_budget(served: Served, body: ChatRequest, prompt: str, notes: Notes) -> ThinkingBudget | None:
+    tokens = body.thinking_budget
+    if tokens is None:
+        return None
+    format = served.format if body.messages is not None else None
+    budget = format.thinking_budget(prompt, tokens) if format is not None else None
+    if budget is None:
+        notes.ignored("thinking_budget", "no thoughts will be told from the answer")
+    return budget
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,7 @@ class _Job:
                     add_special_tokens=submission.add_special_tokens,
                     cache_salt=submission.cache_salt,
                     priority=submission.priority,
+                    tenant=request.tenant,
                 )
             except (InvalidRequestError, ContextLengthError) as error:
                 raise _worded(error, request, submission) from error

@@ -50,6 +50,7 @@ def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "preemptions", "Sequences put back for lack of cache", stats.preemptions
     yield "spec_decode_num_draft_tokens", "Tokens that prompt lookup proposed", stats.draft_tokens
     yield "spec_decode_num_accepted_tokens", "Proposed tokens that were chosen", stats.accepted_tokens
+    yield "forced_tokens", "Tokens appended without a step", stats.forced_tokens
     yield "engine_steps", "Steps of the engine", stats.steps
 
 

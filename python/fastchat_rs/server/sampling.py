@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput
+from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput, ThinkingBudget
 from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import SamplingFields
 from fastchat_rs.server.state import Limits, Served
@@ -25,6 +25,7 @@ class RouteParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
+    thinking: ThinkingBudget | None = None
     keep_special_tokens: bool = False
     """The route reads markers that are special tokens."""
 
@@ -45,6 +46,7 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         "logit_bias": _logit_bias(request.logit_bias, served),
         "seed": request.seed,
         "structured": route.structured,
+        "thinking": route.thinking,
     }
     for field in _FROM_MODEL:
         value = getattr(request, field)
