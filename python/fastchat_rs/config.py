@@ -92,6 +92,10 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     allowed_host: Annotated[
         list[str], Meta(description="Extra Host header accepted when listening on loopback; may be repeated")
     ] = []
+    allowed_image_domains: Annotated[
+        list[str],
+        Meta(description="Host that pictures are fetched from, *.example.com for those below it; may be repeated"),
+    ] = []
     generation_config: Annotated[
         Literal["auto", "none"], Meta(description="auto: sampling defaults come from the model's generation_config")
     ] = "none"

@@ -3,6 +3,7 @@
 use candle_core::DType;
 
 use crate::error::EngineError;
+use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
@@ -83,6 +84,13 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Segments with places for pictures, and the pictures in the order of their places.
+    Media {
+        /// What is between the pictures.
+        segments: Vec<Segment>,
+        /// The pictures.
+        images: Vec<ImageInput>,
+    },
 }
 
 /// One request.

@@ -224,6 +224,7 @@ impl EmbeddingEngine {
     fn sequence(&self, index: usize, input: &Prompt) -> Result<Sequence, EngineError> {
         let ids = match input {
             Prompt::Tokens(ids) => ids.clone(),
+            Prompt::Media { .. } => return Err(EngineError::invalid("images", "images: an encoder takes none")),
             Prompt::Text { text, add_special_tokens } => self.encode(text, *add_special_tokens)?,
         };
         Ok(Sequence { ids: self.checked(&format!("input[{index}]"), ids, "input")?, second: None })

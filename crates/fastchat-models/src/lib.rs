@@ -4,6 +4,7 @@
 mod cache;
 mod checkpoint;
 mod coded;
+mod cross;
 mod decoder;
 mod description;
 mod encoder;
@@ -19,6 +20,7 @@ mod pooling;
 mod rope;
 mod safetensors;
 pub mod spec;
+pub mod vision;
 mod weights;
 
 pub use cache::Cache;
@@ -28,3 +30,4 @@ pub use encoder::{Encoder, Pair};
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
 pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};
+pub use vision::{Picture, VisionTower};

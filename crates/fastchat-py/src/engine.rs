@@ -12,6 +12,7 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
 /// One loaded model with its own thread.
@@ -22,11 +23,12 @@ pub struct PyEngine(Engine);
 #[pyclass(name = "Subscription", module = "fastchat_rs._engine", frozen)]
 pub struct PySubscription(Subscription);
 
-/// A text, or token ids.
+/// A text, token ids, or a prompt with pictures.
 #[derive(FromPyObject)]
 pub enum PyPrompt {
     Text(String),
     Tokens(Vec<u32>),
+    Media(PyMediaPrompt),
 }
 
 impl PyPrompt {
@@ -34,6 +36,7 @@ impl PyPrompt {
         match self {
             Self::Text(text) => Prompt::Text { text, add_special_tokens },
             Self::Tokens(ids) => Prompt::Tokens(ids),
+            Self::Media(prompt) => prompt.into_engine(),
         }
     }
 }
@@ -134,6 +137,10 @@ impl PyEngine {
 
     fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
         self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn fence(&self, text: &str, mark: &str) -> PyResult<String> {
+        self.0.fence(text, mark).map_err(|error| to_py(&error))
     }
 
     fn chat_format(&self, chat_template: &str) -> PyResult<PyChatFormat> {

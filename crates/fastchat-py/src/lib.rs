@@ -7,6 +7,7 @@ mod engine;
 mod errors;
 mod handle;
 mod info;
+mod media;
 mod params;
 
 /// `fastchat_rs._engine`.
@@ -29,6 +30,8 @@ mod _engine {
     use crate::handle::{PyDelta, PyPromptLogprobs, PyRequestHandle, PyTokenLogprobs};
     #[pymodule_export]
     use crate::info::{PyEngineStats, PyModelInfo};
+    #[pymodule_export]
+    use crate::media::{PyImage, PyMediaPrompt};
     #[pymodule_export]
     use crate::params::PySamplingParams;
 

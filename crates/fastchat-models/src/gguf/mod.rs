@@ -91,5 +91,5 @@ pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoi
     };
     let description = describe(&meta)?;
     let text = vocab::read(&meta, description.spec.vocab_size)?;
-    Ok(Checkpoint { format: "gguf", description, tensors: header.tensors, text })
+    Ok(Checkpoint { format: "gguf", vision: None, description, tensors: header.tensors, text })
 }
