@@ -28,6 +28,7 @@ from fastchat_rs._engine import (
     __version__,
     inspect,
     is_encoder,
+    machine_limits,
 )
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
@@ -59,6 +60,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "inspect_model",
+    "machine_limits",
 ]
 
 Prompt = str | Sequence[int]

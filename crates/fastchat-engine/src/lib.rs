@@ -15,6 +15,7 @@ mod fairness;
 mod handle;
 mod info;
 mod memory;
+mod pace;
 mod params;
 mod prompt_logprobs;
 pub mod rng;

@@ -40,6 +40,8 @@ pub struct Scheduler {
     sequences: HashMap<SequenceId, Sequence>,
     lines: Lines,
     next_id: u64,
+    /// Tokens per step while a sequence decodes.
+    shared_tokens: usize,
     stats: SchedulerStats,
 }
 
@@ -54,8 +56,15 @@ impl Scheduler {
             sequences: HashMap::new(),
             lines: Lines::default(),
             next_id: 0,
+            shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
         }
+    }
+
+    /// Sets how many tokens a step may have while a sequence decodes, so that prompts do not hold it up. Prompts still
+    /// get a block per step.
+    pub fn share(&mut self, tokens: usize) {
+        self.shared_tokens = tokens;
     }
 
     /// Enters a request and returns its choices in order.
@@ -114,16 +123,17 @@ impl Scheduler {
 
     /// Chooses the next step: one token for each decoding sequence, then prompts with what is left, shared among lines.
     pub fn schedule(&mut self) -> ScheduledBatch {
-        let mut step = Step {
-            tokens: self.config.max_batch_tokens,
-            prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
-            closed: HashSet::new(),
-            batch: ScheduledBatch::default(),
-        };
         let mut running: Vec<(LineId, Rank)> = self.lines.running().collect();
         running.sort_unstable_by_key(|&(_, rank)| rank);
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
+        let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
+        let mut step = Step {
+            tokens: self.config.max_batch_tokens.min(most),
+            prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
+            closed: HashSet::new(),
+            batch: ScheduledBatch::default(),
+        };
         let quiet = prefilling.is_empty() && !self.lines.has_waiting();
         let draft_room = if quiet { MAX_DRAFTED_ROWS / decoding.len().max(1) } else { 0 };
         let mut served: HashMap<LineId, usize> = HashMap::new();
@@ -137,12 +147,12 @@ impl Scheduler {
                 }
             }
         }
-        self.share(&prefilling, &served, &mut step);
+        self.share_out(&prefilling, &served, &mut step);
         step.batch
     }
 
     /// Gives what is left of a step to prompts: lets in whom each line's share may serve, then shares it out exactly.
-    fn share(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
+    fn share_out(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
         let order = self.lines.order();
         let mut prompts: HashMap<LineId, Vec<Rank>> = order.iter().map(|&line| (line, Vec::new())).collect();
         for &(line, rank) in prefilling {

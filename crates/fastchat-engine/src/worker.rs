@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -16,6 +17,7 @@ use crate::delta::{Delta, Finish, Usage};
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
+use crate::pace::Pace;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
 use crate::sampler::{Sampler, TokenLogprobs, logprobs};
@@ -97,6 +99,7 @@ pub(crate) struct Book {
     sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
     counters: EngineStats,
+    pace: Pace,
     /// Whether tokens that are no matter of choice are appended without a step.
     forces: bool,
     /// Whether the kernels leave a core to others; otherwise a thread for masks would only stop one of theirs.
@@ -192,7 +195,11 @@ impl Worker {
     }
 
     fn step(&mut self) {
+        if let Some(tokens) = self.book.pace.tokens() {
+            self.scheduler.share(tokens);
+        }
         let batch = self.scheduler.schedule();
+        let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
         let Self { runner, scheduler, book, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
@@ -202,6 +209,8 @@ impl Worker {
         self.book.counters.steps += 1;
         let error = match computed {
             Ok(Ok(sampled)) => {
+                let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
+                self.book.pace.observe(tokens, began.elapsed());
                 self.scheduler.commit(&batch);
                 for sampled in sampled {
                     let id = sampled.id;

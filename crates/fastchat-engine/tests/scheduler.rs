@@ -125,6 +125,8 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), TestCaseError> {
+        // Whatever the pace, the books stay right.
+        self.scheduler.share(self.live.len() * 7 % 40);
         let batch = self.scheduler.schedule();
         prop_assert!(!batch.sequences.is_empty() || self.live.is_empty(), "live sequences but nothing to run");
         self.run(&batch)?;
@@ -341,6 +343,33 @@ fn choices_share_the_prompt() {
         assert_ne!(table(ids[1])[2], table(ids[2])[2]);
         assert_eq!(scheduler.blocks().num_blocks() - scheduler.blocks().num_free(), 5);
     }
+}
+
+#[test]
+fn a_long_prompt_leaves_room_for_those_who_decode() {
+    let mut scheduler = Scheduler::new(roomy());
+    let submit = |scheduler: &mut Scheduler, len: u32| {
+        let submission = Submission { prompt: (0..len).collect(), n: 1, max_tokens: 20, ..Submission::default() };
+        scheduler.submit(submission).unwrap()[0]
+    };
+    let first = submit(&mut scheduler, 8);
+    scheduler.share(40);
+    let batch = scheduler.schedule();
+    scheduler.commit(&batch);
+    scheduler.append(first, 9);
+    let second = submit(&mut scheduler, 200);
+    for (share, expected) in [(40, 39), (100, 99), (0, BLOCK_SIZE)] {
+        scheduler.share(share);
+        let batch = scheduler.schedule();
+        let counts: Vec<_> = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).collect();
+        assert_eq!(counts, [1, expected]);
+        scheduler.commit(&batch);
+        scheduler.append(first, 9);
+    }
+    // Nobody waits for a prompt alone.
+    scheduler.finish(first, FinishReason::Stop);
+    assert_eq!(scheduler.schedule().sequences[0].end, 200);
+    assert!(scheduler.sequence(second).is_some());
 }
 
 #[test]

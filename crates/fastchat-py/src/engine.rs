@@ -4,6 +4,8 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_kernels::Kernels;
+use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
 
 use crate::chat::PyChatFormat;
@@ -189,5 +191,16 @@ pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
         let inspection =
             fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}
+
+/// Bytes read and 8-bit operations a second of this machine on `threads` threads, and the name of the kernels.
+#[pyfunction]
+#[pyo3(signature = (threads=None))]
+pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, String) {
+    py.detach(|| {
+        let kernels = CpuKernels::new(threads);
+        let limits = kernels.limits();
+        (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
     })
 }
