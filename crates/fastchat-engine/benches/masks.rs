@@ -75,7 +75,9 @@ fn main() {
             for call in truth["ground_truth"].as_array().unwrap() {
                 let (name, arguments) = call.as_object().unwrap().iter().next().unwrap();
                 let functions = question["function"].as_array().unwrap();
-                let Some(function) = functions.iter().find(|function| function["name"] == name.as_str()) else { continue };
+                let Some(function) = functions.iter().find(|function| function["name"] == name.as_str()) else {
+                    continue;
+                };
                 let schema = schema(&function["parameters"]);
                 let start = Instant::now();
                 let mut matcher = match compiler.compile(&GrammarSpec::JsonSchema(schema.clone())) {

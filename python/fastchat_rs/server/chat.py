@@ -5,7 +5,14 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from fastchat_rs.server.bridge import ChatParser, Delta, InvalidRequestError, StructuredOutput, ThinkingBudget, TokenLogprobs
+from fastchat_rs.server.bridge import (
+    ChatParser,
+    Delta,
+    InvalidRequestError,
+    StructuredOutput,
+    ThinkingBudget,
+    TokenLogprobs,
+)
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
