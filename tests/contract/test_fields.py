@@ -265,6 +265,7 @@ def test_a_wrong_value_is_refused_before_a_stream_begins(live: Live) -> None:
         ({"max_tokens": 9, "max_completion_tokens": 1}, "max_tokens=ignored"),
         ({"enable_thinking": True}, "enable_thinking=ignored"),
         ({"reasoning_effort": "high"}, "reasoning_effort=ignored"),
+        ({"thinking_budget": 3}, "thinking_budget=ignored"),
         ({"seed": 3}, "seed=ignored"),
         ({"max_token": 3}, "max_token=ignored"),
         ({"tools": TOOLS, "regex": "a"}, "tools=ignored"),

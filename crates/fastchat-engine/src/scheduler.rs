@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use fastchat_kernels::{BLOCK_SIZE, StateStep};
+use fastchat_kernels::BLOCK_SIZE;
 
 use crate::block_manager::{BlockManager, hash_media, hash_salt};
 use crate::fairness::{Demand, LineId, Lines, grants};
@@ -19,8 +19,6 @@ const TURNS_PER_PRIORITY: i64 = 64;
 const MAX_PRIORITY: i32 = 1_000;
 /// Prompt positions per step whose logits are wanted: a row of 262,144 logits is 1 MiB.
 const MAX_PROMPT_LOGIT_ROWS: usize = 64;
-/// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
-const SNAPSHOT_INTERVAL: usize = 256;
 /// Rows of a step of decoding that cost little more than one: drafts fill it up, and there are none in bigger batches.
 const MAX_DRAFTED_ROWS: usize = 8;
 
@@ -168,12 +166,12 @@ impl Scheduler {
                 }
             }
         }
-        self.share(&prefilling, &served, &mut step);
+        self.share_out(&prefilling, &served, &mut step);
         step.batch
     }
 
     /// Gives what is left of a step to prompts: lets in whom each line's share may serve, then shares it out exactly.
-    fn share(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
+    fn share_out(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
         let order = self.lines.order();
         let mut prompts: HashMap<LineId, Vec<Rank>> = order.iter().map(|&line| (line, Vec::new())).collect();
         for &(line, rank) in prefilling {
@@ -353,7 +351,7 @@ impl Scheduler {
         if prompt_logits {
             step.prompt_logit_rows = step.prompt_logit_rows.saturating_sub(count);
         }
-        let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
+        let state = self.states.as_mut().map(|states| states.step(sequence, end));
         let samples = end == sequence.tokens.len();
         step.batch.sequences.push(ScheduledSequence {
             id,
@@ -507,26 +505,4 @@ impl Scheduler {
         }
         Ok(())
     }
-}
-
-/// Where the recurrent state of tokens up to `end` comes from and goes to, with snapshots at the borders worth keeping.
-fn state_step(sequence: &mut Sequence, end: usize, states: &mut StatePool) -> StateStep {
-    let state = sequence.state.expect("running sequences of recurrent models own a slot; this is a bug");
-    let start = sequence.num_computed;
-    let source = match state.resume_from {
-        Some((_, slot)) => Some(slot),
-        None => (start > 0).then_some(state.slot),
-    };
-    let mut snapshots = Vec::new();
-    let last_border = (sequence.tokens.len() - 1) / BLOCK_SIZE * BLOCK_SIZE;
-    if sequence.salt.is_some() && !sequence.is_decoding() {
-        for border in (start / BLOCK_SIZE + 1..=end / BLOCK_SIZE).map(|block| block * BLOCK_SIZE) {
-            let hash = sequence.hash_blocks(border / BLOCK_SIZE)[border / BLOCK_SIZE - 1];
-            let worth = border == last_border || border.is_multiple_of(SNAPSHOT_INTERVAL);
-            if worth && !states.contains(hash) {
-                snapshots.extend(states.allocate().map(|slot| ((border - start) as u32, slot)));
-            }
-        }
-    }
-    StateStep { source, target: state.slot, snapshots }
 }
