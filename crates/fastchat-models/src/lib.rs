@@ -4,6 +4,7 @@
 mod cache;
 mod checkpoint;
 mod coded;
+mod convert;
 mod decoder;
 mod description;
 mod encoder;
@@ -16,15 +17,19 @@ mod layers;
 mod load;
 mod names;
 mod pooling;
+mod quantize;
 mod rope;
 mod safetensors;
+mod slots;
 pub mod spec;
 mod weights;
 
 pub use cache::Cache;
 pub use checkpoint::{GenerationDefaults, GgufVocab, TokenizerSource};
+pub use convert::{Converted, FileKind, convert};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
 pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};
+pub use quantize::Quantize;

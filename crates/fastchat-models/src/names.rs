@@ -193,6 +193,15 @@ fn unpaired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
     (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
 }
 
+/// The other way: halves become interleaved pairs.
+pub(crate) fn paired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
+    let within = |i: usize| match i {
+        i if i < rotary_dim => i / 2 + i % 2 * (rotary_dim / 2),
+        i => i,
+    };
+    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
+}
+
 /// Row order that takes `within` from every block of `stride` rows.
 fn grouped(rows: usize, stride: usize, within: &[Range<usize>]) -> Vec<usize> {
     let blocks = || (0..rows / stride).map(|block| block * stride);

@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription};
 use pyo3::prelude::*;
 
 use crate::chat::PyChatFormat;
@@ -55,7 +55,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None))]
+        num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -70,6 +70,7 @@ impl PyEngine {
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -91,6 +92,7 @@ impl PyEngine {
             threads,
             skip_tokenizer_init,
             num_blocks,
+            quantize: quantize.map(kind).transpose()?,
         };
         let engine = py.detach(|| Engine::load(Path::new(model), config));
         engine.map(Self).map_err(|error| to_py(&error))
@@ -179,6 +181,11 @@ impl PySubscription {
     }
 }
 
+/// A kind to round weights to, by name.
+pub fn kind(name: &str) -> PyResult<Quantize> {
+    name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
+}
+
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
@@ -186,5 +193,17 @@ pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
         let inspection =
             fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}
+
+/// Writes a model as a GGUF file; what was written, as JSON.
+#[pyfunction]
+#[pyo3(signature = (model, out, kind=None))]
+pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> PyResult<String> {
+    let kind = kind.map(str::parse).transpose().map_err(|problem| invalid("type", format!("type: {problem}")))?;
+    py.detach(|| {
+        let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
+            .map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

@@ -19,7 +19,7 @@ mod _engine {
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, inspect};
+    use crate::engine::{PyEngine, PySubscription, convert, inspect};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,

@@ -44,11 +44,12 @@ def _load(path: str, config: ServeConfig) -> Engine:
         enable_prefix_caching=config.prefix_caching,
         speculation=config.speculation,
         threads=config.threads,
+        quantize=config.quantize,
     )
 
 
 def _load_embedder(path: str, config: ServeConfig) -> Embedder:
-    return Embedder(path, max_model_len=config.max_model_len, threads=config.threads)
+    return Embedder(path, max_model_len=config.max_model_len, threads=config.threads, quantize=config.quantize)
 
 
 def _template_file(config: ServeConfig) -> str | None:

@@ -24,6 +24,7 @@ mod stop;
 mod test_vocabulary;
 mod tokenizer;
 pub mod tools;
+mod unigram;
 mod wordpiece;
 
 pub use chat::{ChatFormat, ChatParser};

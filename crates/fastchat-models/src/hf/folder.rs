@@ -16,7 +16,8 @@ pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, M
     let config = Config::read(folder, max_model_len)?;
     let description = super::describe(&config)?;
     let tensors = tensors(folder, &config)?;
-    Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
+    let family = config.text("model_type")?.unwrap_or_default().to_owned();
+    Ok(Checkpoint { format: "safetensors", family, description, tensors, text: text_side(folder, &config)? })
 }
 
 /// Whether config.json names an encoder.
