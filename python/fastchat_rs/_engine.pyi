@@ -461,8 +461,12 @@ class Engine:
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
-        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
+
+        `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        """
     def submit(
         self,
         prompt: str | Sequence[int] | MediaPrompt,
@@ -505,6 +509,7 @@ class Embedder:
         max_queue: int = 65536,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
+        quantize: str | None = None,
     ) -> Embedder:
         """Loads the weights and starts the engine thread."""
     def embed(
@@ -545,3 +550,9 @@ def inspect(model: str) -> str:
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
     """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""
+
+def convert(model: str, out: str, kind: str | None = None) -> str:
+    """Writes a model as the GGUF file `out`; what was written, as JSON.
+
+    `kind` is f32, f16, bf16 or one that `Engine` rounds to; None keeps what is stored.
+    """

@@ -24,6 +24,8 @@ else:
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Quantize = Literal["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
+"""Kinds that weights can be rounded to."""
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
 SIZES = frozenset(
     {
@@ -54,6 +56,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
     ] = True
     threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
+    quantize: Annotated[
+        Quantize | None,
+        Meta(description="Round weights stored as floats: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k"),
+    ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 
     @property

@@ -33,7 +33,7 @@ from fastchat_rs._engine import (
     machine_limits,
 )
 from fastchat_rs.batches import conversations, progress_bar, several
-from fastchat_rs.config import parse_bytes
+from fastchat_rs.config import Quantize, parse_bytes
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -96,6 +96,7 @@ class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
     `model` is a path, a Hugging Face id or a demo name. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `quantize` rounds matrices stored as floats to blocks of few bits while they are read.
     `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
     `shutdown`, to give the memory back.
     """
@@ -116,6 +117,7 @@ class LLM:
         speculation: bool = True,
         threads: int | None = None,
         chat_template: str | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
             raise ConfigError(f"device: '{device}' is not auto or cpu")
@@ -134,7 +136,11 @@ class LLM:
         path = str(located.path)
         if is_encoder(path):
             self._encoder = Embedder(
-                path, max_model_len=max_model_len, threads=threads, skip_tokenizer_init=skip_tokenizer_init
+                path,
+                max_model_len=max_model_len,
+                threads=threads,
+                skip_tokenizer_init=skip_tokenizer_init,
+                quantize=quantize,
             )
             return
         self._decoder = Engine(
@@ -150,6 +156,7 @@ class LLM:
             speculation=speculation,
             threads=threads,
             skip_tokenizer_init=skip_tokenizer_init,
+            quantize=quantize,
         )
 
     def __enter__(self) -> "LLM":

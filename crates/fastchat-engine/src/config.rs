@@ -1,6 +1,7 @@
 //! What the engine is given: its configuration, and requests.
 
 use candle_core::DType;
+use fastchat_models::Quantize;
 
 use crate::error::EngineError;
 use crate::media::{ImageInput, Segment};
@@ -29,6 +30,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -46,6 +49,7 @@ impl Default for EngineConfig {
             speculation: true,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
             num_blocks: None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
-use fastchat_models::{LoadOptions, load_encoder};
+use fastchat_models::{LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
 use crate::config::Prompt;
@@ -31,6 +31,8 @@ pub struct EmbeddingConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
 }
 
 impl Default for EmbeddingConfig {
@@ -41,6 +43,7 @@ impl Default for EmbeddingConfig {
             max_queue: 1 << 16,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
         }
     }
 }
@@ -114,7 +117,11 @@ impl EmbeddingEngine {
     pub fn load_with(path: &Path, config: EmbeddingConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
         let name = kernels.name();
-        let model = load_encoder(path, kernels, &LoadOptions { max_model_len: config.max_model_len })?;
+        let model = load_encoder(
+            path,
+            kernels,
+            &LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize },
+        )?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?;
         let encoder = model.encoder;

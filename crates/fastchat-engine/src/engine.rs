@@ -72,7 +72,7 @@ impl Engine {
     /// As `load`.
     pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len };
+        let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
         let name = kernels.name();
         let model = load(path, kernels, &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);

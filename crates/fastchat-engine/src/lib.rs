@@ -38,6 +38,7 @@ pub use delta::{Delta, Finish, PromptLogprobs, StopReason, Timings, Usage};
 pub use embedding::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EmbeddingInfo};
 pub use engine::Engine;
 pub use error::EngineError;
+pub use fastchat_models::Quantize;
 pub use fastchat_models::vision::Detail;
 pub use handle::{RequestHandle, Subscription};
 pub use info::{EngineStats, ModelInfo};

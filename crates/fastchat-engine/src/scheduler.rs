@@ -84,8 +84,7 @@ impl Scheduler {
             wants_prompt_logits,
             drafts,
             ..
-        } =
-            submission;
+        } = submission;
         let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();

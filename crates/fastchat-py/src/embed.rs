@@ -7,7 +7,7 @@ use fastchat_engine::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EngineE
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::PyPrompt;
+use crate::engine::{PyPrompt, kind};
 use crate::errors::to_py;
 
 /// How often a waiting call looks for signals.
@@ -25,7 +25,7 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 impl PyEmbedder {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
-        skip_tokenizer_init=false))]
+        skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -34,8 +34,16 @@ impl PyEmbedder {
         max_queue: usize,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
-        let config = EmbeddingConfig { max_model_len, max_batch_tokens, max_queue, threads, skip_tokenizer_init };
+        let config = EmbeddingConfig {
+            max_model_len,
+            max_batch_tokens,
+            max_queue,
+            threads,
+            skip_tokenizer_init,
+            quantize: quantize.map(kind).transpose()?,
+        };
         let engine = py.detach(|| EmbeddingEngine::load(Path::new(model), config));
         engine.map(Self).map_err(|error| to_py(&error))
     }

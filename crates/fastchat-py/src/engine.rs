@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription};
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
@@ -61,7 +61,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None))]
+        num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -76,6 +76,7 @@ impl PyEngine {
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -97,6 +98,7 @@ impl PyEngine {
             threads,
             skip_tokenizer_init,
             num_blocks,
+            quantize: quantize.map(kind).transpose()?,
         };
         let engine = py.detach(|| Engine::load(Path::new(model), config));
         engine.map(Self).map_err(|error| to_py(&error))
@@ -197,6 +199,11 @@ pub fn automatic_kv_memory(weights: u64) -> u64 {
     fastchat_engine::automatic_kv_memory(weights)
 }
 
+/// A kind to round weights to, by name.
+pub fn kind(name: &str) -> PyResult<Quantize> {
+    name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
+}
+
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
@@ -215,5 +222,17 @@ pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, Stri
         let kernels = CpuKernels::new(threads);
         let limits = kernels.limits();
         (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
+    })
+}
+
+/// Writes a model as a GGUF file; what was written, as JSON.
+#[pyfunction]
+#[pyo3(signature = (model, out, kind=None))]
+pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> PyResult<String> {
+    let kind = kind.map(str::parse).transpose().map_err(|problem| invalid("type", format!("type: {problem}")))?;
+    py.detach(|| {
+        let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
+            .map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

@@ -20,7 +20,7 @@ mod _engine {
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, inspect, machine_limits};
+    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, convert, inspect, machine_limits};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,

@@ -132,17 +132,18 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         enable_prefix_caching=config.prefix_caching,
         speculation=config.speculation,
         threads=config.threads,
+        quantize=config.quantize,
     )
 
 
 def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
     try:
-        return Embedder(wanted.path, max_model_len=wanted.max_model_len, threads=config.threads)
+        return Embedder(wanted.path, max_model_len=wanted.max_model_len, threads=config.threads, quantize=config.quantize)
     except InvalidRequestError as error:
         if wanted.alone or error.param != "max_model_len":
             raise
         # Its positions end before that.
-        return Embedder(wanted.path, threads=config.threads)
+        return Embedder(wanted.path, threads=config.threads, quantize=config.quantize)
 
 
 def _template_file(config: ServeConfig, wanted: list[Wanted]) -> str | None:
