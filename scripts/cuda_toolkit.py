@@ -23,17 +23,26 @@ INSIDE = "nvidia/cu13/"
 PROGRAMS = ("bin/", "nvvm/bin/")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The toolkit cannot be assembled here; not a fault of the project."""
 
 
 def download(folder: Path) -> list[Path]:
     """The pinned wheels, their hashes checked by pip."""
     platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_17", "2014", "2010")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
     command += [*platforms, "--python-version=3.12", f"--dest={folder}", f"--requirement={LOCK}"]
     if subprocess.run(command, check=False).returncode:
-        raise Unavailable(f"pip could not fetch what {LOCK.name} pins (see above)")
+        raise UnavailableError(f"pip could not fetch what {LOCK.name} pins (see above)")
     return sorted(folder.glob("*.whl"))
 
 
@@ -76,15 +85,17 @@ def main() -> int:
         return 0
     try:
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            raise Unavailable(f"the wheels are for Linux on x86_64, this is {platform.system()} on {platform.machine()}")
+            raise UnavailableError(
+                f"the wheels are for Linux on x86_64, this is {platform.system()} on {platform.machine()}"
+            )
         if shutil.which("g++") is None:
-            raise Unavailable("nvcc needs a host compiler, g++")
+            raise UnavailableError("nvcc needs a host compiler, g++")
         shutil.rmtree(target, ignore_errors=True)
         with tempfile.TemporaryDirectory() as scratch:
             unpack(download(Path(scratch)), target)
         print(f"cuda-toolkit: {prove(target)} in {target.name}/")
         mark.write_text(wanted)
-    except (Unavailable, subprocess.CalledProcessError, OSError, zipfile.BadZipFile) as error:
+    except (UnavailableError, subprocess.CalledProcessError, OSError, zipfile.BadZipFile) as error:
         print(f"SKIPPED: no CUDA toolkit: {error}", file=sys.stderr)
         return UNAVAILABLE
     return 0

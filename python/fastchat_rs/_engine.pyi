@@ -391,6 +391,8 @@ class Engine:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -403,7 +405,10 @@ class Engine:
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
     ) -> Engine:
-        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
+
+        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
+        """
     def submit(
         self,
         prompt: str | Sequence[int],
@@ -435,6 +440,8 @@ class Embedder:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,
@@ -464,6 +471,20 @@ class Embedder:
 
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
+
+def check_kernels(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, list[tuple[str, float, float, str | None]]]:
+    """Every operation of a device's kernels against the plain default on the CPU.
+
+    The name of the kernels, and per operation its name, largest relative difference, what that may be, and its error.
+    """
+
+def probe_device(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, float, float, tuple[int, int] | None]:
+    """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
+    bytes of the device's own memory."""
 
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""

@@ -29,7 +29,8 @@ from fastchat_rs._engine import (
     inspect,
     is_encoder,
 )
-from fastchat_rs.config import parse_bytes
+from fastchat_rs.config import check_device, parse_bytes
+from fastchat_rs.device import cuda_libraries
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -90,7 +91,8 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
+    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB".
     `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
     `shutdown`, to give the memory back.
     """
@@ -99,7 +101,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        device: Literal["auto", "cpu"] = "auto",
+        device: str = "auto",
         dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
@@ -112,8 +114,7 @@ class LLM:
         threads: int | None = None,
         chat_template: str | None = None,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise ConfigError(f"device: '{device}' is not auto or cpu")
+        check_device(device)
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
             raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
@@ -129,11 +130,18 @@ class LLM:
         path = str(located.path)
         if is_encoder(path):
             self._encoder = Embedder(
-                path, max_model_len=max_model_len, threads=threads, skip_tokenizer_init=skip_tokenizer_init
+                path,
+                device=device,
+                cuda_libraries=cuda_libraries(),
+                max_model_len=max_model_len,
+                threads=threads,
+                skip_tokenizer_init=skip_tokenizer_init,
             )
             return
         self._decoder = Engine(
             path,
+            device=device,
+            cuda_libraries=cuda_libraries(),
             max_model_len=max_model_len,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.

@@ -2,10 +2,12 @@
 //! Knows nothing of HTTP.
 
 pub mod block_manager;
+mod ceiling;
 mod choice;
 mod config;
 mod constraint;
 mod delta;
+mod device;
 mod doorbell;
 mod embedding;
 mod embedding_worker;
@@ -32,9 +34,11 @@ mod worker;
 pub use candle_core::DType;
 pub use config::{EngineConfig, Prompt, Request};
 pub use delta::{Delta, Finish, PromptLogprobs, StopReason, Timings, Usage};
+pub use device::open_device;
 pub use embedding::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EmbeddingInfo};
 pub use engine::Engine;
 pub use error::EngineError;
+pub use fastchat_kernels::DeviceChoice;
 pub use handle::{RequestHandle, Subscription};
 pub use info::{EngineStats, ModelInfo};
 pub use memory::MemoryPlan;

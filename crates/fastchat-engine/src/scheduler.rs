@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use fastchat_kernels::{BLOCK_SIZE, StateStep};
 
 use crate::block_manager::{BlockManager, hash_salt};
+use crate::ceiling::Ceiling;
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
 use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
@@ -39,6 +40,7 @@ pub struct Scheduler {
     running: BTreeSet<Rank>,
     next_id: u64,
     stats: SchedulerStats,
+    ceiling: Option<Ceiling>,
 }
 
 impl Scheduler {
@@ -54,6 +56,7 @@ impl Scheduler {
             running: BTreeSet::new(),
             next_id: 0,
             stats: SchedulerStats::default(),
+            ceiling: None,
         }
     }
 
@@ -112,7 +115,8 @@ impl Scheduler {
     /// Chooses the next step: one token for each decoding sequence, then prompts in rank order with what is left.
     pub fn schedule(&mut self) -> ScheduledBatch {
         let mut batch = ScheduledBatch::default();
-        let mut budget = Budget { tokens: self.config.max_batch_tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
+        let tokens = self.ceiling.as_ref().map_or(self.config.max_batch_tokens, Ceiling::tokens);
+        let mut budget = Budget { tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
         let preemptions = self.stats.preemptions;
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
             self.running.iter().copied().partition(|rank| self.sequences[&rank.id].is_decoding());
@@ -183,7 +187,8 @@ impl Scheduler {
 
     /// Lets waiting sequences in, strictly in order, while there is room for all of their tokens.
     fn admit(&mut self, budget: &mut Budget, batch: &mut ScheduledBatch) {
-        while budget.tokens > 0 && self.running.len() < self.config.max_num_seqs {
+        let most = self.ceiling.as_ref().map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config));
+        while budget.tokens > 0 && self.running.len() < most {
             let Some(&rank) = self.waiting.first() else { break };
             if !self.place(rank.id) {
                 break;
@@ -289,6 +294,9 @@ impl Scheduler {
 
     /// Books a step that ran: its tokens are in the cache now.
     pub fn commit(&mut self, batch: &ScheduledBatch) {
+        if self.ceiling.as_mut().is_some_and(|ceiling| ceiling.lift(&self.config)) {
+            self.ceiling = None;
+        }
         for scheduled in &batch.sequences {
             let sequence = self.sequences.get_mut(&scheduled.id).expect("scheduled sequences exist; this is a bug");
             sequence.num_computed = scheduled.end;
@@ -316,14 +324,37 @@ impl Scheduler {
         }
     }
 
+    /// Takes back a step for which the device had no memory: the younger half of its sequences is preempted, and for a
+    /// while steps are half as large. Whether that leaves anything to try; if not, the step has failed.
+    pub fn recede(&mut self, batch: &ScheduledBatch) -> bool {
+        let tokens: usize = batch.sequences.iter().map(|s| s.end - s.start + s.draft.len()).sum();
+        if tokens <= 1 {
+            return false;
+        }
+        self.release_snapshots(batch);
+        let mut ranks: Vec<Rank> = batch.sequences.iter().map(|s| self.sequences[&s.id].rank).collect();
+        ranks.sort_unstable();
+        // A recurrent state may have been written half; keys and values are written again at the same places.
+        let keep = if self.states.is_some() { 0 } else { ranks.len().div_ceil(2) };
+        for &rank in ranks[keep..].iter().rev() {
+            self.preempt(rank);
+        }
+        self.ceiling = Some(Ceiling::new(tokens / 2, ranks.len().div_ceil(2)));
+        true
+    }
+
     /// Ends every sequence of a step that did not run. What it may have written is forgotten.
     pub fn fail(&mut self, batch: &ScheduledBatch) -> Vec<Sequence> {
+        self.release_snapshots(batch);
+        batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
+    }
+
+    fn release_snapshots(&mut self, batch: &ScheduledBatch) {
         for scheduled in &batch.sequences {
             if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
                 step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
             }
         }
-        batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
     }
 
     fn wake(&mut self, forks: &[SequenceId]) {

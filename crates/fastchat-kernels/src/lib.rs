@@ -12,7 +12,9 @@ mod mapped;
 #[cfg(feature = "cuda")]
 mod nvidia;
 mod ops;
+pub mod probe;
 pub mod quant;
+pub mod selftest;
 mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};

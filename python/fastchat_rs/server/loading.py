@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
+from fastchat_rs.device import cuda_libraries
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import resolve
 from fastchat_rs.server.bridge import Bridge, Embedder, Engine, is_encoder
@@ -35,6 +36,8 @@ async def load_models(state: State) -> None:
 def _load(path: str, config: ServeConfig) -> Engine:
     return Engine(
         path,
+        device=config.device,
+        cuda_libraries=cuda_libraries(),
         max_model_len=config.max_model_len,
         kv_memory=None if config.kv_memory is None else parse_bytes(config.kv_memory, "kv_memory"),
         kv_dtype=config.kv_dtype,
@@ -48,7 +51,13 @@ def _load(path: str, config: ServeConfig) -> Engine:
 
 
 def _load_embedder(path: str, config: ServeConfig) -> Embedder:
-    return Embedder(path, max_model_len=config.max_model_len, threads=config.threads)
+    return Embedder(
+        path,
+        device=config.device,
+        cuda_libraries=cuda_libraries(),
+        max_model_len=config.max_model_len,
+        threads=config.threads,
+    )
 
 
 def _template_file(config: ServeConfig) -> str | None:

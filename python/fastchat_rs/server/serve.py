@@ -148,12 +148,14 @@ class Process:
             # granian ended by itself; its exception, when there is one, says why.
             serving.result()
             return 1
+        # A dead engine has answered 503 on /health; whoever started the process learns it too.
+        status = 1 if self._state.health == "dead" else 0
         await self._drain()
         self._server.stop()
         # granian waits for its connections without a limit; a stalled reader must not hold us.
         await asyncio.wait({serving}, timeout=1)
         tuning.cancel()
-        return 0
+        return status
 
     async def _drain(self) -> None:
         """New work gets 503, running requests get their time, then an error event."""
