@@ -1,4 +1,4 @@
-"""What can be asked of a device without a model, and where NVIDIA's libraries may lie beside this package: in the folders
+"""What can be asked of a device without a model, and where NVIDIA's libraries may lie beside this package: in folders
 of the wheels that `fastchat-rs[cuda]` brings. The engine opens them, when a CUDA device is asked for.
 """
 

@@ -44,7 +44,7 @@ pub fn archive(toolkit: &Toolkit) -> Result<(), String> {
 }
 
 /// x86-64 code: a jump and a table entry per function, and the list by which the loader finds both.
-fn assembly(symbols: &str) -> Result<String, String> {
+pub fn assembly(symbols: &str) -> Result<String, String> {
     let (mut jumps, mut table, mut names, mut entries) = (String::new(), String::new(), String::new(), String::new());
     let known = |result: std::fmt::Result| result.map_err(|error| error.to_string());
     for (number, line) in symbols.lines().enumerate() {
