@@ -1,9 +1,9 @@
-"""The table of targets on one GPU: latency and throughput of models with random weights, beside what the hardware gives.
+"""The table of targets on one GPU: latency and throughput of models with random weights, beside what the device gives.
 
 Runs with the wheel alone: no network, no cargo, no model files. The weights are written once, as random bf16 (or fp8)
 safetensors, to --folder (16 GB for an 8B model). `python benches/gpu.py --device cuda --json results.json`; the rows of
-a small model come first, so that a run that is cut short has figures. On a CPU, `--device cpu --only 0.6b` shows that it
-works.
+a small model come first, so that a run that is cut short has figures. On a CPU, `--device cpu --only 0.6b` shows that
+it works.
 """
 
 import argparse
