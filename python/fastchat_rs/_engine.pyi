@@ -26,6 +26,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "inspect",
+    "machine_limits",
 ]
 __version__: str
 
@@ -85,6 +86,13 @@ class StructuredOutput:
         """Exactly one of the texts."""
 
 @final
+class ThinkingBudget:
+    """How long one output may think; made by `ChatFormat.thinking_budget`."""
+
+    @property
+    def tokens(self) -> int: ...
+
+@final
 class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
@@ -118,6 +126,7 @@ class SamplingParams:
         logit_bias: Mapping[int, float] | None = None,
         skip_special_tokens: bool = True,
         structured: StructuredOutput | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> SamplingParams: ...
     @property
     def n(self) -> int: ...
@@ -159,6 +168,8 @@ class SamplingParams:
     def skip_special_tokens(self) -> bool: ...
     @property
     def structured(self) -> StructuredOutput | None: ...
+    @property
+    def thinking(self) -> ThinkingBudget | None: ...
 
 @final
 class TokenLogprobs:
@@ -228,6 +239,9 @@ class RequestHandle:
     @property
     def finished(self) -> bool:
         """True once every choice has ended and its last delta was taken."""
+    @property
+    def started(self) -> bool:
+        """True once it has left the queue and entered its first step."""
     def take(self) -> list[Delta]:
         """What has come since the last call, at most one delta per choice; never waits."""
     def wait(self, timeout: float | None = None) -> list[Delta]:
@@ -252,6 +266,7 @@ class Subscription:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
         """As `Engine.submit`, with the news of this handle announced here."""
     def close(self) -> None: ...
@@ -315,6 +330,10 @@ class ChatFormat:
         """
     def after_thinking(self, prompt: str, structured: StructuredOutput) -> StructuredOutput:
         """The same output, starting after the reasoning block where the model thinks."""
+    def thinking_budget(self, prompt: str, tokens: int) -> ThinkingBudget | None:
+        """A bound on the reasoning block of an output: after `tokens` of it the closing marker follows, whatever the
+        model would have written. None where the model does not think.
+        """
 
 @final
 class EngineStats:
@@ -349,6 +368,9 @@ class EngineStats:
     @property
     def accepted_tokens(self) -> int:
         """Those of them that were chosen."""
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens appended without a step, because a grammar or a thinking budget left no other."""
 
 @final
 class ModelInfo:
@@ -417,8 +439,12 @@ class Engine:
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
-        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first."""
+        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first.
+
+        Requests of one `tenant` wait for each other; tenants share the engine evenly.
+        """
     def subscribe(self) -> Subscription: ...
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
@@ -453,7 +479,14 @@ class Embedder:
         self, inputs: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
     ) -> tuple[list[bytes], list[int]]:
         """Vectors as little-endian f32, and the tokens of each text. Waits; the GIL is free meanwhile."""
+    def score(
+        self, query: str, documents: Sequence[str], *, max_tokens_per_doc: int | None = None
+    ) -> tuple[list[float], list[int]]:
+        """How well each document answers the query, and the tokens read for it. For cross-encoders; waits."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def makes_scores(self) -> bool:
+        """A cross-encoder, which has `score` and no `embed`."""
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -486,5 +519,11 @@ def probe_device(
     """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
     bytes of the device's own memory."""
 
+def automatic_kv_memory(weights: int) -> int:
+    """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
+
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""
+
+def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
+    """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""

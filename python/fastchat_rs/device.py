@@ -4,6 +4,7 @@ of the wheels that `fastchat-rs[cuda]` brings. The engine opens them, when a CUD
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypedDict
 
 from fastchat_rs._engine import check_kernels, probe_device
 from fastchat_rs.config import check_device
@@ -19,13 +20,24 @@ def cuda_libraries() -> list[str]:
     return [str(folder) for root in roots for part in _FOLDERS if (folder := Path(root) / part).is_dir()]
 
 
+class Placement(TypedDict):
+    """Where a model is loaded, in the words of `Engine` and `Embedder`."""
+
+    device: str
+    cuda_libraries: list[str]
+
+
+def placement(device: str) -> Placement:
+    """Of a device that exists somewhere."""
+    check_device(device)
+    return {"device": device, "cuda_libraries": cuda_libraries()}
+
+
 def kernel_findings(device: str) -> tuple[str, list[tuple[str, float, float, str | None]]]:
     """The name of a device's kernels, and (operation, difference, bound, error) of each against the CPU's default."""
-    check_device(device)
-    return check_kernels(device, cuda_libraries=cuda_libraries())
+    return check_kernels(**placement(device))
 
 
 def probe(device: str) -> tuple[str, float, float, tuple[int, int] | None]:
     """The name of a device's kernels, bytes a second, operations a second, and (free, all) bytes of its own memory."""
-    check_device(device)
-    return probe_device(device, cuda_libraries=cuda_libraries())
+    return probe_device(**placement(device))

@@ -28,9 +28,10 @@ from fastchat_rs._engine import (
     __version__,
     inspect,
     is_encoder,
+    machine_limits,
 )
-from fastchat_rs.config import check_device, parse_bytes
-from fastchat_rs.device import cuda_libraries
+from fastchat_rs.config import parse_bytes
+from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -60,6 +61,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "inspect_model",
+    "machine_limits",
 ]
 
 Prompt = str | Sequence[int]
@@ -114,7 +116,6 @@ class LLM:
         threads: int | None = None,
         chat_template: str | None = None,
     ) -> None:
-        check_device(device)
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
             raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
@@ -131,8 +132,7 @@ class LLM:
         if is_encoder(path):
             self._encoder = Embedder(
                 path,
-                device=device,
-                cuda_libraries=cuda_libraries(),
+                **placement(device),
                 max_model_len=max_model_len,
                 threads=threads,
                 skip_tokenizer_init=skip_tokenizer_init,
@@ -140,8 +140,7 @@ class LLM:
             return
         self._decoder = Engine(
             path,
-            device=device,
-            cuda_libraries=cuda_libraries(),
+            **placement(device),
             max_model_len=max_model_len,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.

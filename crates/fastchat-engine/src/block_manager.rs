@@ -136,6 +136,15 @@ impl BlockManager {
         }
     }
 
+    /// Lets nobody find the contents of these blocks any more.
+    pub fn forget(&mut self, table: &[u32]) {
+        for &id in table {
+            if let Some(hash) = self.blocks[id as usize].hash.take() {
+                self.cached.remove(&hash);
+            }
+        }
+    }
+
     /// Checks the books against the tables of all owners. For tests; linear in everything.
     ///
     /// # Errors

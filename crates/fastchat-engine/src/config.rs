@@ -98,6 +98,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Requests share cached prefixes only with those of the same salt.
     pub cache_salt: Option<String>,
-    /// Less is served earlier; each level is worth 64 arrivals.
+    /// Less is served earlier among the requests of a tenant; each level is worth 64 arrivals.
     pub priority: i32,
+    /// Tenants share the engine evenly, however much each asks for; requests without one are one tenant.
+    pub tenant: Option<String>,
 }

@@ -25,7 +25,7 @@ use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig, Submission};
 use crate::slot::{Slot, SlotOwner};
-use crate::text::{ChatFormat, GrammarCompiler, GrammarSpec, TextError, Tokenizer};
+use crate::text::{ChatFormat, GrammarCompiler, GrammarSpec, TextError, Thinking, Tokenizer};
 use crate::worker::{Book, Command, Job, Queued, Worker};
 
 /// One loaded model with its own thread.
@@ -40,7 +40,7 @@ pub struct Engine {
 pub(crate) struct Front {
     commands: Sender<Command>,
     tokenizer: Option<Arc<Tokenizer>>,
-    /// Built for the first constrained request: its trie takes some hundred milliseconds for a large vocabulary.
+    /// Built beside the engine's start: its trie takes some hundred milliseconds for a large vocabulary.
     grammars: OnceLock<Result<GrammarCompiler, TextError>>,
     info: ModelInfo,
     stats: Arc<Mutex<EngineStats>>,
@@ -97,12 +97,19 @@ impl Engine {
             max_queue: config.max_queue,
             speculation: config.speculation,
         };
-        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::new(config.threads) };
+        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::new(&config) };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
             .spawn(move || worker.run())
             .map_err(|error| EngineError::Internal(format!("the engine thread did not start: {error}")))?;
-        Ok(Self { front: Arc::new(front), thread: Mutex::new(Some(thread)) })
+        let front = Arc::new(front);
+        if front.tokenizer.is_some() {
+            let front = front.clone();
+            // Without a thread the first constrained request builds it.
+            let warm_up = move || front.tokenizer.as_ref().map(|tokenizer| front.compiler(tokenizer).is_ok());
+            let _ = std::thread::Builder::new().name("fastchat-warm-up".to_owned()).spawn(warm_up);
+        }
+        Ok(Self { front, thread: Mutex::new(Some(thread)) })
     }
 
     /// Tokenises and checks on the calling thread, then hands over.
@@ -205,7 +212,7 @@ fn no_tokenizer(param: &str) -> EngineError {
 
 impl Front {
     pub fn submit(&self, request: Request, doorbell: Option<Arc<Doorbell>>) -> Result<RequestHandle, EngineError> {
-        let Request { prompt, params, cache_salt, priority } = request;
+        let Request { prompt, params, cache_salt, priority, tenant } = request;
         let (vocab, limit) = (self.info.vocab_size, self.info.max_model_len);
         params.validate(vocab)?;
         if self.tokenizer.is_none() && !params.stop.is_empty() {
@@ -230,6 +237,11 @@ impl Front {
             Some(spec) => self.constraints(spec, params.n)?,
             None => Vec::new(),
         };
+        let thinking = match (&params.thinking, &self.tokenizer) {
+            (Some(budget), Some(tokenizer)) => Some(Thinking::new(budget.clone(), tokenizer)?),
+            (Some(_), None) => return Err(no_tokenizer("thinking_budget")),
+            (None, _) => None,
+        };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
@@ -241,6 +253,7 @@ impl Front {
                 max_tokens: params.max_tokens.map_or(usize::MAX, |tokens| tokens as usize),
                 priority,
                 cache_salt,
+                tenant,
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
                 drafts: self.speculation && !params.has_history() && constraints.is_empty(),
                 prompt,
@@ -252,6 +265,7 @@ impl Front {
                 prompt: shared,
                 eos: self.info.eos_token_ids.as_slice().into(),
                 params: Arc::new(params),
+                thinking,
             },
             queued,
         };
@@ -262,17 +276,20 @@ impl Front {
 
     /// One constraint per choice, compiled and forked here so that the engine's thread does neither.
     fn constraints(&self, spec: &GrammarSpec, n: u32) -> Result<Vec<Constraint>, EngineError> {
-        let tokenizer = self.tokenizer.as_deref().ok_or_else(|| no_tokenizer("structured"))?;
-        let compiler = self.grammars.get_or_init(|| {
-            let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
-            GrammarCompiler::new(tokenizer, &ends.collect::<Vec<_>>())
-        });
-        let first = compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("structured"))?;
+        let first = self.compiler(tokenizer).as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
         let first = first.and_then(Constraint::new);
         let first = first.map_err(|error| EngineError::invalid("structured", error.to_string()))?;
         let mut all: Vec<Constraint> = (1..n).map(|_| first.fork()).collect();
         all.push(first);
         Ok(all)
+    }
+
+    fn compiler(&self, tokenizer: &Arc<Tokenizer>) -> &Result<GrammarCompiler, TextError> {
+        self.grammars.get_or_init(|| {
+            let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
+            GrammarCompiler::forcing(tokenizer, &ends.collect::<Vec<_>>())
+        })
     }
 
     fn token_ids(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {

@@ -35,6 +35,8 @@ pub struct EngineStats {
     pub draft_tokens: u64,
     /// Those that were chosen.
     pub accepted_tokens: u64,
+    /// Tokens appended without a step, because nothing else could follow.
+    pub forced_tokens: u64,
 }
 
 /// What was loaded; constant for the life of the engine.

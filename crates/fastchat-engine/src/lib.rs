@@ -2,7 +2,6 @@
 //! Knows nothing of HTTP.
 
 pub mod block_manager;
-mod ceiling;
 mod choice;
 mod config;
 mod constraint;
@@ -13,9 +12,11 @@ mod embedding;
 mod embedding_worker;
 mod engine;
 mod error;
+mod fairness;
 mod handle;
 mod info;
 mod memory;
+mod pace;
 mod params;
 mod prompt_logprobs;
 pub mod rng;
@@ -41,7 +42,7 @@ pub use error::EngineError;
 pub use fastchat_kernels::DeviceChoice;
 pub use handle::{RequestHandle, Subscription};
 pub use info::{EngineStats, ModelInfo};
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, automatic_kv_memory};
 pub use params::SamplingParams;
 pub use sampler::TokenLogprobs;
 pub use sequence::FinishReason;

@@ -50,7 +50,7 @@ impl MemoryPlan {
         let available = own.map_or_else(available_bytes, |memory| Some(memory.free));
         let automatic = match own {
             Some(memory) => memory.free.saturating_sub(memory.total / SPARE),
-            None => MOST.min(available.map_or(MOST, |bytes| bytes / SHARE)),
+            None => share(available),
         };
         let budget = config.kv_memory.unwrap_or(automatic);
         let mut num_state_slots = None;
@@ -109,6 +109,15 @@ fn left_on_device(
     logits.narrow(0, 0, 1).and_then(|row| row.to_device(&candle_core::Device::Cpu)).map_err(ModelError::Kernel)?;
     drop((logits, cache));
     Ok(kernels.memory())
+}
+
+/// What caches get when nothing is said: `budget` of several models that are not loaded yet, `weights` bytes of them.
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    share(available_bytes().map(|bytes| bytes.saturating_sub(weights))).max(1)
+}
+
+fn share(available: Option<u64>) -> u64 {
+    MOST.min(available.map_or(MOST, |bytes| bytes / SHARE))
 }
 
 /// Free memory of the machine or, if less, of the control group.

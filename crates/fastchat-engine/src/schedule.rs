@@ -36,6 +36,8 @@ pub struct Submission {
     pub priority: i32,
     /// Requests share prefixes only with those of the same salt.
     pub cache_salt: Option<String>,
+    /// Tenants share the engine evenly, however much each asks for; requests without one are one tenant.
+    pub tenant: Option<String>,
     /// Logits of every prompt position are wanted (of choice 0).
     pub wants_prompt_logits: bool,
     /// Its tokens depend on nothing but the rows of logits, so that drafts can be checked by sampling row after row.

@@ -6,6 +6,7 @@ use std::fmt;
 use fastchat_kernels::BLOCK_SIZE;
 
 use crate::block_manager::hash_block;
+use crate::fairness::LineId;
 use crate::speculation::Drafter;
 
 /// Key of a sequence, never used twice.
@@ -18,8 +19,8 @@ impl fmt::Display for SequenceId {
     }
 }
 
-/// Order of service, least first. It never changes, so the least of all live sequences is never preempted for another
-/// and every sequence becomes the least in the end.
+/// Order of service within a line, least first. It never changes, so the least of a line is the last of it to be
+/// preempted, and every sequence becomes the least in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     /// Number of arrivals before this one, plus the head start its priority gives or takes.
@@ -69,6 +70,8 @@ pub struct SequenceState {
 pub struct Sequence {
     /// Key and order of service.
     pub rank: Rank,
+    /// The line it stands in.
+    pub line: LineId,
     /// Request it belongs to, as the submitter numbers them.
     pub request: u64,
     /// Choice of that request.

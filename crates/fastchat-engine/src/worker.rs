@@ -6,24 +6,30 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
 use fastchat_kernels::Fault;
 use parking_lot::Mutex;
 
 use crate::choice::{Choice, ChoiceSeed};
+use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
 use crate::device::StepError;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
+use crate::pace::Pace;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
 use crate::sampler::{Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{Refusal, ScheduledBatch, Scheduler, Submission};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
-use crate::text::Tokenizer;
+use crate::text::{Thinking, Tokenizer};
+
+/// Most tokens appended at once without a step: other requests wait meanwhile.
+const MAX_FORCED: usize = 64;
 
 /// What callers ask of the engine thread.
 #[derive(Debug)]
@@ -95,6 +101,9 @@ pub(crate) struct Book {
     sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
     counters: EngineStats,
+    pace: Pace,
+    /// Whether tokens that are no matter of choice are appended without a step.
+    forces: bool,
     /// Whether the kernels leave a core to others; otherwise a thread for masks would only stop one of theirs.
     spare_core: bool,
 }
@@ -193,7 +202,11 @@ impl Worker {
     /// # Errors
     /// When the device is lost.
     fn step(&mut self) -> Result<(), EngineError> {
+        if let Some(tokens) = self.book.pace.tokens() {
+            self.scheduler.share(tokens);
+        }
         let batch = self.scheduler.schedule();
+        let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
         let Self { runner, scheduler, book, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
@@ -203,9 +216,13 @@ impl Worker {
         self.book.counters.steps += 1;
         let error = match computed {
             Ok(Ok(sampled)) => {
+                let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
+                self.book.pace.observe(tokens, began.elapsed());
                 self.scheduler.commit(&batch);
                 for sampled in sampled {
+                    let id = sampled.id;
                     self.deliver(sampled);
+                    self.append_forced(id);
                 }
                 return Ok(());
             }
@@ -220,6 +237,16 @@ impl Worker {
             self.end_request(sequence.request, FinishReason::Error, &error);
         }
         Ok(())
+    }
+
+    /// Appends the tokens that have to follow; the next step computes them all at once.
+    fn append_forced(&mut self, id: SequenceId) {
+        for _ in 0..MAX_FORCED {
+            let choice = self.book.choices.get_mut(&id).filter(|_| self.book.forces);
+            let Some(token) = choice.and_then(Choice::forced) else { return };
+            self.book.counters.forced_tokens += 1;
+            self.deliver(Sampled { id, token: Ok(token), logprobs: None, drafted: false });
+        }
     }
 
     /// Gives one sampled token to its choice, its reader and the scheduler.
@@ -312,10 +339,11 @@ impl Active {
 }
 
 impl Book {
-    /// Empty, for kernels on `threads` threads (`None`: on every core there is).
-    pub fn new(threads: Option<usize>) -> Self {
+    /// Empty, for an engine configured so (threads `None`: on every core there is).
+    pub fn new(config: &EngineConfig) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { spare_core: threads.is_some_and(|threads| threads < cores), ..Self::default() }
+        let spare_core = config.threads.is_some_and(|threads| threads < cores);
+        Self { spare_core, forces: config.speculation, ..Self::default() }
     }
 
     /// Notes which requests have their first step.
@@ -373,7 +401,12 @@ impl Book {
             let first = all.len() - 1 - scheduled.draft.len();
             let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
             for (ahead, row) in all.skip(first).enumerate() {
-                let token = match choice.constraint.as_mut().map(Constraint::mask).transpose() {
+                let closing = choice.thinking.as_ref().and_then(Thinking::forced).map(only);
+                let mask = match &closing {
+                    Some(only) => Ok(Some(only.as_slice())),
+                    None => choice.constraint.as_mut().map(Constraint::mask).transpose(),
+                };
+                let token = match mask {
                     Ok(allowed) => {
                         let chosen = self.sampler.sample(row, &choice.sampler, (position + ahead) as u64, allowed);
                         chosen.map_err(|error| EngineError::Internal(error.to_string()))
@@ -391,6 +424,13 @@ impl Book {
         }
         sampled
     }
+}
+
+/// The mask that leaves one token.
+fn only(token: u32) -> Vec<u32> {
+    let mut words = vec![0; token as usize / 32 + 1];
+    words[token as usize / 32] = 1 << (token % 32);
+    words
 }
 
 /// The message of a panic.

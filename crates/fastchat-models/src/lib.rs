@@ -24,7 +24,7 @@ mod weights;
 pub use cache::Cache;
 pub use checkpoint::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub use decoder::Decoder;
-pub use encoder::Encoder;
+pub use encoder::{Encoder, Pair};
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
 pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};

@@ -17,7 +17,13 @@ pub enum Slot {
     Positions,
     /// Row added to every token: the type of a text that stands alone.
     TokenType,
+    /// The same for the second text of a pair.
+    SecondType,
     EmbedNorm,
+    /// First row to the row that is scored.
+    ScoreDense,
+    /// To the score.
+    ScoreOut,
     PreAttn,
     PostAttn,
     PreMlp,

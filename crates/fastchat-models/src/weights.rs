@@ -102,7 +102,8 @@ impl<'a> Weights<'a> {
     }
 
     fn name(&self, slot: Slot, pattern: &str, at: At) -> String {
-        let root = if slot == Slot::Head { self.root.1 } else { self.root.0 };
+        let root =
+            if matches!(slot, Slot::Head | Slot::ScoreDense | Slot::ScoreOut) { self.root.1 } else { self.root.0 };
         let name = pattern.replace("{l}", &at.layer.to_string()).replace("{e}", &at.part.to_string());
         format!("{root}{name}")
     }

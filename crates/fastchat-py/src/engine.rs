@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use fastchat_engine::{
     DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Request, Subscription, open_device,
 };
+use fastchat_kernels::Kernels;
+use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
 
 use crate::chat::PyChatFormat;
@@ -50,9 +52,10 @@ fn request(
     add_special_tokens: bool,
     cache_salt: Option<String>,
     priority: i32,
+    tenant: Option<String>,
 ) -> Request {
     let prompt = prompt.into_engine(add_special_tokens);
-    Request { prompt, params: params.to_engine(), cache_salt, priority }
+    Request { prompt, params: params.to_engine(), cache_salt, priority, tenant }
 }
 
 #[pymethods]
@@ -110,7 +113,7 @@ impl PyEngine {
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -119,8 +122,9 @@ impl PyEngine {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
@@ -174,7 +178,7 @@ impl PySubscription {
         self.0.ready()
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -183,14 +187,21 @@ impl PySubscription {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
     fn close(&self) {
         self.0.close();
     }
+}
+
+/// The budget for caches, when nothing is said and several models share it, `weights` bytes of which are not loaded yet.
+#[pyfunction]
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    fastchat_engine::automatic_kv_memory(weights)
 }
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
@@ -200,5 +211,16 @@ pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
         let inspection =
             fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}
+
+/// Bytes read and 8-bit operations a second of this machine on `threads` threads, and the name of the kernels.
+#[pyfunction]
+#[pyo3(signature = (threads=None))]
+pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, String) {
+    py.detach(|| {
+        let kernels = CpuKernels::new(threads);
+        let limits = kernels.limits();
+        (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
     })
 }

@@ -21,6 +21,7 @@ pub struct PyEngineStats {
     preemptions: u64,
     draft_tokens: u64,
     accepted_tokens: u64,
+    forced_tokens: u64,
 }
 
 /// What was loaded.
@@ -56,6 +57,7 @@ impl From<EngineStats> for PyEngineStats {
             preemptions: stats.preemptions,
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
+            forced_tokens: stats.forced_tokens,
         }
     }
 }

@@ -16,13 +16,13 @@ mod _engine {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput};
+    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput, PyThinkingBudget};
     #[pymodule_export]
     use crate::device::{check_kernels, probe_device};
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, inspect};
+    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, inspect, machine_limits};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,

@@ -83,6 +83,15 @@ impl Tokenizer {
         }
     }
 
+    /// Two texts framed as one, and where the second begins: the first token of a type of its own, or, where types are
+    /// alike, the end. `most` cuts the second text. None without a frame for pairs.
+    pub fn encode_pair(&self, a: &str, b: &str, most: Option<usize>) -> Result<Option<(Vec<u32>, usize)>, TextError> {
+        match &self.encoder {
+            Encoder::Json(tokenizer) => tokenizer.encode_pair(a, b, most),
+            Encoder::Gguf(_) => Ok(None),
+        }
+    }
+
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves control tokens out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
