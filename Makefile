@@ -72,7 +72,7 @@ lint: $(VENV)/dev $(VENV)/built
 	$(BIN)/python -m mypy.stubtest fastchat_rs._engine --allowlist tests/stubtest-allow.txt
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
 
-test: lint check-cuda models test-rust test-python
+test: lint lint-cuda check-cuda models test-rust test-python
 
 test-rust:
 	$(CARGO) test --release --locked

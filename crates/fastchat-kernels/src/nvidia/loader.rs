@@ -1,6 +1,7 @@
 //! Finds NVIDIA's libraries at run time and points the trampolines of `build/trampolines.rs` at them. All or nothing:
 //! until every library is there, each of their functions returns an error and none crashes.
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -97,7 +98,9 @@ fn open(wanted: &Wanted, folders: &[PathBuf]) -> Result<Library, String> {
         match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_LOCAL) } {
             Ok(library) => return Ok(library),
             // A file that is there and does not load says more than one that is not.
-            Err(error) if place.is_file() => problem = Some(format!("{}: {error}", place.display())),
+            Err(error) if place.is_file() => {
+                problem = Some(error.source().map_or_else(|| error.to_string(), ToString::to_string))
+            }
             Err(_) => {}
         }
     }
