@@ -87,7 +87,8 @@ clients: dev models
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-clients/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(VENV)-clients/bin/python -m pip install --quiet --group clients --group dev
-	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients
+	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 bench: dev models
 	$(BIN)/python benches/compare.py
