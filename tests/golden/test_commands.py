@@ -68,12 +68,12 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True), report
     names = [check["name"] for check in report["checks"]]
-    assert names == ["files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
+    assert names == ["machine", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(demo_model.read_bytes()[:1_000_000])
     done = command("doctor", str(broken))
     assert done.returncode == 1
-    assert done.stdout.startswith("FAIL files: ")
+    assert "\nFAIL files: " in done.stdout
     assert "broken.gguf" in done.stdout
 
 

@@ -4,6 +4,7 @@ use candle_core::DType;
 use fastchat_models::Quantize;
 
 use crate::error::EngineError;
+use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
@@ -87,6 +88,13 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Segments with places for pictures, and the pictures in the order of their places.
+    Media {
+        /// What is between the pictures.
+        segments: Vec<Segment>,
+        /// The pictures.
+        images: Vec<ImageInput>,
+    },
 }
 
 /// One request.
@@ -98,6 +106,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Requests share cached prefixes only with those of the same salt.
     pub cache_salt: Option<String>,
-    /// Less is served earlier; each level is worth 64 arrivals.
+    /// Less is served earlier among the requests of a tenant; each level is worth 64 arrivals.
     pub priority: i32,
+    /// Tenants share the engine evenly, however much each asks for; requests without one are one tenant.
+    pub tenant: Option<String>,
 }

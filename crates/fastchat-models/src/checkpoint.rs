@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::description::Description;
 use crate::encoder_spec::{EncoderDescription, Pooling};
+use crate::vision::VisionDescription;
 use crate::weights::TensorMap;
 
 /// A checkpoint, described and mapped.
@@ -17,6 +18,8 @@ pub(crate) struct Checkpoint {
     /// Name of the family in the format's words.
     pub family: String,
     pub description: Description,
+    /// The tower of a model that takes pictures.
+    pub vision: Option<VisionDescription>,
     pub tensors: TensorMap,
     pub text: TextSide,
 }

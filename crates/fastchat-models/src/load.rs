@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
 use crate::quantize::Quantize;
+use crate::vision::VisionTower;
 use crate::weights::TensorMap;
 use crate::{Decoder, Encoder, ModelError, gguf, hf};
 
@@ -25,6 +26,8 @@ pub struct LoadOptions {
 pub struct LoadedModel {
     /// The decoder, weights packed.
     pub decoder: Decoder,
+    /// The tower of a model that takes pictures.
+    pub vision: Option<VisionTower>,
     /// `None` when a folder has no tokenizer.
     pub tokenizer: Option<TokenizerSource>,
     /// Jinja source.
@@ -45,12 +48,17 @@ pub struct LoadedModel {
 /// What is missing, left over, malformed or not supported, in one line.
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let checkpoint = open(path, options)?;
-    let fingerprint =
-        fingerprint(&(&checkpoint.description.spec, options.quantize.map(Quantize::name)), &checkpoint.tensors)?;
-    let Checkpoint { description, tensors, text, .. } = checkpoint;
+    let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
+    let fingerprint = match &checkpoint.vision {
+        Some(vision) => fingerprint(&(spec, &vision.spec, quantize), &checkpoint.tensors)?,
+        None => fingerprint(&(spec, quantize), &checkpoint.tensors)?,
+    };
+    let Checkpoint { description, vision, tensors, text, .. } = checkpoint;
+    let vision = vision.map(|vision| VisionTower::new(vision, &tensors, kernels.clone())).transpose()?;
     let decoder = Decoder::new(description, &tensors, kernels, options)?;
     Ok(LoadedModel {
         decoder,
+        vision,
         tokenizer: text.tokenizer,
         chat_template: text.chat_template,
         generation: text.generation,

@@ -90,6 +90,8 @@ impl Slots {
             Mixer::Attention(attention) => self.attention(attention),
             Mixer::Mla(mla) => self.mla(mla),
             Mixer::GatedDeltaNet(delta) => self.delta(delta),
+            // Such models have a tower too, whose slots are not here either.
+            Mixer::Cross(_) => {}
         }
         match &layer.mlp {
             Mlp::Gated(dense) => self.gated([Slot::Gate, Slot::Up, Slot::Down], 1, *dense),

@@ -119,8 +119,10 @@ impl<'a> Weights<'a> {
     }
 
     fn name(&self, slot: Slot, pattern: &str, at: At) -> String {
-        let root = if slot == Slot::Head { self.root.1 } else { self.root.0 };
+        let root = if slot.beside_the_body() { self.root.1 } else { self.root.0 };
+        let stack = self.names.stacks.get(at.part).copied().unwrap_or_default();
         let name = pattern.replace("{l}", &at.layer.to_string()).replace("{e}", &at.part.to_string());
+        let name = name.replace("{s}", stack);
         format!("{root}{name}")
     }
 
@@ -205,13 +207,30 @@ impl<'a> Weights<'a> {
 
     /// Every stored tensor must have been used or be known to be harmless, and a kind asked for have had a use.
     pub fn finish(&self) -> Result<(), ModelError> {
-        if let Some(quantize) = self.quantize.filter(|_| !self.rounded.get()) {
-            let limit = "no matrix of this model is stored as floats in rows of whole blocks";
-            return Err(ModelError::request("quantize", quantize.name(), limit));
+        self.check_rounded()?;
+        self.finish_among(|_| true)
+    }
+
+    /// As `finish`, for the tensors under this layout's prefixes: others belong to another part of the model.
+    pub fn finish_within_roots(&self) -> Result<(), ModelError> {
+        self.check_rounded()?;
+        self.finish_among(|name| [self.root.0, self.root.1].iter().any(|root| name.starts_with(root)))
+    }
+
+    fn check_rounded(&self) -> Result<(), ModelError> {
+        match self.quantize.filter(|_| !self.rounded.get()) {
+            None => Ok(()),
+            Some(quantize) => {
+                let limit = "no matrix of this model is stored as floats in rows of whole blocks";
+                Err(ModelError::request("quantize", quantize.name(), limit))
+            }
         }
+    }
+
+    fn finish_among(&self, ours: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let used = self.used.borrow();
         let ignored = |name: &str| self.names.ignored.iter().any(|part| name.contains(part.as_str()));
-        let left = || self.map.tensors.iter().filter(|(name, _)| !used.contains(*name) && !ignored(name));
+        let left = || self.map.tensors.iter().filter(|(name, _)| ours(name) && !used.contains(*name) && !ignored(name));
         match left().next() {
             None => Ok(()),
             Some((name, stored)) => {
@@ -238,6 +257,10 @@ impl Stored {
             if shape.is_empty() || part >= stack {
                 return Err(format!("has shape {:?}, expected a stack of more than {part} matrices", self.shape));
             }
+        }
+        if steps.contains(&Step::Flatten) && shape.len() > 2 {
+            let cols = shape[1..].iter().try_fold(1usize, |all, &size| all.checked_mul(size)).ok_or("is too large")?;
+            shape = vec![shape[0], cols];
         }
         if shape.len() > 2 {
             let last = shape.len() - 1;

@@ -4,12 +4,15 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription};
+use fastchat_kernels::Kernels;
+use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
 
 use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
 /// One loaded model with its own thread.
@@ -20,11 +23,12 @@ pub struct PyEngine(Engine);
 #[pyclass(name = "Subscription", module = "fastchat_rs._engine", frozen)]
 pub struct PySubscription(Subscription);
 
-/// A text, or token ids.
+/// A text, token ids, or a prompt with pictures.
 #[derive(FromPyObject)]
 pub enum PyPrompt {
     Text(String),
     Tokens(Vec<u32>),
+    Media(PyMediaPrompt),
 }
 
 impl PyPrompt {
@@ -32,6 +36,7 @@ impl PyPrompt {
         match self {
             Self::Text(text) => Prompt::Text { text, add_special_tokens },
             Self::Tokens(ids) => Prompt::Tokens(ids),
+            Self::Media(prompt) => prompt.into_engine(),
         }
     }
 }
@@ -43,9 +48,10 @@ fn request(
     add_special_tokens: bool,
     cache_salt: Option<String>,
     priority: i32,
+    tenant: Option<String>,
 ) -> Request {
     let prompt = prompt.into_engine(add_special_tokens);
-    Request { prompt, params: params.to_engine(), cache_salt, priority }
+    Request { prompt, params: params.to_engine(), cache_salt, priority, tenant }
 }
 
 #[pymethods]
@@ -98,7 +104,7 @@ impl PyEngine {
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -107,8 +113,9 @@ impl PyEngine {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
@@ -132,6 +139,10 @@ impl PyEngine {
 
     fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
         self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn fence(&self, text: &str, mark: &str) -> PyResult<String> {
+        self.0.fence(text, mark).map_err(|error| to_py(&error))
     }
 
     fn chat_format(&self, chat_template: &str) -> PyResult<PyChatFormat> {
@@ -162,7 +173,7 @@ impl PySubscription {
         self.0.ready()
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -171,8 +182,9 @@ impl PySubscription {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
@@ -184,6 +196,12 @@ impl PySubscription {
 /// A kind to round weights to, by name.
 pub fn kind(name: &str) -> PyResult<Quantize> {
     name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
+}
+
+/// The budget for caches, when nothing is said and several models share it, `weights` bytes of which are not loaded yet.
+#[pyfunction]
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    fastchat_engine::automatic_kv_memory(weights)
 }
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
@@ -205,5 +223,16 @@ pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> Py
         let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
             .map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}
+
+/// Bytes read and 8-bit operations a second of this machine on `threads` threads, and the name of the kernels.
+#[pyfunction]
+#[pyo3(signature = (threads=None))]
+pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, String) {
+    py.detach(|| {
+        let kernels = CpuKernels::new(threads);
+        let limits = kernels.limits();
+        (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
     })
 }

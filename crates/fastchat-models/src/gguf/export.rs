@@ -139,7 +139,7 @@ fn names(path: &Path, arch: &str, spec: &DecoderSpec) -> TensorMap {
                 in_layer(arch == "phi3", "attn_qkv.weight");
             }
             Mixer::Mla(_) => in_layer(true, "attn_k_b.weight"),
-            Mixer::GatedDeltaNet(_) => {}
+            Mixer::GatedDeltaNet(_) | Mixer::Cross(_) => {}
         }
         match &layer.mlp {
             Mlp::Gated(dense) | Mlp::Plain(dense) => {

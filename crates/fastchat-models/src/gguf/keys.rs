@@ -62,7 +62,7 @@ fn mixers(k: &mut Keys, spec: &DecoderSpec, pattern: bool) {
     for layer in &spec.layers {
         match &layer.mixer {
             Mixer::Attention(a) => attention.push(a),
-            Mixer::Mla(_) | Mixer::GatedDeltaNet(_) => {}
+            Mixer::Mla(_) | Mixer::GatedDeltaNet(_) | Mixer::Cross(_) => {}
         }
     }
     let first = spec.layers.iter().map(|layer| &layer.mixer);

@@ -99,7 +99,7 @@ pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoi
     let description = describe(&meta)?;
     let text = vocab::read(&meta, description.spec.vocab_size)?;
     let family = meta.arch.to_owned();
-    Ok(Checkpoint { format: "gguf", family, description, tensors: header.tensors, text })
+    Ok(Checkpoint { format: "gguf", family, vision: None, description, tensors: header.tensors, text })
 }
 
 /// The metadata of a file as stored, without what is said of its kinds and its parts.

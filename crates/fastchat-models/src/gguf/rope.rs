@@ -26,6 +26,7 @@ fn table(theta: f32, dim: usize, layout: RopeLayout, scaling: &Scaling) -> RopeS
     RopeSpec {
         kind: scaling.kind(),
         layout,
+        axes: Vec::new(),
         inv_freq: frequencies(theta, dim, scaling),
         attention_factor: scaling.attention_factor(),
         theta,
