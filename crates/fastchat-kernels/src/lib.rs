@@ -6,6 +6,10 @@
 mod batch;
 mod cache;
 pub mod cpu;
+#[cfg(emulated)]
+pub mod cuda;
+#[cfg(feature = "cuda-emulator")]
+mod emulated;
 mod linear;
 mod mapped;
 mod ops;
@@ -14,6 +18,8 @@ mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
+#[cfg(feature = "cuda-emulator")]
+pub use emulated::{Emulated, emulated};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{
