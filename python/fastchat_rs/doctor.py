@@ -9,7 +9,7 @@ import numpy as np
 
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.inspection import memory_lines
-from fastchat_rs.llm import LLM, EngineError, SamplingParams, inspect_model
+from fastchat_rs.llm import LLM, EngineError, SamplingParams, inspect_model, machine_limits
 
 _TEXT = "The quick brown fox jumps over 13 lazy dogs. Größe: 数学, наука 🙂\n\tif x >= 2: return"
 
@@ -29,8 +29,8 @@ class Check:
 
 def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
     """Runs all checks that the model allows."""
-    checks = [_check("files", lambda: _files(model))]
-    if not checks[0].ok:
+    checks = [_check("machine", _machine), _check("files", lambda: _files(model))]
+    if not checks[-1].ok:
         return checks
     loaded: list[LLM] = []
 
@@ -59,6 +59,11 @@ def _check(name: str, work: Callable[[], str]) -> Check:
 
 class _FailedError(Exception):
     """A check that ran and did not like what it saw."""
+
+
+def _machine() -> str:
+    read, int8, kernels = machine_limits()
+    return f"{kernels} reads {read / 1e9:.3g} GB/s and does {int8 / 1e9:.3g} billion 8-bit operations a second"
 
 
 def _files(model: str) -> str:

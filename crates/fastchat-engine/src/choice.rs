@@ -8,7 +8,7 @@ use crate::params::SamplingParams;
 use crate::rng::choice_seed;
 use crate::sampler::ChoiceSampler;
 use crate::sequence::FinishReason;
-use crate::text::{Detokenizer, StopMatcher, TextError, Tokenizer};
+use crate::text::{Detokenizer, StopMatcher, TextError, Thinking, Tokenizer};
 
 /// Choices of one request have this in common.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct ChoiceSeed {
     pub prompt: Arc<[u32]>,
     /// Tokens that end a text, unless `ignore_eos`.
     pub eos: Arc<[u32]>,
+    pub thinking: Option<Thinking>,
 }
 
 /// One choice.
@@ -29,6 +30,7 @@ pub(crate) struct Choice {
     pub sampler: ChoiceSampler,
     pub completion_tokens: usize,
     pub constraint: Option<Constraint>,
+    pub thinking: Option<Thinking>,
     params: Arc<SamplingParams>,
     eos: Arc<[u32]>,
     detokenizer: Detokenizer,
@@ -37,7 +39,7 @@ pub(crate) struct Choice {
 
 impl Choice {
     pub fn new(request: u64, index: u32, seed: &ChoiceSeed, constraint: Option<Constraint>) -> Self {
-        let ChoiceSeed { params, seed, prompt, eos } = seed;
+        let ChoiceSeed { params, seed, prompt, eos, thinking } = seed;
         // A constrained text that is complete has nothing to go on with.
         let eos = if params.ignore_eos && constraint.is_none() { Arc::default() } else { eos.clone() };
         let ends: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
@@ -47,6 +49,7 @@ impl Choice {
             sampler: ChoiceSampler::new(params.clone(), choice_seed(*seed, index), prompt, ends.into()),
             completion_tokens: 0,
             constraint,
+            thinking: thinking.clone(),
             params: params.clone(),
             eos,
             detokenizer: Detokenizer::continuing(params.skip_special_tokens),
@@ -57,6 +60,16 @@ impl Choice {
     /// How its tokens are chosen.
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// The next token where it is no matter of choice. With log-probabilities it is computed all the same, and its mask
+    /// leaves nothing else.
+    pub fn forced(&mut self) -> Option<u32> {
+        if self.params.logprobs.is_some() {
+            return None;
+        }
+        let closing = self.thinking.as_ref().and_then(Thinking::forced);
+        closing.or_else(|| self.constraint.as_mut().and_then(Constraint::forced))
     }
 
     /// Books the next token; appends to `out` the text that may leave. `last` says that no more tokens fit.
@@ -81,6 +94,9 @@ impl Choice {
             (complete || last).then_some(Finish { reason, stop: None })
         };
         let Some(tokenizer) = tokenizer else { return Ok(finish) };
+        if let Some(thinking) = &mut self.thinking {
+            thinking.push(token, tokenizer.token_bytes(token).unwrap_or_default());
+        }
         let mut piece = String::new();
         // Vocabularies are padded: ids past the tokenizer's have no text. Nor has the token that ends one.
         if (token as usize) < tokenizer.vocab_size() && (!by_token || self.params.include_stop_str_in_output) {

@@ -1,8 +1,10 @@
 //! What the engine is given: its configuration, and requests.
 
 use candle_core::DType;
+use fastchat_models::Quantize;
 
 use crate::error::EngineError;
+use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
@@ -28,6 +30,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -45,6 +49,7 @@ impl Default for EngineConfig {
             speculation: true,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
             num_blocks: None,
         }
     }
@@ -83,6 +88,13 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Segments with places for pictures, and the pictures in the order of their places.
+    Media {
+        /// What is between the pictures.
+        segments: Vec<Segment>,
+        /// The pictures.
+        images: Vec<ImageInput>,
+    },
 }
 
 /// One request.
@@ -94,6 +106,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Requests share cached prefixes only with those of the same salt.
     pub cache_salt: Option<String>,
-    /// Less is served earlier; each level is worth 64 arrivals.
+    /// Less is served earlier among the requests of a tenant; each level is worth 64 arrivals.
     pub priority: i32,
+    /// Tenants share the engine evenly, however much each asks for; requests without one are one tenant.
+    pub tenant: Option<String>,
 }

@@ -36,6 +36,11 @@ impl Constraint {
         mask.as_ref().map(TokenMask::words).map_err(Clone::clone)
     }
 
+    /// The next token where there is no choice of it.
+    pub fn forced(&mut self) -> Option<u32> {
+        self.matcher.forced()
+    }
+
     /// Advances by a token of the mask that does not end the text. Returns whether nothing but the end can follow.
     pub fn accept(&mut self, token: u32) -> Result<bool, TextError> {
         self.mask = None;

@@ -1,5 +1,6 @@
 //! The engine's front: loads a model, starts its thread, checks requests on the caller's thread and hands them over.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::Path;
@@ -10,9 +11,11 @@ use std::thread::JoinHandle;
 
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
+use fastchat_models::vision::VisionSpec;
 use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
 
+use crate::block_manager::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::Constraint;
@@ -20,12 +23,13 @@ use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::handle::{RequestHandle, Subscription};
 use crate::info::{EngineStats, ModelInfo};
+use crate::media::{EncoderQueue, Expanded, Expander};
 use crate::memory::MemoryPlan;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig, Submission};
 use crate::slot::{Slot, SlotOwner};
-use crate::text::{ChatFormat, GrammarCompiler, GrammarSpec, TextError, Tokenizer};
+use crate::text::{ChatFormat, GrammarCompiler, GrammarSpec, TextError, Thinking, Tokenizer};
 use crate::worker::{Book, Command, Job, Queued, Worker};
 
 /// One loaded model with its own thread.
@@ -40,7 +44,7 @@ pub struct Engine {
 pub(crate) struct Front {
     commands: Sender<Command>,
     tokenizer: Option<Arc<Tokenizer>>,
-    /// Built for the first constrained request: its trie takes some hundred milliseconds for a large vocabulary.
+    /// Built beside the engine's start: its trie takes some hundred milliseconds for a large vocabulary.
     grammars: OnceLock<Result<GrammarCompiler, TextError>>,
     info: ModelInfo,
     stats: Arc<Mutex<EngineStats>>,
@@ -48,6 +52,7 @@ pub(crate) struct Front {
     queued: Arc<AtomicUsize>,
     max_queue: usize,
     speculation: bool,
+    vision: Option<VisionSpec>,
 }
 
 impl Engine {
@@ -67,7 +72,7 @@ impl Engine {
     /// As `load`.
     pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len };
+        let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
         let name = kernels.name();
         let model = load(path, kernels, &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
@@ -97,13 +102,31 @@ impl Engine {
             queued: Arc::default(),
             max_queue: config.max_queue,
             speculation: config.speculation,
+            vision: model.vision.as_ref().map(|tower| tower.spec().clone()),
         };
-        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::new(config.threads) };
+        let worker = Worker {
+            runner,
+            tower: model.vision,
+            encoder: EncoderQueue::default(),
+            pictures: HashMap::new(),
+            scheduler,
+            tokenizer,
+            commands,
+            stats,
+            book: Book::new(&config),
+        };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
             .spawn(move || worker.run())
             .map_err(|error| EngineError::Internal(format!("the engine thread did not start: {error}")))?;
-        Ok(Self { front: Arc::new(front), thread: Mutex::new(Some(thread)) })
+        let front = Arc::new(front);
+        if front.tokenizer.is_some() {
+            let front = front.clone();
+            // Without a thread the first constrained request builds it.
+            let warm_up = move || front.tokenizer.as_ref().map(|tokenizer| front.compiler(tokenizer).is_ok());
+            let _ = std::thread::Builder::new().name("fastchat-warm-up".to_owned()).spawn(warm_up);
+        }
+        Ok(Self { front, thread: Mutex::new(Some(thread)) })
     }
 
     /// Tokenises and checks on the calling thread, then hands over.
@@ -165,6 +188,15 @@ impl Engine {
         Ok(self.need_tokenizer("token")?.token_to_id(token))
     }
 
+    /// The text with every name of a control token between two marks: what is between an odd mark and the next was not
+    /// meant as a token.
+    ///
+    /// # Errors
+    /// Without a tokenizer.
+    pub fn fence(&self, text: &str, mark: &str) -> Result<String, EngineError> {
+        Ok(self.need_tokenizer("text")?.fence(text, mark))
+    }
+
     /// What a chat template says of how its model writes reasoning and tool calls.
     ///
     /// # Errors
@@ -206,17 +238,26 @@ fn no_tokenizer(param: &str) -> EngineError {
 
 impl Front {
     pub fn submit(&self, request: Request, doorbell: Option<Arc<Doorbell>>) -> Result<RequestHandle, EngineError> {
-        let Request { prompt, params, cache_salt, priority } = request;
+        let Request { prompt, params, cache_salt, priority, tenant } = request;
         let (vocab, limit) = (self.info.vocab_size, self.info.max_model_len);
         params.validate(vocab)?;
         if self.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(no_tokenizer("stop"));
         }
-        let prompt = self.token_ids(prompt)?;
+        let (prompt, media) = match prompt {
+            Prompt::Media { segments, images } => {
+                let tokenizer = self.tokenizer.as_deref();
+                let expander = Expander { vision: self.vision.as_ref(), tokenizer, limit, vocab };
+                let Expanded { tokens, media } = expander.expand(&segments, &images)?;
+                (tokens, media)
+            }
+            Prompt::Text { text, add_special_tokens } => (self.encode(&text, add_special_tokens)?, None),
+            Prompt::Tokens(ids) => (ids, None),
+        };
         if prompt.is_empty() {
             return Err(EngineError::invalid("prompt", "prompt has 0 tokens; it must have at least 1"));
         }
-        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab).filter(|_| media.is_none()) {
             let message = format!("prompt has token id {id}; it must be below {vocab}, the size of the vocabulary");
             return Err(EngineError::invalid("prompt", message));
         }
@@ -231,6 +272,15 @@ impl Front {
             Some(spec) => self.constraints(spec, params.n)?,
             None => Vec::new(),
         };
+        let thinking = match (&params.thinking, &self.tokenizer) {
+            (Some(budget), Some(tokenizer)) => Some(Thinking::new(budget.clone(), tokenizer)?),
+            (Some(_), None) => return Err(no_tokenizer("thinking_budget")),
+            (None, _) => None,
+        };
+        let hashes: Vec<_> = media.iter().flat_map(|media| &media.images).map(|(hash, _)| *hash).collect();
+        let spans = media.as_ref().map_or_else(Vec::new, |media| media.layout.spans(&hashes));
+        let looks = media.as_ref().is_some_and(|media| !media.layout.markers.is_empty());
+        let surroundings = looks.then(|| hashes.iter().fold(0, |all, &hash| hash_media(all, hash)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
@@ -242,17 +292,22 @@ impl Front {
                 max_tokens: params.max_tokens.map_or(usize::MAX, |tokens| tokens as usize),
                 priority,
                 cache_salt,
+                tenant,
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
                 drafts: self.speculation && !params.has_history() && constraints.is_empty(),
+                spans,
+                surroundings,
                 prompt,
             },
             constraints,
+            media,
             prompt_logprobs: params.prompt_logprobs.map(|k| PromptLogprobsBuilder::new(k, shared.len(), vocab)),
             choices: ChoiceSeed {
                 seed: params.seed.unwrap_or_else(|| RandomState::new().hash_one(id)),
                 prompt: shared,
                 eos: self.info.eos_token_ids.as_slice().into(),
                 params: Arc::new(params),
+                thinking,
             },
             queued,
         };
@@ -263,12 +318,8 @@ impl Front {
 
     /// One constraint per choice, compiled and forked here so that the engine's thread does neither.
     fn constraints(&self, spec: &GrammarSpec, n: u32) -> Result<Vec<Constraint>, EngineError> {
-        let tokenizer = self.tokenizer.as_deref().ok_or_else(|| no_tokenizer("structured"))?;
-        let compiler = self.grammars.get_or_init(|| {
-            let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
-            GrammarCompiler::new(tokenizer, &ends.collect::<Vec<_>>())
-        });
-        let first = compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("structured"))?;
+        let first = self.compiler(tokenizer).as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
         let first = first.and_then(Constraint::new);
         let first = first.map_err(|error| EngineError::invalid("structured", error.to_string()))?;
         let mut all: Vec<Constraint> = (1..n).map(|_| first.fork()).collect();
@@ -276,14 +327,16 @@ impl Front {
         Ok(all)
     }
 
-    fn token_ids(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
-        match prompt {
-            Prompt::Tokens(ids) => Ok(ids),
-            Prompt::Text { text, add_special_tokens } => {
-                let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("prompt"))?;
-                Ok(tokenizer.encode(&text, add_special_tokens, true)?)
-            }
-        }
+    fn compiler(&self, tokenizer: &Arc<Tokenizer>) -> &Result<GrammarCompiler, TextError> {
+        self.grammars.get_or_init(|| {
+            let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
+            GrammarCompiler::forcing(tokenizer, &ends.collect::<Vec<_>>())
+        })
+    }
+
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("prompt"))?;
+        Ok(tokenizer.encode(text, add_special_tokens, true)?)
     }
 
     fn enter_queue(&self) -> Result<Queued, EngineError> {

@@ -43,7 +43,7 @@ impl MemoryPlan {
         let per_sequence = decoder.max_model_len().div_ceil(BLOCK_SIZE);
         let wanted = (per_sequence as u64).saturating_mul(config.max_num_seqs as u64);
         let available = available_bytes();
-        let budget = config.kv_memory.unwrap_or_else(|| MOST.min(available.map_or(MOST, |bytes| bytes / SHARE)));
+        let budget = config.kv_memory.unwrap_or_else(|| share(available));
         let mut num_state_slots = None;
         let mut left = budget;
         if decoder.has_recurrent_state() {
@@ -67,6 +67,15 @@ impl MemoryPlan {
         let bytes = num_blocks as u64 * block + num_state_slots.unwrap_or(0) as u64 * slot;
         Ok(Self { kv_dtype, num_blocks, num_state_slots, bytes, available, max_model_len })
     }
+}
+
+/// What caches get when nothing is said: `budget` of several models that are not loaded yet, `weights` bytes of them.
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    share(available_bytes().map(|bytes| bytes.saturating_sub(weights))).max(1)
+}
+
+fn share(available: Option<u64>) -> u64 {
+    MOST.min(available.map_or(MOST, |bytes| bytes / SHARE))
 }
 
 /// Free memory of the machine or, if less, of the control group.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::error::EngineError;
-use crate::text::GrammarSpec;
+use crate::text::{GrammarSpec, ThinkingBudget};
 
 /// Most choices of one request; servers may ask for less.
 pub const MAX_CHOICES: u32 = 128;
@@ -59,6 +59,8 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// What the text has to be. It ends as soon as it is complete, whatever `min_tokens` and `ignore_eos` say.
     pub structured: Option<Arc<GrammarSpec>>,
+    /// How long the model may think.
+    pub thinking: Option<ThinkingBudget>,
 }
 
 impl Default for SamplingParams {
@@ -84,6 +86,7 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             skip_special_tokens: true,
             structured: None,
+            thinking: None,
         }
     }
 }
@@ -138,7 +141,7 @@ impl SamplingParams {
 
     /// Whether the choice of a token depends on those chosen before it, beside the logits.
     pub fn has_history(&self) -> bool {
-        self.has_penalties() || self.min_tokens > 0
+        self.has_penalties() || self.min_tokens > 0 || self.thinking.is_some()
     }
 
     /// Whether any of the three penalties has an effect.

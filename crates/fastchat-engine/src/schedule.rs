@@ -2,7 +2,7 @@
 
 use fastchat_kernels::StateStep;
 
-use crate::sequence::SequenceId;
+use crate::sequence::{BlockHash, MediaSpan, SequenceId};
 
 /// Limits of the scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,14 @@ pub struct Submission {
     pub priority: i32,
     /// Requests share prefixes only with those of the same salt.
     pub cache_salt: Option<String>,
+    /// Tenants share the engine evenly, however much each asks for; requests without one are one tenant.
+    pub tenant: Option<String>,
     /// Logits of every prompt position are wanted (of choice 0).
     pub wants_prompt_logits: bool,
+    /// Tokens that pictures belong to, in order.
+    pub spans: Vec<MediaSpan>,
+    /// Hash of what every token may depend on beside the tokens: pictures that are looked at.
+    pub surroundings: Option<BlockHash>,
     /// Its tokens depend on nothing but the rows of logits, so that drafts can be checked by sampling row after row.
     pub drafts: bool,
 }

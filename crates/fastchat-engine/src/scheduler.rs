@@ -1,13 +1,15 @@
 //! Who runs in the next step: admits, cuts prompts into chunks, preempts, and keeps the books of blocks and state
 //! slots. A pure state machine over integers; knows no tensors, clocks or channels.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use fastchat_kernels::{BLOCK_SIZE, StateStep};
+use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{BlockManager, hash_salt};
+use crate::block_manager::{BlockManager, hash_media, hash_salt};
+use crate::fairness::{Demand, LineId, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
-use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 
@@ -17,15 +19,17 @@ const TURNS_PER_PRIORITY: i64 = 64;
 const MAX_PRIORITY: i32 = 1_000;
 /// Prompt positions per step whose logits are wanted: a row of 262,144 logits is 1 MiB.
 const MAX_PROMPT_LOGIT_ROWS: usize = 64;
-/// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
-const SNAPSHOT_INTERVAL: usize = 256;
 /// Rows of a step of decoding that cost little more than one: drafts fill it up, and there are none in bigger batches.
 const MAX_DRAFTED_ROWS: usize = 8;
 
-/// What is left to give in the step being scheduled.
-struct Budget {
+/// The step being scheduled: what is left to give, what was given, and which lines must let nobody in.
+struct Step {
     tokens: usize,
     prompt_logit_rows: usize,
+    /// Whether some prompt has its part.
+    prefilled: bool,
+    closed: HashSet<LineId>,
+    batch: ScheduledBatch,
 }
 
 /// The state machine. `schedule`, run the batch, then `commit` (or `fail`), then `append` and `finish`.
@@ -35,9 +39,10 @@ pub struct Scheduler {
     blocks: BlockManager,
     states: Option<StatePool>,
     sequences: HashMap<SequenceId, Sequence>,
-    waiting: BTreeSet<Rank>,
-    running: BTreeSet<Rank>,
+    lines: Lines,
     next_id: u64,
+    /// Tokens per step while a sequence decodes.
+    shared_tokens: usize,
     stats: SchedulerStats,
 }
 
@@ -50,11 +55,17 @@ impl Scheduler {
             blocks: BlockManager::new(config.num_blocks),
             states: config.num_state_slots.map(StatePool::new),
             sequences: HashMap::new(),
-            waiting: BTreeSet::new(),
-            running: BTreeSet::new(),
+            lines: Lines::default(),
             next_id: 0,
+            shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
         }
+    }
+
+    /// Sets how many tokens a step may have while a sequence decodes, so that prompts do not hold it up. Prompts still
+    /// get a block per step.
+    pub fn set_pace(&mut self, tokens: usize) {
+        self.shared_tokens = tokens;
     }
 
     /// Enters a request and returns its choices in order.
@@ -62,8 +73,19 @@ impl Scheduler {
     /// # Errors
     /// When a choice could not finish even with the whole cache to itself.
     pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
-        let Submission { request, prompt, n, max_tokens, priority, cache_salt, wants_prompt_logits, drafts } =
-            submission;
+        let Submission {
+            request,
+            prompt,
+            n,
+            max_tokens,
+            priority,
+            cache_salt,
+            tenant,
+            wants_prompt_logits,
+            drafts,
+            ..
+        } = submission;
+        let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();
         let max_len = prompt.len().saturating_add(max_tokens).min(self.config.max_model_len);
@@ -78,13 +100,19 @@ impl Scheduler {
             (false, _) if n > 1 => Some(hash_salt("request", &self.next_id.to_le_bytes())),
             (false, _) => None,
         };
+        let salt = match submission.surroundings {
+            Some(surroundings) => salt.map(|salt| hash_media(salt, surroundings)),
+            None => salt,
+        };
         let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
         let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
         self.next_id += u64::from(n);
         for (index, &id) in ids.iter().enumerate() {
             let rank = Rank { turn, id };
+            let line = self.lines.join(tenant.as_deref());
             let sequence = Sequence {
                 rank,
+                line,
                 request,
                 index: index as u32,
                 status: SequenceStatus::Waiting,
@@ -97,51 +125,98 @@ impl Scheduler {
                 hashes: Vec::new(),
                 salt,
                 state: None,
+                spans: spans.clone(),
                 wants_prompt_logits: wants_prompt_logits && index == 0,
                 forks: if index == 0 { ids[1..].to_vec() } else { Vec::new() },
                 drafter: drafts.then(Drafter::default),
             };
             self.sequences.insert(id, sequence);
             if index == 0 {
-                self.waiting.insert(rank);
+                self.lines.wait(line, rank);
             }
         }
         Ok(ids)
     }
 
-    /// Chooses the next step: one token for each decoding sequence, then prompts in rank order with what is left.
+    /// Chooses the next step: one token for each decoding sequence, then prompts with what is left, shared among lines.
     pub fn schedule(&mut self) -> ScheduledBatch {
-        let mut batch = ScheduledBatch::default();
-        let mut budget = Budget { tokens: self.config.max_batch_tokens, prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS };
-        let preemptions = self.stats.preemptions;
+        let mut running: Vec<(LineId, Rank)> = self.lines.running().collect();
+        running.sort_unstable_by_key(|&(_, rank)| rank);
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
-            self.running.iter().copied().partition(|rank| self.sequences[&rank.id].is_decoding());
-        let quiet = prefilling.is_empty() && self.waiting.is_empty();
+            running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
+        let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
+        let mut step = Step {
+            tokens: self.config.max_batch_tokens.min(most),
+            prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
+            prefilled: false,
+            closed: HashSet::new(),
+            batch: ScheduledBatch::default(),
+        };
+        let quiet = prefilling.is_empty() && !self.lines.has_waiting();
         let draft_room = if quiet { MAX_DRAFTED_ROWS / decoding.len().max(1) } else { 0 };
-        for (place, &rank) in decoding.iter().enumerate() {
-            if self.running.contains(&rank) && self.grow(rank) {
-                self.schedule_chunk(rank.id, &mut budget, &mut batch);
-                if let Some(scheduled) = batch.sequences.last_mut().filter(|scheduled| scheduled.id == rank.id) {
-                    let spare = budget.tokens.saturating_sub(decoding.len() - 1 - place);
+        let mut served: HashMap<LineId, usize> = HashMap::new();
+        for (place, &(line, rank)) in decoding.iter().enumerate() {
+            if self.lines.is_running(line, rank) && self.grow(rank, &mut step) {
+                *served.entry(line).or_default() += self.schedule_chunk(rank.id, usize::MAX, &mut step);
+                if let Some(scheduled) = step.batch.sequences.last_mut().filter(|scheduled| scheduled.id == rank.id) {
+                    let spare = step.tokens.saturating_sub(decoding.len() - 1 - place);
                     scheduled.draft = self.draft(rank.id, draft_room.saturating_sub(1).min(spare));
-                    budget.tokens -= scheduled.draft.len();
+                    step.tokens -= scheduled.draft.len();
                 }
             }
         }
-        for rank in prefilling {
-            if self.running.contains(&rank) {
-                self.schedule_chunk(rank.id, &mut budget, &mut batch);
-            }
-        }
-        // Who was just thrown out must not come back for the blocks it was thrown out for.
-        if preemptions == self.stats.preemptions {
-            self.admit(&mut budget, &mut batch);
-        }
-        batch
+        self.share_out(&prefilling, &served, &mut step);
+        step.batch
     }
 
-    /// Makes room for the newest token of a running sequence; preempts the youngest, itself at worst.
-    fn grow(&mut self, rank: Rank) -> bool {
+    /// Gives what is left of a step to prompts: lets in whom each line's share may serve, then shares it out exactly.
+    fn share_out(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
+        let order = self.lines.order();
+        let mut prompts: HashMap<LineId, Vec<Rank>> = order.iter().map(|&line| (line, Vec::new())).collect();
+        for &(line, rank) in prefilling {
+            prompts.entry(line).or_default().push(rank);
+        }
+        let served = |line| served.get(&line).copied().unwrap_or(0);
+        let tokens = step.tokens;
+        let pending = |scheduler: &Self, ranks: &mut dyn Iterator<Item = Rank>| {
+            let mut wanted = 0;
+            while wanted < tokens
+                && let Some(rank) = ranks.next()
+            {
+                wanted += scheduler.sequences[&rank.id].num_pending();
+            }
+            wanted.min(tokens)
+        };
+        let demand = |scheduler: &Self, prompts: &HashMap<LineId, Vec<Rank>>, waiting: bool| -> Vec<Demand> {
+            let of = |&line: &LineId| {
+                let waiting = scheduler.lines.waiting(line).take(if waiting { usize::MAX } else { 0 });
+                let running = prompts[&line].iter().copied().filter(|&rank| scheduler.lines.is_running(line, rank));
+                let wanted = pending(scheduler, &mut running.chain(waiting));
+                Demand { line, served: served(line), wanted }
+            };
+            order.iter().map(of).collect()
+        };
+        let mut shares = grants(&demand(self, &prompts, true), step.tokens);
+        let mut running = demand(self, &prompts, false);
+        let mut open = true;
+        for (at, &line) in order.iter().enumerate() {
+            shares[at] = shares[at].saturating_sub(running[at].wanted);
+            open = open && self.admit(line, shares[at], prompts.entry(line).or_default(), step);
+        }
+        running = demand(self, &prompts, false);
+        for (&line, mut share) in order.iter().zip(grants(&running, step.tokens)) {
+            for &rank in &prompts[&line] {
+                // A grammar may have appended more tokens than the last block holds.
+                if self.lines.is_running(line, rank) && self.grow(rank, step) {
+                    share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
+                }
+            }
+        }
+    }
+
+    /// Makes room for the newest tokens of a running sequence; throws out others, itself at worst. Who was thrown out
+    /// must not come back in this step for the blocks it was thrown out for, so its line is `closed`.
+    fn grow(&mut self, rank: Rank, step: &mut Step) -> bool {
         loop {
             let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
             if sequence.tokens.len() <= sequence.block_table.len() * BLOCK_SIZE {
@@ -149,22 +224,26 @@ impl Scheduler {
             }
             if let Some(block) = self.blocks.allocate() {
                 sequence.block_table.push(block);
-                return true;
+                continue;
             }
-            let youngest = *self.running.last().expect("this sequence is running; this is a bug");
-            self.preempt(youngest);
-            if youngest == rank {
+            let (line, victim) = self.lines.victim().expect("this sequence is running; this is a bug");
+            self.preempt(line, victim, step);
+            if victim == rank {
                 return false;
             }
         }
     }
 
-    fn preempt(&mut self, rank: Rank) {
-        self.running.remove(&rank);
+    fn preempt(&mut self, line: LineId, rank: Rank, step: &mut Step) {
+        step.closed.insert(line);
+        if let Some(at) = step.batch.sequences.iter().position(|scheduled| scheduled.id == rank.id) {
+            let scheduled = step.batch.sequences.remove(at);
+            self.forget_snapshots(&scheduled);
+        }
+        self.lines.wait(line, rank);
         self.release(rank.id);
         let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
         sequence.status = SequenceStatus::Waiting;
-        self.waiting.insert(rank);
         self.stats.preemptions += 1;
     }
 
@@ -181,17 +260,21 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting sequences in, strictly in order, while there is room for all of their tokens.
-    fn admit(&mut self, budget: &mut Budget, batch: &mut ScheduledBatch) {
-        while budget.tokens > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some(&rank) = self.waiting.first() else { break };
-            if !self.place(rank.id) {
-                break;
+    /// Lets the waiting of a line in, strictly in order, up to `share` tokens and while there is room for all of their
+    /// tokens. Returns whether the next line may: nobody who has more passes one for whom there was no room.
+    fn admit(&mut self, line: LineId, mut share: usize, admitted: &mut Vec<Rank>, step: &mut Step) -> bool {
+        while share > 0 && !step.closed.contains(&line) {
+            let Some(rank) = self.lines.waiting(line).next() else { break };
+            while self.lines.num_running() >= self.config.max_num_seqs || !self.place(rank.id) {
+                // A line that has much less running than another takes a place from it.
+                let Some((other, victim)) = self.lines.victim_for(line) else { return false };
+                self.preempt(other, victim, step);
             }
-            self.waiting.remove(&rank);
-            self.running.insert(rank);
-            self.schedule_chunk(rank.id, budget, batch);
+            self.lines.start(line, rank);
+            admitted.push(rank);
+            share = share.saturating_sub(self.sequences[&rank.id].num_pending());
         }
+        true
     }
 
     /// Gives a waiting sequence the blocks of all its tokens, cached ones first, and a state slot.
@@ -216,7 +299,7 @@ impl Scheduler {
         }
         let fresh = sequence.tokens.len().div_ceil(BLOCK_SIZE) - prefix.len();
         // A block of headroom per running sequence, or the newcomer would soon be thrown out again.
-        let needed = fresh + self.blocks.num_unreferenced(&prefix) + self.running.len();
+        let needed = fresh + self.blocks.num_unreferenced(&prefix) + self.lines.num_running();
         if needed > self.blocks.num_free() {
             return false;
         }
@@ -244,29 +327,46 @@ impl Scheduler {
         true
     }
 
-    /// Puts as many pending tokens of a running sequence into the step as the budget allows.
-    fn schedule_chunk(&mut self, id: SequenceId, budget: &mut Budget, batch: &mut ScheduledBatch) {
+    /// Puts as many pending tokens of a running sequence into the step as its share and the budget allow; returns them.
+    fn schedule_chunk(&mut self, id: SequenceId, share: usize, step: &mut Step) -> usize {
         let sequence = self.sequences.get_mut(&id).expect("running sequences exist; this is a bug");
         let prompt_logits = sequence.wants_prompt_logits;
-        let mut count = sequence.num_pending().min(budget.tokens);
+        let mut count = sequence.num_pending().min(share).min(step.tokens);
         if prompt_logits {
-            count = count.min(budget.prompt_logit_rows);
-            budget.prompt_logit_rows -= count;
+            count = count.min(step.prompt_logit_rows);
         }
-        if count == 0 {
-            return;
-        }
-        budget.tokens -= count;
         let start = sequence.num_computed;
-        let end = start + count;
-        let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
+        let mut end = sequence.whole_spans(start + count);
+        if end == start && count > 0 && !step.prefilled {
+            // More than the step has left, perhaps than any has: the first prompt's may exceed it.
+            end = sequence.spans.iter().find(|span| span.whole && span.end > start).map_or(end, |span| span.end);
+        }
+        let count = end - start;
+        if count == 0 {
+            return 0;
+        }
+        step.tokens = step.tokens.saturating_sub(count);
+        step.prefilled |= !sequence.is_decoding();
+        if prompt_logits {
+            step.prompt_logit_rows = step.prompt_logit_rows.saturating_sub(count);
+        }
+        let state = self.states.as_mut().map(|states| states.step(sequence, end));
         let samples = end == sequence.tokens.len();
-        batch.sequences.push(ScheduledSequence { id, start, end, samples, prompt_logits, state, draft: Vec::new() });
+        step.batch.sequences.push(ScheduledSequence {
+            id,
+            start,
+            end,
+            samples,
+            prompt_logits,
+            state,
+            draft: Vec::new(),
+        });
+        count
     }
 
     /// Tokens that may follow a decoding sequence, at most `room`, with blocks to compute them in.
     fn draft(&mut self, id: SequenceId, room: usize) -> Vec<u32> {
-        let headroom = self.blocks.num_free() > self.running.len();
+        let headroom = self.blocks.num_free() > self.lines.num_running();
         let sequence = self.sequences.get_mut(&id).expect("scheduled sequences exist; this is a bug");
         let Some(drafter) = &mut sequence.drafter else { return Vec::new() };
         let len = sequence.tokens.len();
@@ -318,16 +418,20 @@ impl Scheduler {
 
     /// Ends every sequence of a step that did not run. What it may have written is forgotten.
     pub fn fail(&mut self, batch: &ScheduledBatch) -> Vec<Sequence> {
-        for scheduled in &batch.sequences {
-            if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
-                step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
-            }
-        }
+        batch.sequences.iter().for_each(|scheduled| self.forget_snapshots(scheduled));
         batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
     }
 
+    fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
+        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
+            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
+        }
+    }
+
     fn wake(&mut self, forks: &[SequenceId]) {
-        self.waiting.extend(forks.iter().filter_map(|id| self.sequences.get(id)).map(|sequence| sequence.rank));
+        for sequence in forks.iter().filter_map(|id| self.sequences.get(id)) {
+            self.lines.wait(sequence.line, sequence.rank);
+        }
     }
 
     /// Adds a token that was chosen; tells when it was the last that fits. The caller then calls `finish`.
@@ -340,11 +444,13 @@ impl Scheduler {
     /// Ends a sequence wherever it is and frees what it owns at once. `None` if it has ended before.
     pub fn finish(&mut self, id: SequenceId, reason: FinishReason) -> Option<Sequence> {
         let sequence = self.sequences.get(&id)?;
-        let rank = sequence.rank;
-        if self.running.remove(&rank) {
+        if self.lines.leave(sequence.line, sequence.rank) {
+            if reason == FinishReason::Error {
+                // What made it fail may be in what it computed.
+                self.blocks.forget(&sequence.block_table);
+            }
             self.release(id);
         }
-        self.waiting.remove(&rank);
         let mut sequence = self.sequences.remove(&id)?;
         self.wake(&std::mem::take(&mut sequence.forks));
         sequence.status = SequenceStatus::Finished(reason);
@@ -363,12 +469,12 @@ impl Scheduler {
 
     /// Sequences that own blocks.
     pub fn num_running(&self) -> usize {
-        self.running.len()
+        self.lines.num_running()
     }
 
     /// Sequences that do not.
     pub fn num_waiting(&self) -> usize {
-        self.sequences.len() - self.running.len()
+        self.sequences.len() - self.lines.num_running()
     }
 
     /// The pool of blocks.
@@ -391,33 +497,11 @@ impl Scheduler {
             states.check(self.sequences.values().filter_map(|sequence| sequence.state).map(|state| state.slot))?;
         }
         for sequence in self.sequences.values() {
-            let running = self.running.contains(&sequence.rank);
+            let running = self.lines.is_running(sequence.line, sequence.rank);
             if running != (sequence.status == SequenceStatus::Running) || running == sequence.block_table.is_empty() {
                 return Err(format!("{} is {:?} but in the wrong set", sequence.id(), sequence.status));
             }
         }
         Ok(())
     }
-}
-
-/// Where the recurrent state of tokens up to `end` comes from and goes to, with snapshots at the borders worth keeping.
-fn state_step(sequence: &mut Sequence, end: usize, states: &mut StatePool) -> StateStep {
-    let state = sequence.state.expect("running sequences of recurrent models own a slot; this is a bug");
-    let start = sequence.num_computed;
-    let source = match state.resume_from {
-        Some((_, slot)) => Some(slot),
-        None => (start > 0).then_some(state.slot),
-    };
-    let mut snapshots = Vec::new();
-    let last_border = (sequence.tokens.len() - 1) / BLOCK_SIZE * BLOCK_SIZE;
-    if sequence.salt.is_some() && !sequence.is_decoding() {
-        for border in (start / BLOCK_SIZE + 1..=end / BLOCK_SIZE).map(|block| block * BLOCK_SIZE) {
-            let hash = sequence.hash_blocks(border / BLOCK_SIZE)[border / BLOCK_SIZE - 1];
-            let worth = border == last_border || border.is_multiple_of(SNAPSHOT_INTERVAL);
-            if worth && !states.contains(hash) {
-                snapshots.extend(states.allocate().map(|slot| ((border - start) as u32, slot)));
-            }
-        }
-    }
-    StateStep { source, target: state.slot, snapshots }
 }

@@ -6,22 +6,30 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
+use fastchat_models::vision::VisionTower;
 use parking_lot::Mutex;
 
 use crate::choice::{Choice, ChoiceSeed};
+use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
+use crate::media::{ActiveMedia, EncoderQueue, Ready, RequestMedia};
+use crate::pace::Pace;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
 use crate::sampler::{Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{Refusal, ScheduledBatch, Scheduler, Submission};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
-use crate::text::Tokenizer;
+use crate::text::{Thinking, Tokenizer};
+
+/// Most tokens appended at once without a step: other requests wait meanwhile.
+const MAX_FORCED: usize = 64;
 
 /// What callers ask of the engine thread.
 #[derive(Debug)]
@@ -40,6 +48,7 @@ pub(crate) struct Job {
     /// One per choice, or none.
     pub constraints: Vec<Constraint>,
     pub prompt_logprobs: Option<PromptLogprobsBuilder>,
+    pub media: Option<RequestMedia>,
     pub queued: Queued,
 }
 
@@ -78,6 +87,10 @@ struct Sampled {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub runner: Runner,
+    pub tower: Option<VisionTower>,
+    pub encoder: EncoderQueue,
+    /// Of the requests that the scheduler knows.
+    pub pictures: HashMap<u64, ActiveMedia>,
     pub scheduler: Scheduler,
     pub tokenizer: Option<Arc<Tokenizer>>,
     pub commands: Receiver<Command>,
@@ -93,6 +106,9 @@ pub(crate) struct Book {
     sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
     counters: EngineStats,
+    pace: Pace,
+    /// Whether tokens that are no matter of choice are appended without a step.
+    forces: bool,
     /// Whether the kernels leave a core to others; otherwise a thread for masks would only stop one of theirs.
     spare_core: bool,
 }
@@ -109,13 +125,16 @@ impl Worker {
             for active in self.book.requests.values() {
                 self.book.bells.extend(active.slot.0.close(FinishReason::Error, &lost));
             }
+            for job in self.encoder.drain() {
+                self.book.bells.extend(job.slot.0.close(FinishReason::Error, &lost));
+            }
             self.ring();
         }
     }
 
     fn serve(&mut self) {
         loop {
-            if self.scheduler.is_idle() {
+            if self.scheduler.is_idle() && self.encoder.is_idle() {
                 let Ok(command) = self.commands.recv() else { return };
                 if !self.obey(command) {
                     return;
@@ -135,6 +154,11 @@ impl Worker {
             if !self.scheduler.is_idle() {
                 self.step();
             }
+            self.encode();
+            if !self.pictures.is_empty() {
+                let live = &self.book.requests;
+                self.pictures.retain(|request, _| live.contains_key(request));
+            }
             self.report(true);
             self.ring();
         }
@@ -143,15 +167,34 @@ impl Worker {
     /// Returns whether to go on.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit(job) => self.enter(*job),
-            Command::Abort(request) => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
+            Command::Submit(mut job) => match job.media.take() {
+                Some(media) => self.encoder.push(job, media),
+                None => self.enter(*job),
+            },
+            Command::Abort(request) => match self.encoder.remove(request) {
+                Some(job) => self.book.bells.extend(job.slot.0.close(FinishReason::Abort, &EngineError::Cancelled)),
+                None => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
+            },
             Command::Shutdown => return false,
         }
         true
     }
 
+    /// One piece of work on pictures: a layer of one, between two steps of all that run.
+    fn encode(&mut self) {
+        let Some(tower) = &self.tower else { return };
+        let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder()) else { return };
+        match media {
+            Ok(media) => {
+                self.pictures.insert(job.submission.request, media);
+                self.enter(*job);
+            }
+            Err(error) => self.book.bells.extend(job.slot.0.close(FinishReason::Error, &error)),
+        }
+    }
+
     fn enter(&mut self, job: Job) {
-        let Job { slot, submission, choices, constraints, prompt_logprobs, queued } = job;
+        let Job { slot, submission, choices, constraints, prompt_logprobs, media: _, queued } = job;
         let mut constraints = constraints.into_iter();
         let request = submission.request;
         match self.scheduler.submit(submission) {
@@ -186,19 +229,27 @@ impl Worker {
     }
 
     fn step(&mut self) {
+        if let Some(tokens) = self.book.pace.tokens() {
+            self.scheduler.set_pace(tokens);
+        }
         let batch = self.scheduler.schedule();
+        let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
-        let Self { runner, scheduler, book, .. } = self;
+        let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
-            book.beside_masks(&batch, || runner.run(&batch, scheduler))?
+            book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?
                 .read(|rows| book.sample(&batch, scheduler, rows))
         }));
         self.book.counters.steps += 1;
         let error = match computed {
             Ok(Ok(sampled)) => {
+                let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
+                self.book.pace.observe(tokens, began.elapsed());
                 self.scheduler.commit(&batch);
                 for sampled in sampled {
+                    let id = sampled.id;
                     self.deliver(sampled);
+                    self.append_forced(id);
                 }
                 return;
             }
@@ -207,6 +258,16 @@ impl Worker {
         };
         for sequence in self.scheduler.fail(&batch) {
             self.end_request(sequence.request, FinishReason::Error, &error);
+        }
+    }
+
+    /// Appends the tokens that have to follow; the next step computes them all at once.
+    fn append_forced(&mut self, id: SequenceId) {
+        for _ in 0..MAX_FORCED {
+            let choice = self.book.choices.get_mut(&id).filter(|_| self.book.forces);
+            let Some(token) = choice.and_then(Choice::forced) else { return };
+            self.book.counters.forced_tokens += 1;
+            self.deliver(Sampled { id, token: Ok(token), logprobs: None, drafted: false });
         }
     }
 
@@ -273,7 +334,7 @@ impl Worker {
         let stats = &mut self.book.counters;
         stats.alive = alive;
         stats.running = scheduler.num_running();
-        stats.waiting = scheduler.num_waiting();
+        stats.waiting = scheduler.num_waiting() + self.encoder.len();
         stats.free_blocks = scheduler.blocks().num_free();
         stats.total_blocks = scheduler.blocks().num_blocks();
         stats.preemptions = scheduler.stats().preemptions;
@@ -300,10 +361,11 @@ impl Active {
 }
 
 impl Book {
-    /// Empty, for kernels on `threads` threads (`None`: on every core there is).
-    pub fn new(threads: Option<usize>) -> Self {
+    /// Empty, for an engine configured so (threads `None`: on every core there is).
+    pub fn new(config: &EngineConfig) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { spare_core: threads.is_some_and(|threads| threads < cores), ..Self::default() }
+        let spare_core = config.threads.is_some_and(|threads| threads < cores);
+        Self { spare_core, forces: config.speculation, ..Self::default() }
     }
 
     /// Notes which requests have their first step.
@@ -361,7 +423,12 @@ impl Book {
             let first = all.len() - 1 - scheduled.draft.len();
             let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
             for (ahead, row) in all.skip(first).enumerate() {
-                let token = match choice.constraint.as_mut().map(Constraint::mask).transpose() {
+                let closing = choice.thinking.as_ref().and_then(Thinking::forced).map(only);
+                let mask = match &closing {
+                    Some(only) => Ok(Some(only.as_slice())),
+                    None => choice.constraint.as_mut().map(Constraint::mask).transpose(),
+                };
+                let token = match mask {
                     Ok(allowed) => {
                         let chosen = self.sampler.sample(row, &choice.sampler, (position + ahead) as u64, allowed);
                         chosen.map_err(|error| EngineError::Internal(error.to_string()))
@@ -379,6 +446,13 @@ impl Book {
         }
         sampled
     }
+}
+
+/// The mask that leaves one token.
+fn only(token: u32) -> Vec<u32> {
+    let mut words = vec![0; token as usize / 32 + 1];
+    words[token as usize / 32] = 1 << (token % 32);
+    words
 }
 
 /// The message of a panic.

@@ -25,7 +25,7 @@ struct World {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Submit { prompt: Vec<u32>, n: u32, max_tokens: usize, priority: i32, salt: u64, prompt_logits: bool },
+    Submit { prompt: Vec<u32>, n: u32, max_tokens: usize, priority: i32, salt: u64, prompt_logits: bool, tenant: u8 },
     Step { count: usize },
     Cancel { which: prop::sample::Index },
     Fail,
@@ -125,6 +125,8 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), TestCaseError> {
+        // Whatever the pace, the books stay right.
+        self.scheduler.set_pace(self.live.len() * 7 % 40);
         let batch = self.scheduler.schedule();
         prop_assert!(!batch.sequences.is_empty() || self.live.is_empty(), "live sequences but nothing to run");
         self.run(&batch)?;
@@ -159,7 +161,7 @@ impl World {
 
     fn apply(&mut self, event: Event) -> Result<(), TestCaseError> {
         match event {
-            Event::Submit { prompt, n, max_tokens, priority, salt, prompt_logits } => {
+            Event::Submit { prompt, n, max_tokens, priority, salt, prompt_logits, tenant } => {
                 let submission = Submission {
                     request: self.next_request,
                     prompt,
@@ -167,8 +169,10 @@ impl World {
                     max_tokens,
                     priority,
                     cache_salt: (salt > 0).then(|| salt.to_string()),
+                    tenant: (tenant > 0).then(|| tenant.to_string()),
                     wants_prompt_logits: prompt_logits,
                     drafts: n != 2,
+                    ..Submission::default()
                 };
                 self.submit(submission, salt)?;
             }
@@ -232,14 +236,15 @@ impl World {
 fn events() -> impl Strategy<Value = Vec<Event>> {
     // Prompts are cut from one text, so that prefixes are often equal.
     let prompt = (1..90_usize, 0..3_u32).prop_map(|(len, kind)| (0..len as u32).map(|i| (i * i + kind) % 4).collect());
-    let submit = (prompt, 1..4_u32, 1..40_usize, -2..3_i32, 0..2_u64, prop::bool::weighted(0.1)).prop_map(
-        |(prompt, n, max_tokens, priority, salt, prompt_logits)| Event::Submit {
+    let submit = (prompt, 1..4_u32, 1..40_usize, -2..3_i32, 0..2_u64, prop::bool::weighted(0.1), 0..3_u8).prop_map(
+        |(prompt, n, max_tokens, priority, salt, prompt_logits, tenant)| Event::Submit {
             prompt,
             n,
             max_tokens,
             priority,
             salt,
             prompt_logits,
+            tenant,
         },
     );
     let event = prop_oneof![
@@ -339,6 +344,33 @@ fn choices_share_the_prompt() {
         assert_ne!(table(ids[1])[2], table(ids[2])[2]);
         assert_eq!(scheduler.blocks().num_blocks() - scheduler.blocks().num_free(), 5);
     }
+}
+
+#[test]
+fn a_long_prompt_leaves_room_for_those_who_decode() {
+    let mut scheduler = Scheduler::new(roomy());
+    let submit = |scheduler: &mut Scheduler, len: u32| {
+        let submission = Submission { prompt: (0..len).collect(), n: 1, max_tokens: 20, ..Submission::default() };
+        scheduler.submit(submission).unwrap()[0]
+    };
+    let first = submit(&mut scheduler, 8);
+    scheduler.set_pace(40);
+    let batch = scheduler.schedule();
+    scheduler.commit(&batch);
+    scheduler.append(first, 9);
+    let second = submit(&mut scheduler, 200);
+    for (share, expected) in [(40, 39), (100, 99), (0, BLOCK_SIZE)] {
+        scheduler.set_pace(share);
+        let batch = scheduler.schedule();
+        let counts: Vec<_> = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).collect();
+        assert_eq!(counts, [1, expected]);
+        scheduler.commit(&batch);
+        scheduler.append(first, 9);
+    }
+    // Nobody waits for a prompt alone.
+    scheduler.finish(first, FinishReason::Stop);
+    assert_eq!(scheduler.schedule().sequences[0].end, 200);
+    assert!(scheduler.sequence(second).is_some());
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Constrained texts through the engine over random weights: always what was asked for or cut at the limit, in any
 //! company, and nobody beside them notices.
-#![allow(clippy::unwrap_used)] // a test may fail loudly
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod harness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fastchat_engine::text::GrammarSpec;
+use fastchat_engine::text::{GrammarSpec, ThinkingBudget};
 use fastchat_engine::{Engine, EngineConfig, EngineError, FinishReason, Request, SamplingParams};
 use harness::{all_blocks_come_back, complete, config, drain, greedy, request, shared, together, tokens};
 use regex::Regex;
@@ -216,4 +216,64 @@ fn what_cannot_be_enforced_is_refused_by_name() {
     let skipped = load(&model, EngineConfig { skip_tokenizer_init: true, ..config() });
     let refused = skipped.submit(request(&[1], constrained(&GrammarSpec::JsonObject, 0))).err();
     assert!(matches!(refused, Some(EngineError::InvalidRequest { param, .. }) if param == "structured"));
+}
+
+#[test]
+fn forced_tokens_change_nothing_but_the_number_of_steps() {
+    let Some(model) = model("forced") else { return };
+    let specs = [
+        schema(),
+        GrammarSpec::Choice(["a long answer, all of it given", "another one of some length"].map(str::to_owned).into()),
+        GrammarSpec::Regex("(yes|no), because [a-z]{1,3} is the case in every respect".to_owned()),
+    ];
+    let mut steps = [0; 2];
+    let mut texts = [Vec::new(), Vec::new()];
+    for (at, speculation) in [false, true].into_iter().enumerate() {
+        // Tokens of a step and blocks are few, so that forced ones are cut and make others give way.
+        let tight = EngineConfig { num_blocks: Some(40), max_batch_tokens: 16, speculation, ..config() };
+        let engine = load(&model, tight);
+        let requests: Vec<Request> = (0..24_u64)
+            .map(|seed| {
+                let params = SamplingParams { n: 2, ..constrained(&specs[seed as usize % 3], seed) };
+                request(&[5, 6, 7], SamplingParams { max_tokens: Some(90), ..params })
+            })
+            .collect();
+        let outcomes = together(&engine, &requests);
+        assert!(outcomes.iter().flatten().all(|outcome| outcome.error.is_none()));
+        texts[at] = tokens(&outcomes);
+        let logprobs = SamplingParams { logprobs: Some(0), ..constrained(&specs[1], 1) };
+        let whole = complete(&engine, request(&[5, 6, 7], logprobs)).remove(0);
+        assert_eq!(whole.logprobs.len(), whole.tokens.len(), "every token has its own");
+        assert_eq!(whole.tokens, complete(&engine, request(&[5, 6, 7], constrained(&specs[1], 1)))[0].tokens);
+        steps[at] = engine.stats().steps;
+        assert_eq!(engine.stats().forced_tokens > 0, speculation);
+        all_blocks_come_back(&engine);
+    }
+    assert_eq!(texts[0], texts[1]);
+    eprintln!("steps without and with forced tokens appended: {steps:?}");
+    assert!(steps[1] < steps[0], "{steps:?}");
+}
+
+#[test]
+fn thoughts_end_within_their_budget() {
+    let Some(model) = model("thinking") else { return };
+    let engine = load(&model, config());
+    let markers = fastchat_engine::text::REASONING_MARKERS[0];
+    for (budget, logprobs) in [(0, None), (7, None), (7, Some(0))] {
+        let thinking = Some(ThinkingBudget { tokens: budget, markers, opened: true });
+        let params = SamplingParams { thinking, logprobs, seed: Some(3), ..greedy(60) };
+        let outcome = complete(&engine, request(&[5, 6, 7], params)).remove(0);
+        assert_eq!(outcome.error, None);
+        let at = outcome.text.find(markers.close).unwrap();
+        // Tokens are bytes or words of at most five letters.
+        assert!(at <= 5 * budget as usize, "{}", outcome.text);
+        assert_eq!(outcome.tokens.len(), 60);
+        let schema = schema().after_thinking(markers, true, engine.tokenizer().unwrap());
+        let thinking = Some(ThinkingBudget { tokens: budget, markers, opened: true });
+        let params = SamplingParams { thinking, logprobs, ..constrained(&schema, 5) };
+        let outcome = complete(&engine, request(&[5, 6, 7], params)).remove(0);
+        let (_, answer) = outcome.text.split_once(markers.close).unwrap();
+        let cut = outcome.finish.unwrap().reason == FinishReason::Length;
+        assert!(cut || is_valid(answer.trim_start()), "{answer}");
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fastchat_engine::EngineError;
 use fastchat_engine::text::tools::{ToolChoice, ToolEvent, ToolSpec};
-use fastchat_engine::text::{ChatFormat, ChatParser, GrammarSpec};
+use fastchat_engine::text::{ChatFormat, ChatParser, GrammarSpec, ThinkingBudget};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
@@ -14,6 +14,11 @@ use crate::errors::{invalid, to_py};
 #[pyclass(name = "StructuredOutput", module = "fastchat_rs._engine", frozen, from_py_object)]
 #[derive(Clone, Debug)]
 pub struct PyStructuredOutput(pub Arc<GrammarSpec>);
+
+/// How long one output may think; immutable.
+#[pyclass(name = "ThinkingBudget", module = "fastchat_rs._engine", frozen, from_py_object)]
+#[derive(Clone, Debug)]
+pub struct PyThinkingBudget(pub ThinkingBudget);
 
 /// What a chat template says of how its model writes reasoning and tool calls.
 #[pyclass(name = "ChatFormat", module = "fastchat_rs._engine", frozen)]
@@ -129,6 +134,22 @@ impl PyChatFormat {
 
     fn after_thinking(&self, prompt: &str, structured: &PyStructuredOutput) -> PyStructuredOutput {
         self.0.after_thinking(prompt, structured.0.as_ref().clone()).into()
+    }
+
+    fn thinking_budget(&self, prompt: &str, tokens: u32) -> Option<PyThinkingBudget> {
+        self.0.thinking_budget(prompt, tokens).map(PyThinkingBudget)
+    }
+}
+
+#[pymethods]
+impl PyThinkingBudget {
+    #[getter]
+    fn tokens(&self) -> u32 {
+        self.0.tokens
+    }
+
+    fn __repr__(&self) -> String {
+        format!("ThinkingBudget({})", self.0.tokens)
     }
 }
 

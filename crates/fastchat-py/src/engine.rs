@@ -3,13 +3,16 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription};
+use fastchat_kernels::Kernels;
+use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
 
 use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
 /// One loaded model with its own thread.
@@ -20,11 +23,12 @@ pub struct PyEngine(Engine);
 #[pyclass(name = "Subscription", module = "fastchat_rs._engine", frozen)]
 pub struct PySubscription(Subscription);
 
-/// A text, or token ids.
+/// A text, token ids, or a prompt with pictures.
 #[derive(FromPyObject)]
 pub enum PyPrompt {
     Text(String),
     Tokens(Vec<u32>),
+    Media(PyMediaPrompt),
 }
 
 impl PyPrompt {
@@ -32,6 +36,7 @@ impl PyPrompt {
         match self {
             Self::Text(text) => Prompt::Text { text, add_special_tokens },
             Self::Tokens(ids) => Prompt::Tokens(ids),
+            Self::Media(prompt) => prompt.into_engine(),
         }
     }
 }
@@ -43,9 +48,10 @@ fn request(
     add_special_tokens: bool,
     cache_salt: Option<String>,
     priority: i32,
+    tenant: Option<String>,
 ) -> Request {
     let prompt = prompt.into_engine(add_special_tokens);
-    Request { prompt, params: params.to_engine(), cache_salt, priority }
+    Request { prompt, params: params.to_engine(), cache_salt, priority, tenant }
 }
 
 #[pymethods]
@@ -55,7 +61,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None))]
+        num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -70,6 +76,7 @@ impl PyEngine {
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -91,12 +98,13 @@ impl PyEngine {
             threads,
             skip_tokenizer_init,
             num_blocks,
+            quantize: quantize.map(kind).transpose()?,
         };
         let engine = py.detach(|| Engine::load(Path::new(model), config));
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -105,8 +113,9 @@ impl PyEngine {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
@@ -130,6 +139,10 @@ impl PyEngine {
 
     fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
         self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn fence(&self, text: &str, mark: &str) -> PyResult<String> {
+        self.0.fence(text, mark).map_err(|error| to_py(&error))
     }
 
     fn chat_format(&self, chat_template: &str) -> PyResult<PyChatFormat> {
@@ -160,7 +173,7 @@ impl PySubscription {
         self.0.ready()
     }
 
-    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0))]
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true, cache_salt=None, priority=0, tenant=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -169,14 +182,26 @@ impl PySubscription {
         add_special_tokens: bool,
         cache_salt: Option<String>,
         priority: i32,
+        tenant: Option<String>,
     ) -> PyResult<PyRequestHandle> {
-        let request = request(prompt, params, add_special_tokens, cache_salt, priority);
+        let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
     fn close(&self) {
         self.0.close();
     }
+}
+
+/// The budget for caches, when nothing is said and several models share it, `weights` bytes of which are not loaded yet.
+#[pyfunction]
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    fastchat_engine::automatic_kv_memory(weights)
+}
+
+/// A kind to round weights to, by name.
+pub fn kind(name: &str) -> PyResult<Quantize> {
+    name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
 }
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
@@ -186,5 +211,28 @@ pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
         let inspection =
             fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
+    })
+}
+
+/// Bytes read and 8-bit operations a second of this machine on `threads` threads, and the name of the kernels.
+#[pyfunction]
+#[pyo3(signature = (threads=None))]
+pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, String) {
+    py.detach(|| {
+        let kernels = CpuKernels::new(threads);
+        let limits = kernels.limits();
+        (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
+    })
+}
+
+/// Writes a model as a GGUF file; what was written, as JSON.
+#[pyfunction]
+#[pyo3(signature = (model, out, kind=None))]
+pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> PyResult<String> {
+    let kind = kind.map(str::parse).transpose().map_err(|problem| invalid("type", format!("type: {problem}")))?;
+    py.detach(|| {
+        let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
+            .map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

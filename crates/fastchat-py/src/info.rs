@@ -21,6 +21,7 @@ pub struct PyEngineStats {
     preemptions: u64,
     draft_tokens: u64,
     accepted_tokens: u64,
+    forced_tokens: u64,
 }
 
 /// What was loaded.
@@ -37,6 +38,8 @@ pub struct PyModelInfo {
     fingerprint: String,
     generation_defaults: BTreeMap<String, f64>,
     kernels: String,
+    image_marker: Option<String>,
+    takes_images: bool,
     spec_json: String,
 }
 
@@ -56,6 +59,7 @@ impl From<EngineStats> for PyEngineStats {
             preemptions: stats.preemptions,
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
+            forced_tokens: stats.forced_tokens,
         }
     }
 }
@@ -74,6 +78,8 @@ impl From<&ModelInfo> for PyModelInfo {
             fingerprint: info.fingerprint.clone(),
             generation_defaults: info.generation_defaults.clone(),
             kernels: info.kernels.clone(),
+            image_marker: info.image_marker.clone(),
+            takes_images: info.takes_images,
             spec_json: info.spec.to_string(),
         }
     }

@@ -7,6 +7,7 @@ mod engine;
 mod errors;
 mod handle;
 mod info;
+mod media;
 mod params;
 
 /// `fastchat_rs._engine`.
@@ -15,11 +16,11 @@ mod _engine {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput};
+    use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput, PyThinkingBudget};
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, inspect};
+    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, convert, inspect, machine_limits};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,
@@ -29,6 +30,8 @@ mod _engine {
     use crate::handle::{PyDelta, PyPromptLogprobs, PyRequestHandle, PyTokenLogprobs};
     #[pymodule_export]
     use crate::info::{PyEngineStats, PyModelInfo};
+    #[pymodule_export]
+    use crate::media::{PyImage, PyMediaPrompt};
     #[pymodule_export]
     use crate::params::PySamplingParams;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fastchat_engine::SamplingParams;
 use pyo3::prelude::*;
 
-use crate::chat::PyStructuredOutput;
+use crate::chat::{PyStructuredOutput, PyThinkingBudget};
 use crate::errors::to_py;
 
 /// How to choose tokens; immutable.
@@ -33,6 +33,7 @@ pub struct PySamplingParams {
     logit_bias: BTreeMap<u32, f32>,
     skip_special_tokens: bool,
     structured: Option<PyStructuredOutput>,
+    thinking: Option<PyThinkingBudget>,
 }
 
 #[pymethods]
@@ -42,7 +43,7 @@ impl PySamplingParams {
     #[pyo3(signature = (*, n=1, temperature=1.0, top_p=1.0, top_k=-1, min_p=0.0, presence_penalty=0.0,
         frequency_penalty=0.0, repetition_penalty=1.0, seed=None, stop=Vec::new(), stop_token_ids=Vec::new(),
         include_stop_str_in_output=false, ignore_eos=false, max_tokens=None, min_tokens=0, logprobs=None,
-        prompt_logprobs=None, logit_bias=None, skip_special_tokens=true, structured=None))]
+        prompt_logprobs=None, logit_bias=None, skip_special_tokens=true, structured=None, thinking=None))]
     fn new(
         n: u32,
         temperature: f32,
@@ -64,6 +65,7 @@ impl PySamplingParams {
         logit_bias: Option<BTreeMap<u32, f32>>,
         skip_special_tokens: bool,
         structured: Option<PyStructuredOutput>,
+        thinking: Option<PyThinkingBudget>,
     ) -> PyResult<Self> {
         let logit_bias = logit_bias.unwrap_or_default();
         let params = Self {
@@ -87,6 +89,7 @@ impl PySamplingParams {
             logit_bias,
             skip_special_tokens,
             structured,
+            thinking,
         };
         params.to_engine().check().map_err(|error| to_py(&error))?;
         Ok(params)
@@ -122,6 +125,7 @@ impl PySamplingParams {
             logit_bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
             skip_special_tokens: self.skip_special_tokens,
             structured: self.structured.as_ref().map(|structured| structured.0.clone()),
+            thinking: self.thinking.as_ref().map(|thinking| thinking.0.clone()),
         }
     }
 }

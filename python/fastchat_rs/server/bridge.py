@@ -21,20 +21,25 @@ from fastchat_rs._engine import (
     Engine,
     EngineError,
     EngineStats,
+    Image,
     InternalError,
     InvalidRequestError,
+    MediaPrompt,
     ModelInfo,
     OverloadedError,
     PromptLogprobs,
     RequestHandle,
     SamplingParams,
     StructuredOutput,
+    ThinkingBudget,
     TokenLogprobs,
     UnsupportedModelError,
     WeightsError,
     __version__,
+    automatic_kv_memory,
     is_encoder,
 )
+from fastchat_rs._engine import inspect as inspect_model
 
 __all__ = [
     "Bridge",
@@ -49,17 +54,22 @@ __all__ = [
     "EngineError",
     "EngineStats",
     "Generation",
+    "Image",
     "InternalError",
     "InvalidRequestError",
+    "MediaPrompt",
     "ModelInfo",
     "OverloadedError",
     "PromptLogprobs",
     "SamplingParams",
     "StructuredOutput",
+    "ThinkingBudget",
     "TokenLogprobs",
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
+    "automatic_kv_memory",
+    "inspect_model",
     "is_encoder",
 ]
 
@@ -89,6 +99,11 @@ class Generation:
     def finished(self) -> bool:
         """True once every choice of every prompt has ended and was read."""
         return all(handle.finished for handle in self.handles)
+
+    @property
+    def started(self) -> bool:
+        """True once every prompt has left the queue."""
+        return all(handle.started for handle in self.handles)
 
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
         """Log-probabilities of a prompt; there from its first delta on."""
@@ -162,12 +177,13 @@ class Bridge:
 
     async def submit(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | MediaPrompt],
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
         cache_salt: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
     ) -> Generation:
         """Tokenises and submits on a worker thread; raises the engine's typed errors."""
         submit = partial(
@@ -176,6 +192,7 @@ class Bridge:
             add_special_tokens=add_special_tokens,
             cache_salt=cache_salt,
             priority=priority,
+            tenant=tenant,
         )
         handles = await self.offload(lambda: [submit(prompt) for prompt in prompts])
         generation = Generation(self, handles)

@@ -163,6 +163,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    thinking_budget: Tokens | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput
+from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput, ThinkingBudget
 from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import SamplingFields
 from fastchat_rs.server.state import Limits, Served
@@ -25,6 +25,7 @@ class RouteParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
+    thinking: ThinkingBudget | None = None
     keep_special_tokens: bool = False
     """The route reads markers that are special tokens."""
 
@@ -45,6 +46,7 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         "logit_bias": _logit_bias(request.logit_bias, served),
         "seed": request.seed,
         "structured": route.structured,
+        "thinking": route.thinking,
     }
     for field in _FROM_MODEL:
         value = getattr(request, field)
@@ -72,6 +74,25 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         raise bad_field(error.param, str(error)) from error
     except EngineError as error:
         raise bad_field(None, str(error)) from error
+
+
+_FIELDS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "logprobs"),
+    *("prompt_logprobs", "logit_bias", "skip_special_tokens", "structured"),
+)
+
+
+def with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
+    """The same parameters with another length."""
+    values: dict[str, Any] = {name: getattr(params, name) for name in _FIELDS}
+    values["min_tokens"] = min(params.min_tokens, max_tokens)
+    return SamplingParams(**values, max_tokens=max_tokens)
+
+
+def deterministic(params: SamplingParams) -> bool:
+    """Whether the same request always has the same answer."""
+    return params.temperature == 0 or params.seed is not None
 
 
 def cache_salt(tenant: str | None, salt: str | None) -> str | None:

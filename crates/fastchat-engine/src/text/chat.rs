@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lark::marker;
 use super::tools::{ToolChoice, ToolConstraint, ToolEvent, ToolFormat, ToolParser, ToolSpec, analysis, tool_grammar};
-use super::{GrammarSpec, ReasoningDelta, ReasoningMarkers, ReasoningSplitter, TextError, Tokenizer};
+use super::{GrammarSpec, ReasoningDelta, ReasoningMarkers, ReasoningSplitter, TextError, ThinkingBudget, Tokenizer};
 
 /// Name of the call syntax where a template shows none.
 const FALLBACK: &str = "json";
@@ -83,6 +83,11 @@ impl ChatFormat {
     ) -> Result<GrammarSpec, TextError> {
         let constraint = ToolConstraint { format: self.format(), choice, parallel, thinking: self.thinking(prompt) };
         tool_grammar(&constraint, tools, &self.tokenizer)
+    }
+
+    /// A bound on the thoughts of an output behind `prompt`; `None` where the model does not think, or not in a block.
+    pub fn thinking_budget(&self, prompt: &str, tokens: u32) -> Option<ThinkingBudget> {
+        self.thinking(prompt).map(|(markers, opened)| ThinkingBudget { tokens, markers, opened })
     }
 
     /// `answer` behind the thoughts of a model that thinks.

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::grammar_cache::GrammarCache;
+use super::grammar_tokens::GrammarTokens;
+use super::schema::{complaint, prepare};
 use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
 /// Largest schema, regex, grammar or list of choices, in bytes of text.
@@ -21,10 +23,10 @@ pub const MAX_SCHEMA_DEPTH: usize = 64;
 pub const MAX_CHOICES: usize = 4096;
 /// Longest message of the compiler that is passed on; it may quote the whole grammar.
 const MAX_MESSAGE_BYTES: usize = 400;
+/// Memory of a compiled grammar's rules per byte of its text, about.
+const RULE_BYTES: usize = 32;
 /// Longest token a constrained text may use; the trie counts depth in ten bits.
 const MAX_TOKEN_BYTES: usize = 1000;
-/// White space between JSON tokens: enough for deep indentation, but a weak model cannot stay in it for ever.
-const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// What a generated text must be.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,10 +118,12 @@ impl GrammarSpec {
         Ok(format!("{}\n{text}", self.name()))
     }
 
-    fn grammar(&self) -> TopLevelGrammar {
-        match self {
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(bounded_spaces(schema)),
-            Self::JsonObject => TopLevelGrammar::from_json_schema(bounded_spaces(&json!({"type": "object"}))),
+    fn grammar(&self) -> Result<TopLevelGrammar, TextError> {
+        Ok(match self {
+            Self::JsonSchema(schema) => {
+                TopLevelGrammar::from_json_schema(prepare(schema).map_err(|says| self.error(&says))?)
+            }
+            Self::JsonObject => Self::JsonSchema(json!({"type": "object"})).grammar()?,
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
             Self::Choice(choices) => {
@@ -129,24 +133,15 @@ impl GrammarSpec {
             }
             Self::AfterThinking { thoughts, answer } => {
                 let mut grammar = TopLevelGrammar::from_lark(thoughts.clone());
-                let mut rest = answer.grammar();
+                let mut rest = answer.grammar()?;
                 if let Some(first) = rest.grammars.first_mut() {
                     first.name = Some("answer".to_owned());
                 }
                 grammar.grammars.append(&mut rest.grammars);
                 grammar
             }
-        }
+        })
     }
-}
-
-/// `schema` with bounded white space between JSON tokens, unless it has its own rule.
-pub(crate) fn bounded_spaces(schema: &Value) -> Value {
-    let mut schema = if schema.is_object() { schema.clone() } else { json!({"allOf": [schema]}) };
-    if let Some(fields) = schema.as_object_mut() {
-        fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
-    }
-    schema
 }
 
 fn depth_exceeds(value: &Value, limit: usize) -> bool {
@@ -158,8 +153,12 @@ fn depth_exceeds(value: &Value, limit: usize) -> bool {
     }
 }
 
+fn first_line(message: &str) -> &str {
+    message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("is not valid")
+}
+
 fn one_line(message: &str) -> String {
-    let mut line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("is not valid").to_owned();
+    let mut line = first_line(message).to_owned();
     if line.len() > MAX_MESSAGE_BYTES {
         let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&end| line.is_char_boundary(end)).unwrap_or(0);
         line.truncate(end);
@@ -175,36 +174,23 @@ pub struct GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// Builds the trie of all tokens once. `end_tokens` are what may follow a complete text.
+    /// Builds the trie of all tokens once. `end_tokens` are what may follow a complete text. Where a grammar leaves no
+    /// choice of text, masks leave no choice of tokens either: the model's own cut of it.
+    pub fn forcing(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
+        let trie = trie(tokenizer, end_tokens)?;
+        let environment: TokEnv = Arc::new(GrammarTokens::new(trie, tokenizer.clone()));
+        Self::with(&environment)
+    }
+
+    /// The same, with every cut of a forced text allowed.
     pub fn new(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<Self, TextError> {
-        let size = tokenizer.vocab_size();
-        let Some(&first_end) = end_tokens.first() else {
-            return Err(TextError::vocabulary(
-                "eos_token_id",
-                "is missing; constrained text needs a token to end with",
-            ));
-        };
-        if let Some(&id) = end_tokens.iter().find(|&&id| id as usize >= size) {
-            return Err(TextError::TokenId { id, size });
-        }
-        let mut words = Vec::with_capacity(size);
-        for id in 0..size as u32 {
-            let bytes = tokenizer.token_bytes(id)?;
-            let mut word = Vec::with_capacity(bytes.len() + 1);
-            // Ordinary text never spells a control token.
-            if tokenizer.is_special(id) || end_tokens.contains(&id) {
-                word.push(TokTrie::SPECIAL_TOKEN_MARKER);
-            }
-            word.extend_from_slice(bytes);
-            // A token without bytes is never allowed.
-            words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
-        }
-        let mut info = TokRxInfo::new(size as u32, first_end);
-        info.tok_eos = first_end;
-        let trie = TokTrie::from(&info, &words).with_eos_tokens(end_tokens);
-        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie(tokenizer, end_tokens)?));
+        Self::with(&environment)
+    }
+
+    fn with(environment: &TokEnv) -> Result<Self, TextError> {
         let slices = SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+        let mut factory = ParserFactory::new(environment, InferenceCapabilities::default(), &slices)
             .map_err(|e| TextError::vocabulary("tokens", one_line(&e.to_string())))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
@@ -217,15 +203,43 @@ impl GrammarCompiler {
         if let Some(matcher) = self.cache.lock().get(&key) {
             return Ok(matcher);
         }
-        let parser = self.factory.create_parser(spec.grammar());
+        let parser = self.factory.create_parser(spec.grammar()?);
+        // The lexer counts its own bytes; the rules are in proportion to the text.
+        let bytes = parser.as_ref().map_or(0, |parser| parser.parser.lexer_stats().num_bytes) + RULE_BYTES * key.len();
         let inner = llguidance::Matcher::new(parser);
         if let Some(message) = inner.get_error() {
-            return Err(spec.error(&message));
+            return Err(spec.error(&complaint(first_line(&message))));
         }
         let matcher = Matcher::new(inner);
-        self.cache.lock().insert(key, matcher.fresh_copy());
+        self.cache.lock().insert(key, matcher.fresh_copy(), bytes);
         Ok(matcher)
     }
+}
+
+/// All tokens by their bytes.
+fn trie(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<TokTrie, TextError> {
+    let size = tokenizer.vocab_size();
+    let Some(&first_end) = end_tokens.first() else {
+        return Err(TextError::vocabulary("eos_token_id", "is missing; constrained text needs a token to end with"));
+    };
+    if let Some(&id) = end_tokens.iter().find(|&&id| id as usize >= size) {
+        return Err(TextError::TokenId { id, size });
+    }
+    let mut words = Vec::with_capacity(size);
+    for id in 0..size as u32 {
+        let bytes = tokenizer.token_bytes(id)?;
+        let mut word = Vec::with_capacity(bytes.len() + 1);
+        // Ordinary text never spells a control token.
+        if tokenizer.is_special(id) || end_tokens.contains(&id) {
+            word.push(TokTrie::SPECIAL_TOKEN_MARKER);
+        }
+        word.extend_from_slice(bytes);
+        // A token without bytes is never allowed.
+        words.push(if word.len() > MAX_TOKEN_BYTES { Vec::new() } else { word });
+    }
+    let mut info = TokRxInfo::new(size as u32, first_end);
+    info.tok_eos = first_end;
+    Ok(TokTrie::from(&info, &words).with_eos_tokens(end_tokens))
 }
 
 impl std::fmt::Debug for GrammarCompiler {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Tokenizer;
-use super::grammar::bounded_spaces;
+use super::schema::prepare;
 
 /// A string, as itself.
 pub(crate) fn text(text: &str) -> String {
@@ -18,9 +18,9 @@ pub(crate) fn marker(tokenizer: &Tokenizer, marker: &str) -> String {
     }
 }
 
-/// JSON that `schema` accepts.
+/// JSON that `schema` accepts; none for a schema that cannot be prepared, which its owner has refused before.
 pub(crate) fn json(schema: &Value) -> String {
-    format!("%json {}", bounded_spaces(schema))
+    format!("%json {}", prepare(schema).unwrap_or(Value::Bool(false)))
 }
 
 /// Any text up to and including `end`.

@@ -78,6 +78,14 @@ impl Matcher {
         }
     }
 
+    /// The next token where the grammar leaves no choice of it.
+    pub fn forced(&mut self) -> Option<u32> {
+        if self.is_finished() {
+            return None;
+        }
+        self.inner.compute_ff_tokens().first().copied()
+    }
+
     /// Whether nothing but the end can follow, or has followed.
     pub fn is_finished(&self) -> bool {
         self.inner.is_stopped()

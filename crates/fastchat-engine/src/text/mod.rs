@@ -11,10 +11,15 @@ mod grammar;
 mod grammar_cache;
 #[cfg(test)]
 mod grammar_tests;
+mod grammar_tokens;
 mod json_tokenizer;
 mod lark;
 mod matcher;
 mod reasoning;
+mod schema;
+mod schema_formats;
+#[cfg(test)]
+mod schema_suite_tests;
 mod sentencepiece;
 mod special_tokens;
 mod split;
@@ -22,8 +27,10 @@ mod split_patterns;
 mod stop;
 #[cfg(test)]
 mod test_vocabulary;
+mod thinking;
 mod tokenizer;
 pub mod tools;
+mod unigram;
 mod wordpiece;
 
 pub use chat::{ChatFormat, ChatParser};
@@ -33,4 +40,6 @@ pub use grammar::{GrammarCompiler, GrammarSpec};
 pub use matcher::{Matcher, TokenMask};
 pub use reasoning::{REASONING_MARKERS, ReasoningDelta, ReasoningMarkers, ReasoningSplitter};
 pub use stop::StopMatcher;
+pub(crate) use thinking::Thinking;
+pub use thinking::ThinkingBudget;
 pub use tokenizer::Tokenizer;

@@ -40,7 +40,7 @@ pub fn config() -> EngineConfig {
 }
 
 pub fn request(tokens: &[u32], params: SamplingParams) -> Request {
-    Request { prompt: Prompt::Tokens(tokens.to_vec()), params, cache_salt: None, priority: 0 }
+    Request { prompt: Prompt::Tokens(tokens.to_vec()), params, cache_salt: None, priority: 0, tenant: None }
 }
 
 pub fn greedy(max_tokens: u32) -> SamplingParams {

@@ -11,6 +11,7 @@ mod mlp;
 mod moe;
 mod norm;
 mod pool;
+mod probe;
 mod qkv;
 mod simd;
 mod write_kv;
@@ -19,6 +20,7 @@ use candle_core::{Device, Result, Tensor};
 
 pub use isa::Isa;
 pub use pool::Pool;
+pub use probe::Limits;
 
 use crate::{
     Activation, AttentionSpec, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan, QkvSpec, Rope,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ToolFormat, ToolSpec};
 use crate::text::lark::{json, marker, rule_until, text};
+use crate::text::schema::prepare;
 use crate::text::{GrammarSpec, ReasoningMarkers, TextError, Tokenizer};
 
 /// Most calls of one forced answer.
@@ -50,6 +51,10 @@ pub fn tool_grammar(
             ToolChoice::Named(name) => format!("names '{name}', which is not among the {} tools", tools.len()),
         };
         return Err(TextError::Grammar { kind: "tool_choice", message });
+    }
+    for tool in &chosen {
+        let refused = |says| TextError::Grammar { kind: "tools", message: format!("'{}': {says}", tool.name) };
+        prepare(&tool.parameters).map_err(refused)?;
     }
     let single = !constraint.parallel || matches!(constraint.choice, ToolChoice::Named(_));
     let mut writer = Writer { format: constraint.format, tokenizer, rules: String::new(), count: 0 };
