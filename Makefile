@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python bench clean
+.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench clean
 .PHONY: cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
@@ -81,6 +81,14 @@ test-python: dev
 	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
 	$(PYTEST) -m faults
+
+# Every client that the server is meant for, in an environment of its own: their dependencies do not go together with ours.
+clients: dev models
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-clients/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)-clients/bin/python -m pip install --quiet --group clients --group dev
+	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients
 
 # nvcc out of PyPI wheels, into .cuda. Status 3 means that they cannot be had here, which was said; that skips, and does
 # not fail, what needs them.

@@ -13,8 +13,10 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStats",
+    "Image",
     "InternalError",
     "InvalidRequestError",
+    "MediaPrompt",
     "ModelInfo",
     "OverloadedError",
     "PromptLogprobs",
@@ -260,7 +262,7 @@ class Subscription:
         """Drains the doorbell and returns the ids of the handles with news; never waits."""
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
@@ -336,6 +338,35 @@ class ChatFormat:
         """
 
 @final
+class Image:
+    """A picture as a caller has it; immutable. `submit` decodes it and raises `InvalidRequestError` (`images.<i>`).
+
+    `detail` is "auto", "low" or "high"; low takes as few tokens as the model's rule allows.
+    """
+
+    @staticmethod
+    def encoded(data: bytes, *, detail: str = "auto") -> Image:
+        """A PNG, JPEG, WebP or GIF file; of what moves the first frame, upright as its EXIF orientation says."""
+    @staticmethod
+    def pixels(data: bytes, width: int, height: int, channels: int, *, detail: str = "auto") -> Image:
+        """Rows of pixels from the top, 1 (grey), 3 (RGB) or 4 (RGBA) bytes each."""
+
+@final
+class MediaPrompt:
+    """A prompt with places for pictures; immutable.
+
+    `segments` are pairs of a text (or token ids) and whether it is literal. A text that is not may name control tokens,
+    and stands for the next picture where it names the model's `image_marker`; a literal one is text throughout.
+    """
+
+    def __new__(cls, segments: Sequence[tuple[str | Sequence[int], bool]], images: Sequence[Image]) -> MediaPrompt: ...
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def texts(self) -> list[str]:
+        """The segments that are text."""
+
+@final
 class EngineStats:
     """Counters since the start and gauges of now."""
 
@@ -402,6 +433,12 @@ class ModelInfo:
     @property
     def kernels(self) -> str: ...
     @property
+    def takes_images(self) -> bool:
+        """Whether prompts may have pictures."""
+    @property
+    def image_marker(self) -> str | None:
+        """Spelling of the token that stands for a picture in a chat template's text."""
+    @property
     def spec_json(self) -> str:
         """The resolved decoder description, as JSON."""
 
@@ -426,14 +463,16 @@ class Engine:
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
+        `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
         """
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
@@ -451,6 +490,8 @@ class Engine:
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text, as bytes (a part of a code point is possible); special tokens by name."""
     def token_to_id(self, token: str) -> int | None: ...
+    def fence(self, text: str, mark: str) -> str:
+        """The text with every name of a control token between two marks, to be split there once it is rendered."""
     def chat_format(self, chat_template: str) -> ChatFormat:
         """Reads the source of a chat template; an unknown one has no reasoning and the "json" fallback."""
     def stats(self) -> EngineStats: ...
@@ -473,6 +514,7 @@ class Embedder:
         max_queue: int = 65536,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
+        quantize: str | None = None,
     ) -> Embedder:
         """Loads the weights and starts the engine thread."""
     def embed(
@@ -527,3 +569,9 @@ def inspect(model: str) -> str:
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
     """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""
+
+def convert(model: str, out: str, kind: str | None = None) -> str:
+    """Writes a model as the GGUF file `out`; what was written, as JSON.
+
+    `kind` is f32, f16, bf16 or one that `Engine` rounds to; None keeps what is stored.
+    """

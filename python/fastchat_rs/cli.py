@@ -13,6 +13,7 @@ from fastchat_rs import keycommands
 from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
+from fastchat_rs.convert import FileKind
 from fastchat_rs.options import with_settings
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def load(config: EngineConfig) -> LLM:
         speculation=config.speculation,
         threads=config.threads,
         chat_template=template,
+        quantize=config.quantize,
     )
 
 
@@ -189,6 +191,21 @@ def inspect(
 
     text = inspect_model(model)
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; its name ends in .gguf")],
+    kind: Annotated[FileKind | None, typer.Option("--type", help="Of the matrices (default: as stored)")] = None,
+) -> None:
+    """Write MODEL as one GGUF file, tokenizer and chat template included; llama.cpp reads it too."""
+    from fastchat_rs.convert import convert_model
+    from fastchat_rs.inspection import size
+
+    converted = convert_model(model, out, kind)
+    kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
+    print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
 
 
 @app.command(epilog=_PRECEDENCE)

@@ -24,6 +24,8 @@ else:
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Quantize = Literal["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
+"""Kinds that weights can be rounded to."""
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
 SIZES = frozenset(
     {
@@ -55,6 +57,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
     ] = True
     threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
+    quantize: Annotated[
+        Quantize | None,
+        Meta(description="Round weights stored as floats: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k"),
+    ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 
     @property
@@ -102,6 +108,10 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     cors_origin: Annotated[list[str], Meta(description="Origin that browsers may call from; may be repeated")] = []
     allowed_host: Annotated[
         list[str], Meta(description="Extra Host header accepted when listening on loopback; may be repeated")
+    ] = []
+    allowed_image_domains: Annotated[
+        list[str],
+        Meta(description="Host that pictures are fetched from, *.example.com for those below it; may be repeated"),
     ] = []
     generation_config: Annotated[
         Literal["auto", "none"], Meta(description="auto: sampling defaults come from the model's generation_config")

@@ -18,7 +18,7 @@ ALIASES = ("--alias", "small", "--alias", "vectors=bert", "--alias", "other=qwen
 def several(demo_model: Path) -> Iterator[Live]:
     """A real chat model, one of random weights, and an encoder."""
     others = [need(shared() / f"parity/{name}", always_in_ci=True) for name in ("text/qwen3", "encoders/bert")]
-    with serving(demo_model, *map(str, others), *ALIASES, "--kv-memory", "64MiB") as live:
+    with serving(demo_model, *map(str, others), *ALIASES, "--kv-memory", "64MiB", "--max-model-len", "1024") as live:
         yield live
 
 
@@ -26,6 +26,7 @@ def test_all_are_listed_and_each_answers(several: Live) -> None:
     with several.client() as client:
         cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
         assert set(cards) == {several.model, "small", "qwen3", "other", "bert", "vectors"}
+        assert cards[several.model]["max_model_len"] == 1024
         assert cards["bert"]["max_model_len"] == cards["vectors"]["max_model_len"] == 128
         assert client.get("/v1/models/other").json()["id"] == "other"
         assert client.get("/health").json() == {"status": "ready"}

@@ -2,8 +2,10 @@
 
 use candle_core::DType;
 use fastchat_kernels::DeviceChoice;
+use fastchat_models::Quantize;
 
 use crate::error::EngineError;
+use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
@@ -31,6 +33,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -49,6 +53,7 @@ impl Default for EngineConfig {
             speculation: true,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
             num_blocks: None,
         }
     }
@@ -87,6 +92,13 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Segments with places for pictures, and the pictures in the order of their places.
+    Media {
+        /// What is between the pictures.
+        segments: Vec<Segment>,
+        /// The pictures.
+        images: Vec<ImageInput>,
+    },
 }
 
 /// One request.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fastchat_kernels::{DeviceChoice, Kernels};
-use fastchat_models::{LoadOptions, load_encoder};
+use fastchat_models::{LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
 use crate::config::Prompt;
@@ -33,6 +33,8 @@ pub struct EmbeddingConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
 }
 
 impl Default for EmbeddingConfig {
@@ -44,6 +46,7 @@ impl Default for EmbeddingConfig {
             max_queue: 1 << 16,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
         }
     }
 }
@@ -117,7 +120,11 @@ impl EmbeddingEngine {
     pub fn load_with(path: &Path, config: EmbeddingConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
         let name = kernels.name();
-        let model = load_encoder(path, kernels, &LoadOptions { max_model_len: config.max_model_len })?;
+        let model = load_encoder(
+            path,
+            kernels,
+            &LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize },
+        )?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?;
         let encoder = model.encoder;
@@ -227,6 +234,7 @@ impl EmbeddingEngine {
     fn sequence(&self, index: usize, input: &Prompt) -> Result<Sequence, EngineError> {
         let ids = match input {
             Prompt::Tokens(ids) => ids.clone(),
+            Prompt::Media { .. } => return Err(EngineError::invalid("images", "images: an encoder takes none")),
             Prompt::Text { text, add_special_tokens } => self.encode(text, *add_special_tokens)?,
         };
         Ok(Sequence { ids: self.checked(&format!("input[{index}]"), ids, "input")?, second: None })

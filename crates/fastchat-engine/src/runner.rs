@@ -1,15 +1,18 @@
 //! Turns a scheduled batch into the model's flat arrays, runs it, and gives the rows of logits back by sequence. Owns
 //! the decoder and its cache; knows nothing of requests.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
 use fastchat_kernels::{BLOCK_SIZE, Fault, ForwardBatch, Kernels};
+use fastchat_models::vision::Media;
 use fastchat_models::{Cache, Decoder, ModelError};
 
 use crate::device::StepError;
 use crate::error::EngineError;
+use crate::media::ActiveMedia;
 use crate::memory::MemoryPlan;
 use crate::scheduler::{ScheduledBatch, Scheduler};
 
@@ -36,10 +39,22 @@ impl Runner {
         Ok(Self { decoder, kernels, cache })
     }
 
-    /// Computes the batch.
-    pub fn run(&self, batch: &ScheduledBatch, scheduler: &Scheduler) -> Result<Logits, StepError> {
-        let (forward, rows) = forward_batch(batch, scheduler);
-        let tensor = self.decoder.forward(&forward, &self.cache).map_err(|error| self.judge(error))?;
+    /// The model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Computes the batch, in which requests that `pictures` names have some.
+    pub fn run(
+        &self,
+        batch: &ScheduledBatch,
+        scheduler: &Scheduler,
+        pictures: &HashMap<u64, ActiveMedia>,
+    ) -> Result<Logits, StepError> {
+        let (mut forward, rows) = forward_batch(batch, scheduler);
+        let media =
+            if pictures.is_empty() { Media::default() } else { add_media(&mut forward, batch, scheduler, pictures) };
+        let tensor = self.decoder.forward_media(&forward, &media, &self.cache).map_err(|error| self.judge(error))?;
         Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
     }
 
@@ -56,6 +71,40 @@ impl Runner {
         };
         StepError { error: error.into(), fault }
     }
+}
+
+/// Places the pictures of a step's sequences.
+fn add_media<'a>(
+    forward: &mut ForwardBatch,
+    batch: &ScheduledBatch,
+    scheduler: &Scheduler,
+    pictures: &'a HashMap<u64, ActiveMedia>,
+) -> Media<'a> {
+    let mut media = Media::default();
+    for (place, scheduled) in batch.sequences.iter().enumerate() {
+        let sequence = scheduler.sequence(scheduled.id).expect("scheduled sequences are live; this is a bug");
+        let Some(active) = pictures.get(&sequence.request) else { continue };
+        let rows = forward.query_range(place);
+        let tokens = scheduled.start..scheduled.start + rows.len();
+        if let Some(ropes) = &active.layout.ropes {
+            if forward.rope_positions.is_empty() {
+                forward.rope_positions = forward.positions.iter().map(|&position| [position; 3]).collect();
+            }
+            for (row, position) in rows.clone().zip(tokens.clone()) {
+                forward.rope_positions[row] = ropes.at(position);
+            }
+        }
+        if active.layout.sees_whole && scheduled.start < sequence.prompt_len {
+            if forward.reach.is_empty() {
+                forward.reach.clone_from(&forward.positions);
+            }
+            for (row, position) in rows.clone().zip(tokens.clone()) {
+                forward.reach[row] = active.layout.reach(position) as u32;
+            }
+        }
+        active.place(tokens, rows.start, &mut media);
+    }
+    media
 }
 
 fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch, Vec<Range<usize>>) {

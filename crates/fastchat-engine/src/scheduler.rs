@@ -2,13 +2,14 @@
 //! slots. A pure state machine over integers; knows no tensors, clocks or channels.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{BlockManager, hash_salt};
+use crate::block_manager::{BlockManager, hash_media, hash_salt};
 use crate::fairness::{Demand, LineId, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
-use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 use recede::Ceiling;
@@ -30,6 +31,8 @@ const MAX_DRAFTED_ROWS: usize = 8;
 struct Step {
     tokens: usize,
     prompt_logit_rows: usize,
+    /// Whether some prompt has its part.
+    prefilled: bool,
     closed: HashSet<LineId>,
     batch: ScheduledBatch,
 }
@@ -68,7 +71,7 @@ impl Scheduler {
 
     /// Sets how many tokens a step may have while a sequence decodes, so that prompts do not hold it up. Prompts still
     /// get a block per step.
-    pub fn share(&mut self, tokens: usize) {
+    pub fn set_pace(&mut self, tokens: usize) {
         self.shared_tokens = tokens;
     }
 
@@ -77,8 +80,19 @@ impl Scheduler {
     /// # Errors
     /// When a choice could not finish even with the whole cache to itself.
     pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
-        let Submission { request, prompt, n, max_tokens, priority, cache_salt, tenant, wants_prompt_logits, drafts } =
-            submission;
+        let Submission {
+            request,
+            prompt,
+            n,
+            max_tokens,
+            priority,
+            cache_salt,
+            tenant,
+            wants_prompt_logits,
+            drafts,
+            ..
+        } = submission;
+        let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();
         let max_len = prompt.len().saturating_add(max_tokens).min(self.config.max_model_len);
@@ -92,6 +106,10 @@ impl Scheduler {
             (true, None) => Some(hash_salt("shared", &[])),
             (false, _) if n > 1 => Some(hash_salt("request", &self.next_id.to_le_bytes())),
             (false, _) => None,
+        };
+        let salt = match submission.surroundings {
+            Some(surroundings) => salt.map(|salt| hash_media(salt, surroundings)),
+            None => salt,
         };
         let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
         let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
@@ -114,6 +132,7 @@ impl Scheduler {
                 hashes: Vec::new(),
                 salt,
                 state: None,
+                spans: spans.clone(),
                 wants_prompt_logits: wants_prompt_logits && index == 0,
                 forks: if index == 0 { ids[1..].to_vec() } else { Vec::new() },
                 drafter: drafts.then(Drafter::default),
@@ -136,6 +155,7 @@ impl Scheduler {
         let mut step = Step {
             tokens: self.ceiling.map_or(self.config.max_batch_tokens, Ceiling::tokens).min(most),
             prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
+            prefilled: false,
             closed: HashSet::new(),
             batch: ScheduledBatch::default(),
         };
@@ -152,12 +172,12 @@ impl Scheduler {
                 }
             }
         }
-        self.share(&prefilling, &served, &mut step);
+        self.share_out(&prefilling, &served, &mut step);
         step.batch
     }
 
     /// Gives what is left of a step to prompts: lets in whom each line's share may serve, then shares it out exactly.
-    fn share(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
+    fn share_out(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
         let order = self.lines.order();
         let mut prompts: HashMap<LineId, Vec<Rank>> = order.iter().map(|&line| (line, Vec::new())).collect();
         for &(line, rank) in prefilling {
@@ -195,7 +215,7 @@ impl Scheduler {
             for &rank in &prompts[&line] {
                 // A grammar may have appended more tokens than the last block holds.
                 if self.lines.is_running(line, rank) && self.grow(rank, step) {
-                    share -= self.schedule_chunk(rank.id, share, step);
+                    share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
                 }
             }
         }
@@ -326,15 +346,23 @@ impl Scheduler {
         let mut count = sequence.num_pending().min(share).min(step.tokens);
         if prompt_logits {
             count = count.min(step.prompt_logit_rows);
-            step.prompt_logit_rows -= count;
         }
+        let start = sequence.num_computed;
+        let mut end = sequence.whole_spans(start + count);
+        if end == start && count > 0 && !step.prefilled {
+            // More than the step has left, perhaps than any has: the first prompt's may exceed it.
+            end = sequence.spans.iter().find(|span| span.whole && span.end > start).map_or(end, |span| span.end);
+        }
+        let count = end - start;
         if count == 0 {
             return 0;
         }
-        step.tokens -= count;
-        let start = sequence.num_computed;
-        let end = start + count;
-        let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
+        step.tokens = step.tokens.saturating_sub(count);
+        step.prefilled |= !sequence.is_decoding();
+        if prompt_logits {
+            step.prompt_logit_rows = step.prompt_logit_rows.saturating_sub(count);
+        }
+        let state = self.states.as_mut().map(|states| states.step(sequence, end));
         let samples = end == sequence.tokens.len();
         step.batch.sequences.push(ScheduledSequence {
             id,

@@ -92,7 +92,7 @@ fn rows(c: &mut Criterion) {
         let layout = KvLayout { num_kv_heads: 2, head_dim: 64, v_head_dim: 64, dtype: DType::F16 };
         let cache = KvCache::new(layout, 512 / BLOCK_SIZE, &Device::Cpu).unwrap();
         let inv_freq = (0..32).map(|i| 10000f32.powf(-(i as f32) / 32.)).collect();
-        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, attention_factor: 1. };
+        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, axes: Vec::new(), attention_factor: 1. };
         let plan = kernels.plan(&batch(1, tokens, tokens), std::slice::from_ref(&rope)).unwrap();
         let qk_norm = Some((random(&[64]), random(&[64]), 1e-6, NormScope::PerHead));
         let spec = QkvSpec { num_heads: 14, num_kv_heads: 2, head_dim: 64, qk_norm, rope: Some(rope) };

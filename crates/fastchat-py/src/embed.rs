@@ -7,7 +7,7 @@ use fastchat_engine::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EngineE
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::{PyPrompt, device_choice};
+use crate::engine::{PyPrompt, device_choice, kind};
 use crate::errors::to_py;
 
 /// How often a waiting call looks for signals.
@@ -25,8 +25,8 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEmbedder {
     #[new]
-    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
-        skip_tokenizer_init=false))]
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048,
+        max_queue=65536, threads=None, skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -37,10 +37,17 @@ impl PyEmbedder {
         max_queue: usize,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
-        let device = device_choice(device)?;
-        let config =
-            EmbeddingConfig { device, max_model_len, max_batch_tokens, max_queue, threads, skip_tokenizer_init };
+        let config = EmbeddingConfig {
+            device: device_choice(device)?,
+            max_model_len,
+            max_batch_tokens,
+            max_queue,
+            threads,
+            skip_tokenizer_init,
+            quantize: quantize.map(kind).transpose()?,
+        };
         let engine = py.detach(|| {
             config.check()?;
             let kernels = open_device(config.device, threads, &cuda_libraries)?;

@@ -8,6 +8,7 @@ mod engine;
 mod errors;
 mod handle;
 mod info;
+mod media;
 mod params;
 
 /// `fastchat_rs._engine`.
@@ -22,7 +23,7 @@ mod _engine {
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, inspect, machine_limits};
+    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, convert, inspect, machine_limits};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,
@@ -32,6 +33,8 @@ mod _engine {
     use crate::handle::{PyDelta, PyPromptLogprobs, PyRequestHandle, PyTokenLogprobs};
     #[pymodule_export]
     use crate::info::{PyEngineStats, PyModelInfo};
+    #[pymodule_export]
+    use crate::media::{PyImage, PyMediaPrompt};
     #[pymodule_export]
     use crate::params::PySamplingParams;
 

@@ -18,7 +18,8 @@ from fastchat_rs.server.bridge import (
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
-from fastchat_rs.server.http import Reply, Request, bad_field
+from fastchat_rs.server.http import ApiError, Reply, Request, bad_field
+from fastchat_rs.server.images import Pictures
 from fastchat_rs.server.logprobs import chat_logprobs
 from fastchat_rs.server.messages import Rendering, chat_template, render, template_messages, template_variables
 from fastchat_rs.server.protocol import (
@@ -82,7 +83,9 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
             notes.ignored("tools", f"{wanted.field} decides the answer")
         else:
             notes.ignored(wanted.field, "tool_choice forces a call")
-    prompt = await _prompt(served, body, tools, notes)
+    pictures = Pictures(served, context.images)
+    rendered = await _prompt(served, body, tools, notes, pictures)
+    prompt = pictures.plain(rendered)
     # Too large an n is refused below.
     count = min(body.n or 1, context.state.limits.n)
     plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
@@ -101,7 +104,7 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
     )
     ids = Ids.new(dialect.id_prefix, name, served)
     submission = Submission(
-        prompts=[prompt],
+        prompts=[await pictures.submitted(rendered)],
         params=params,
         add_special_tokens=body.messages is None,
         cache_salt=cache_salt(request.tenant, body.cache_salt),
@@ -129,14 +132,19 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
         usage.reasoning = lambda: sum(choice.reasoning_tokens for choice in readers)
         return dialect.shape(Turn(ids, served, usage, want, readers, notes))
 
-    await answer(context, request, served, submission, notes, shape)
+    try:
+        await answer(context, request, served, submission, notes, shape)
+    except ApiError as error:
+        raise pictures.placed(error) from error
 
 
 async def count_tokens(context: Context, request: Request, body: ChatRequest) -> int:
     """Tokens of the prompt that the conversation becomes."""
     _, served = context.state.find(body.model)
     notes = _notes(body, request)
-    prompt = await _prompt(served, body, tool_use(body, context.state.limits.tools, notes), notes)
+    pictures = Pictures(served, context.images)
+    prompt = await _prompt(served, body, tool_use(body, context.state.limits.tools, notes), notes, pictures)
+    prompt = pictures.plain(prompt)
     encode = served.bridge.engine.encode
     return len(await served.bridge.offload(lambda: encode(prompt, add_special_tokens=body.messages is None)))
 
@@ -159,7 +167,7 @@ def _logprobs(body: ChatRequest, limits: Limits) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, notes: Notes) -> str:
+async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, notes: Notes, pictures: Pictures) -> str:
     if body.messages is not None and body.prompt is not None:
         raise bad_field("prompt", "prompt: send messages or prompt, not both")
     if body.prompt is not None:
@@ -171,7 +179,7 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
         return body.prompt
     if body.messages is None:
         raise bad_field("messages", "messages: is needed", code="missing_required_parameter")
-    messages = template_messages(body.messages)
+    messages = template_messages(body.messages, pictures)
     template = chat_template(served)
     go_on = bool(body.continue_final_message)
     if go_on and body.add_generation_prompt:
@@ -181,7 +189,7 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
     return await render(
         served.bridge,
         template,
-        messages,
+        pictures.shown(messages, template),
         Rendering(
             _variables(template, body, notes),
             tools.shown if tools else None,

@@ -9,9 +9,10 @@ from typing import Any, TypedDict, TypeVar
 
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.server.accounts import Cost, Lease
-from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, SamplingParams
+from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, MediaPrompt, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
+from fastchat_rs.server.fetch import ImageFetcher
 from fastchat_rs.server.http import OPENAI, Reply, Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.outlet import RESUME_HEADER, Direct, Outlet, Ring, Rings
@@ -66,7 +67,7 @@ class Ids:
 class Submission:
     """What goes to the engine, and how the answer goes out."""
 
-    prompts: Sequence[str | Sequence[int]]
+    prompts: Sequence[str | Sequence[int] | MediaPrompt]
     params: SamplingParams
     add_special_tokens: bool
     cache_salt: str | None
@@ -79,6 +80,10 @@ class Submission:
     """The field an engine's complaint about the constraint is about."""
     ids: Ids | None = None
     """Of the answer, where it may be cached or resumed."""
+
+
+PICTURE_TOKENS = 1024
+"""Held for a picture until its request is settled by what it took: processors make fewer of most."""
 
 
 class Context:
@@ -94,6 +99,7 @@ class Context:
             size = parse_bytes(config.response_cache_size, "response_cache_size")
             self.cache = ResponseCache(config.response_cache, size)
         self.responses = ResponseStore(state.limits.response_bytes)
+        self.images = ImageFetcher(state.config.allowed_image_domains)
         self.background: set[asyncio.Task[None]] = set()
         """What is made while no client waits."""
 
@@ -280,12 +286,15 @@ async def _reserved(lease: Lease | None, served: Served, submission: Submission,
         return submission
     encode, special = served.bridge.engine.encode, submission.add_special_tokens
 
-    def count() -> list[Sequence[int]]:
-        return [encode(text, add_special_tokens=special) if isinstance(text, str) else text for text in prompts]
+    def counted(prompt: str | Sequence[int] | MediaPrompt) -> tuple[Sequence[int] | MediaPrompt, int]:
+        if isinstance(prompt, MediaPrompt):
+            texts = sum(len(encode(text, add_special_tokens=False)) for text in prompt.texts)
+            return prompt, texts + PICTURE_TOKENS * prompt.num_images
+        ids = encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
+        return ids, len(ids)
 
-    prompts = submission.prompts
-    tokens = await served.bridge.offload(count)
-    lengths = [len(ids) for ids in tokens]
+    prompts = await served.bridge.offload(lambda: [counted(prompt) for prompt in submission.prompts])
+    lengths = [length for _, length in prompts]
     params = submission.params
     cost = Cost(
         model=served.name,
@@ -299,7 +308,7 @@ async def _reserved(lease: Lease | None, served: Served, submission: Submission,
         notes.clamped(submission.max_tokens_field, clamped)
         params = with_max_tokens(params, clamped)
     # What was counted is not tokenised again.
-    return replace(submission, prompts=tokens, params=params)
+    return replace(submission, prompts=[prompt for prompt, _ in prompts], params=params)
 
 
 def _worded(error: Any, request: Request, submission: Submission) -> Exception:

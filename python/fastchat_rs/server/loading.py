@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
@@ -10,7 +11,15 @@ from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import Located, resolve
 from fastchat_rs.inspection import cache_bytes
-from fastchat_rs.server.bridge import Bridge, Embedder, Engine, automatic_kv_memory, inspect_model, is_encoder
+from fastchat_rs.server.bridge import (
+    Bridge,
+    Embedder,
+    Engine,
+    InvalidRequestError,
+    automatic_kv_memory,
+    inspect_model,
+    is_encoder,
+)
 from fastchat_rs.server.state import Embedding, ModelFiles, Served, State
 from fastchat_rs.template import ChatTemplate
 
@@ -23,7 +32,9 @@ class Wanted:
     names: list[str]
     encoder: bool
     kv_memory: int | None = None
-    """Its part of the one budget; None where it has the whole for itself."""
+    """Its part of the one budget; None where nothing is said."""
+    max_model_len: int | None = None
+    alone: bool = True
 
     @property
     def path(self) -> str:
@@ -42,7 +53,7 @@ async def load_models(state: State) -> None:
     for one in wanted:
         files = ModelFiles.of(one.located.path)
         if one.encoder:
-            embedder = await loop.run_in_executor(None, _load_embedder, one.path, config)
+            embedder = await loop.run_in_executor(None, _load_embedder, one, config)
             state.embeddings.update(dict.fromkeys(one.names, Embedding(one.located.name, embedder, files)))
             continue
         engine = await loop.run_in_executor(None, _load, one, config)
@@ -58,7 +69,11 @@ def _wanted(config: ServeConfig) -> list[Wanted]:
     asked = [config.model, *config.more_models]
     located = [resolve(model) for model in asked]
     names = names_of(config, [one.name for one in located])
-    return [Wanted(one, own, is_encoder(str(one.path))) for one, own in zip(located, names, strict=True)]
+    alone, longest = len(asked) == 1, config.max_model_len
+    return [
+        Wanted(one, own, is_encoder(str(one.path)), max_model_len=longest, alone=alone)
+        for one, own in zip(located, names, strict=True)
+    ]
 
 
 def names_of(config: ServeConfig, own: list[str]) -> list[list[str]]:
@@ -87,29 +102,31 @@ def _share_memory(config: ServeConfig, wanted: list[Wanted]) -> None:
     """One budget for all caches, divided so that each holds as many of its model's longest sequences."""
     decoders = [one for one in wanted if not one.encoder]
     budget = None if config.kv_memory is None else parse_bytes(config.kv_memory, "kv_memory")
-    if len(decoders) > 1:
-        if budget is None:
-            budget = automatic_kv_memory(sum(ModelFiles.of(one.located.path).bytes for one in wanted))
-        sequences = [_sequence_bytes(one.path, config.max_model_len) for one in decoders]
-        for one, weight in zip(decoders, sequences, strict=True):
-            one.kv_memory = budget * weight // sum(sequences)
+    if len(wanted) == 1:
+        wanted[0].kv_memory = budget
         return
-    for one in decoders:
-        one.kv_memory = budget
+    if budget is None:
+        budget = automatic_kv_memory(sum(ModelFiles.of(one.located.path).bytes for one in wanted))
+    sequences = [_sequence_bytes(one) for one in decoders]
+    for one, weight in zip(decoders, sequences, strict=True):
+        one.kv_memory = budget * weight // sum(sequences)
 
 
-def _sequence_bytes(path: str, max_model_len: int | None) -> int:
-    found = json.loads(inspect_model(path))
+def _sequence_bytes(wanted: Wanted) -> int:
+    """Of the longest one. Among several models `max_model_len` is a bound, not a demand."""
+    found = json.loads(inspect_model(wanted.path))
     token, state, _ = cache_bytes(found)
-    context = found["spec"]["max_positions"]
-    return token * min(context, max_model_len or context) + state
+    own = found["spec"]["max_positions"]
+    if wanted.max_model_len is not None:
+        wanted.max_model_len = min(wanted.max_model_len, own)
+    return token * (wanted.max_model_len or own) + state
 
 
 def _load(wanted: Wanted, config: ServeConfig) -> Engine:
     return Engine(
         wanted.path,
         **placement(config.device),
-        max_model_len=config.max_model_len,
+        max_model_len=wanted.max_model_len,
         kv_memory=wanted.kv_memory,
         kv_dtype=config.kv_dtype,
         max_batch_tokens=config.max_batch_tokens,
@@ -118,16 +135,21 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         enable_prefix_caching=config.prefix_caching,
         speculation=config.speculation,
         threads=config.threads,
+        quantize=config.quantize,
     )
 
 
-def _load_embedder(path: str, config: ServeConfig) -> Embedder:
-    return Embedder(
-        path,
-        **placement(config.device),
-        max_model_len=config.max_model_len,
-        threads=config.threads,
+def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
+    load = partial(
+        Embedder, wanted.path, **placement(config.device), threads=config.threads, quantize=config.quantize
     )
+    try:
+        return load(max_model_len=wanted.max_model_len)
+    except InvalidRequestError as error:
+        if wanted.alone or error.param != "max_model_len":
+            raise
+        # Its positions end before that.
+        return load()
 
 
 def _template_file(config: ServeConfig, wanted: list[Wanted]) -> str | None:

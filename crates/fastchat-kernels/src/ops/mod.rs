@@ -6,7 +6,7 @@ pub(crate) mod embed;
 pub(crate) mod full_attention;
 pub(crate) mod gated_delta;
 pub(crate) mod linear;
-mod mlp;
+pub(crate) mod mlp;
 pub(crate) mod moe;
 mod norm;
 mod qkv;
@@ -99,13 +99,15 @@ pub trait Kernels: Send + Sync + Debug {
         attention::write_kv(k, v, cache, plan)
     }
 
-    /// Causal paged attention of `q [tokens, heads * head_dim]` over the cache: `[tokens, heads * v_head_dim]`.
+    /// Paged attention of `q [tokens, heads * head_dim]` over the cache, causal but for `ForwardBatch::reach`:
+    /// `[tokens, heads * v_head_dim]`.
     fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
         attention::attention(q, spec, cache, plan)
     }
 
     /// Cuts, norms and rotates `qkv` as `qk_norm_rope_write` does, then attends over each sequence of the plan in both
-    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side.
+    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side;
+    /// `ForwardBatch::reach`, counted from the sequence's first token, hides what follows.
     fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
         full_attention::full_attention(qkv, parts, spec, plan)
     }

@@ -65,14 +65,15 @@ def translated(body: CountRequest) -> Translated:
     # Without being asked to, the model does not think; where a template has no such switch there is nothing to tell.
     asked = body.thinking is not None and body.thinking.type != "disabled"
     chat.enable_thinking = asked
-    if body.thinking is not None and body.thinking.budget_tokens is not None:
-        unused.append("thinking.budget_tokens")
+    if asked and body.thinking is not None:
+        chat.thinking_budget = body.thinking.budget_tokens
     if isinstance(body, MessagesRequest):
         _set_sampling(chat, body)
         if body.inference_geo is not None:
             unused.append("inference_geo")
     names |= {
         "enable_thinking": "" if body.thinking is None else "thinking",
+        "thinking_budget": "thinking.budget_tokens",
         "response_format": "output_format" if body.output_format is not None else "output_config",
         "reasoning_effort": "output_config",
         "stop": "stop_sequences",
