@@ -11,9 +11,9 @@ from rich.table import Table
 
 from fastchat_rs import keycommands
 from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
+from fastchat_rs.convert import FileKind
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
-from fastchat_rs.convert import FileKind
 from fastchat_rs.options import with_settings
 
 if TYPE_CHECKING:

@@ -140,9 +140,7 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
 
 
 def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
-    load = partial(
-        Embedder, wanted.path, **placement(config.device), threads=config.threads, quantize=config.quantize
-    )
+    load = partial(Embedder, wanted.path, **placement(config.device), threads=config.threads, quantize=config.quantize)
     try:
         return load(max_model_len=wanted.max_model_len)
     except InvalidRequestError as error:
