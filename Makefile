@@ -88,7 +88,8 @@ clients: dev models
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-clients/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(VENV)-clients/bin/python -m pip install --quiet --group clients --group dev
-	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients
+	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 # nvcc out of PyPI wheels, into .cuda. Status 3 means that they cannot be had here, which was said; that skips, and does
 # not fail, what needs them.

@@ -467,8 +467,8 @@ class Engine:
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
-        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(
         self,

@@ -134,20 +134,19 @@ class LLM:
         self._decoder: Engine | None = None
         self._encoder: Embedder | None = None
         path = str(located.path)
+        both: dict[str, Any] = {
+            **placement(device),
+            "max_model_len": max_model_len,
+            "threads": threads,
+            "quantize": quantize,
+        }
+        both["skip_tokenizer_init"] = skip_tokenizer_init
         if is_encoder(path):
-            self._encoder = Embedder(
-                path,
-                **placement(device),
-                max_model_len=max_model_len,
-                threads=threads,
-                skip_tokenizer_init=skip_tokenizer_init,
-                quantize=quantize,
-            )
+            self._encoder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
-            **placement(device),
-            max_model_len=max_model_len,
+            **both,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.
             kv_dtype=cast(Any, kinds[dtype]),
@@ -156,9 +155,6 @@ class LLM:
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
             speculation=speculation,
-            threads=threads,
-            skip_tokenizer_init=skip_tokenizer_init,
-            quantize=quantize,
         )
 
     def __enter__(self) -> "LLM":

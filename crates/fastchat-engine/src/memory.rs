@@ -103,6 +103,7 @@ fn left_on_device(
         block_tables: vec![(0..blocks as u32).collect()],
         logits_rows: (0..tokens.min(config.max_num_seqs as u32)).collect(),
         states: if recurrent { vec![state] } else { Vec::new() },
+        ..ForwardBatch::default()
     };
     let logits = decoder.forward(&batch, &cache)?;
     // Waits for the device: what fails in the step fails here.

@@ -13,11 +13,9 @@ use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, Seque
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 use recede::Ceiling;
-use snapshots::state_step;
 
 mod books;
 mod recede;
-mod snapshots;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
 const TURNS_PER_PRIORITY: i64 = 64;

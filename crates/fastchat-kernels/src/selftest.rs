@@ -185,7 +185,7 @@ fn batch(sequences: &[(usize, usize)]) -> (ForwardBatch, usize) {
 
 fn rope() -> Rope {
     let inv_freq = (0..32).map(|i| 10_000_f32.powf(-(i as f32) / 32.)).collect();
-    Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, attention_factor: 1. }
+    Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, attention_factor: 1., axes: Vec::new() }
 }
 
 fn qkv_spec(on: &On) -> Result<QkvSpec> {

@@ -25,8 +25,8 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEmbedder {
     #[new]
-    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048,
-        max_queue=65536, threads=None, skip_tokenizer_init=false, quantize=None))]
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
+        skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -39,8 +39,9 @@ impl PyEmbedder {
         skip_tokenizer_init: bool,
         quantize: Option<&str>,
     ) -> PyResult<Self> {
+        let device = device_choice(device)?;
         let config = EmbeddingConfig {
-            device: device_choice(device)?,
+            device,
             max_model_len,
             max_batch_tokens,
             max_queue,

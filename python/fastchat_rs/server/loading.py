@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
@@ -140,14 +139,22 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
 
 
 def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
-    load = partial(Embedder, wanted.path, **placement(config.device), threads=config.threads, quantize=config.quantize)
+    def load(max_model_len: int | None) -> Embedder:
+        return Embedder(
+            wanted.path,
+            **placement(config.device),
+            max_model_len=max_model_len,
+            threads=config.threads,
+            quantize=config.quantize,
+        )
+
     try:
-        return load(max_model_len=wanted.max_model_len)
+        return load(wanted.max_model_len)
     except InvalidRequestError as error:
         if wanted.alone or error.param != "max_model_len":
             raise
         # Its positions end before that.
-        return load()
+        return load(None)
 
 
 def _template_file(config: ServeConfig, wanted: list[Wanted]) -> str | None:

@@ -2,7 +2,7 @@
 //! again while steps succeed.
 
 use super::Scheduler;
-use crate::schedule::{ScheduledBatch, SchedulerConfig};
+use crate::schedule::{ScheduledBatch, ScheduledSequence, SchedulerConfig};
 use crate::sequence::Rank;
 
 /// Steps that must succeed before the next may be twice as large.
@@ -61,5 +61,12 @@ impl Scheduler {
         }
         self.ceiling = Some(Ceiling::new(tokens / 2, most));
         true
+    }
+
+    /// Gives back the slots of copies of recurrent state that were not made.
+    pub(super) fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
+        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
+            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
+        }
     }
 }
