@@ -17,12 +17,12 @@ mod weights;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 use crate::cpu::Pool;
 use crate::{
-    Activation, AttentionSpec, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan,
-    QkvSpec, Rope, StateCache, Weight,
+    Activation, AttentionSpec, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec,
+    MoeWeights, Plan, QkvSpec, Rope, StateCache, Weight,
 };
 pub use runtime::{Launchers, Runtime, Stream};
 pub use sample::{SampleRow, SampledToken};
@@ -56,6 +56,15 @@ impl CudaKernels {
     /// Counts the calls of launchers.
     pub fn launches(&self) -> Arc<AtomicU64> {
         self.launches.clone()
+    }
+
+    /// On an opened GPU.
+    ///
+    /// # Errors
+    /// The driver's, in one line.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(gpu: crate::nvidia::Gpu) -> std::result::Result<Self, String> {
+        Ok(Self::new(Box::new(runtime::GpuRuntime::new(gpu)?)))
     }
 
     /// In the emulator; `checked` watches every access to memory, at a tenth of the speed.
@@ -107,6 +116,14 @@ impl CudaKernels {
 }
 
 impl Kernels for CudaKernels {
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.runtime.memory()
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        self.runtime.fault(error)
+    }
+
     fn device(&self) -> &Device {
         self.runtime.device()
     }

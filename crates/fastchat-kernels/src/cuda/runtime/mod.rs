@@ -1,17 +1,22 @@
 //! What the overrides need of a device: memory, addresses, a stream, and the launchers compiled for it.
 
+#[cfg(feature = "cuda")]
+mod device;
 #[cfg(emulated)]
 mod emulator;
 
 use std::ffi::c_void;
 use std::fmt::Debug;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+pub use device::GpuRuntime;
 #[cfg(emulated)]
 pub use emulator::Emulator;
 
 pub use super::launchers::{Launchers, Stream};
+use crate::{DeviceMemory, Fault};
 
 /// A device that runs the kernels.
 pub trait Runtime: Send + Sync + Debug {
@@ -20,6 +25,16 @@ pub trait Runtime: Send + Sync + Debug {
 
     /// What serves the calls, for logs and the fingerprint.
     fn name(&self) -> String;
+
+    /// Its memory as it is now; `None` where it has none of its own.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error says about the device.
+    fn fault(&self, _error: &Error) -> Fault {
+        Fault::Plain
+    }
 
     /// The kernels compiled for it.
     fn launchers(&self) -> &Launchers;
