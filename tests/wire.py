@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SECONDS = 60.0
+SECONDS = 150.0
 
 
 def request_bytes(path: str, body: Any, *, method: str = "POST", headers: dict[str, str] | None = None) -> bytes:

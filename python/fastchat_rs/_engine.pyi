@@ -450,6 +450,8 @@ class Engine:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -461,8 +463,13 @@ class Engine:
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
-        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
+
+        `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
+        """
     def submit(
         self,
         prompt: str | Sequence[int] | MediaPrompt,
@@ -500,11 +507,14 @@ class Embedder:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
+        quantize: str | None = None,
     ) -> Embedder:
         """Loads the weights and starts the engine thread."""
     def embed(
@@ -537,6 +547,20 @@ class Embedder:
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
 
+def check_kernels(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, list[tuple[str, float, float, str | None]]]:
+    """Every operation of a device's kernels against the plain default on the CPU.
+
+    The name of the kernels, and per operation its name, largest relative difference, what that may be, and its error.
+    """
+
+def probe_device(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, float, float, tuple[int, int] | None]:
+    """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
+    bytes of the device's own memory."""
+
 def automatic_kv_memory(weights: int) -> int:
     """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
 
@@ -545,3 +569,9 @@ def inspect(model: str) -> str:
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
     """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""
+
+def convert(model: str, out: str, kind: str | None = None) -> str:
+    """Writes a model as the GGUF file `out`; what was written, as JSON.
+
+    `kind` is f32, f16, bf16 or one that `Engine` rounds to; None keeps what is stored.
+    """

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastchat_rs import keycommands
-from fastchat_rs.config import ConfigError, EngineConfig, ServeConfig
+from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
+from fastchat_rs.convert import FileKind
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
 from fastchat_rs.options import with_settings
@@ -100,6 +101,7 @@ def load(config: EngineConfig) -> LLM:
             raise ConfigError(f"chat_template: cannot read {config.chat_template}: {error}") from error
     return LLM(
         config.model,
+        device=config.device,
         dtype=config.cache_dtype,
         max_model_len=config.max_model_len,
         kv_memory=config.kv_memory,
@@ -110,6 +112,7 @@ def load(config: EngineConfig) -> LLM:
         speculation=config.speculation,
         threads=config.threads,
         chat_template=template,
+        quantize=config.quantize,
     )
 
 
@@ -190,13 +193,36 @@ def inspect(
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
 
 
-@app.command(epilog=_PRECEDENCE)
-@with_settings(EngineConfig)
-def doctor(config: EngineConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails."""
-    from fastchat_rs.doctor import examine
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; its name ends in .gguf")],
+    kind: Annotated[FileKind | None, typer.Option("--type", help="Of the matrices (default: as stored)")] = None,
+) -> None:
+    """Write MODEL as one GGUF file, tokenizer and chat template included; llama.cpp reads it too."""
+    from fastchat_rs.convert import convert_model
+    from fastchat_rs.inspection import size
 
-    checks = examine(config.model, lambda: load(config))
+    converted = convert_model(model, out, kind)
+    kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
+    print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(DoctorConfig)
+def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
+    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
+
+    Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
+    """
+    if config.model:
+        from fastchat_rs.doctor import examine
+
+        checks = examine(config.model, lambda: load(config))
+    else:
+        from fastchat_rs.device_check import examine_device
+
+        checks = examine_device(config.device, config.parity)
     if as_json:
         print(
             json.dumps({"ok": all(check.ok for check in checks), "checks": [check.row() for check in checks]}, indent=1)

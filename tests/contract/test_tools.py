@@ -56,7 +56,13 @@ def test_a_loop_of_tools(live: Live) -> None:
     client = live.openai()
     messages: list[ChatCompletionMessageParam] = [ASK]
     first = client.chat.completions.create(
-        model=live.model, messages=messages, tools=TOOLS, tool_choice="required", temperature=0, max_tokens=96
+        model=live.model,
+        messages=messages,
+        tools=TOOLS,
+        tool_choice="required",
+        temperature=0,
+        max_tokens=96,
+        parallel_tool_calls=False,
     )
     choice = first.choices[0]
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
@@ -98,7 +104,13 @@ def test_streamed_calls_equal_the_whole(live: Live, choice: Any) -> None:
 
 def test_the_stream_helper_sees_the_same_call(live: Live) -> None:
     with live.openai().chat.completions.stream(
-        model=live.model, messages=[ASK], tools=TOOLS, tool_choice="required", temperature=0, max_tokens=96
+        model=live.model,
+        messages=[ASK],
+        tools=TOOLS,
+        tool_choice="required",
+        temperature=0,
+        max_tokens=96,
+        parallel_tool_calls=False,
     ) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()

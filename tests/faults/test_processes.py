@@ -58,14 +58,12 @@ def test_kill_9(demo_model: Path, tmp_path: Path, scale: int, figure: Any) -> No
             assert requests <= row.requests
             seen, requests, open_at_death = row.prompt + row.completion, row.requests, 0
 
-            async def one(seed: int, until: float, live: Live = live) -> tuple[int, int, int]:
+            async def one(seed: int, finished: list[int], live: Live = live) -> tuple[int, int, int]:
                 mine = random.Random(seed)
                 tokens = count = 0
-                while time.monotonic() < until + 5:
-                    stream = mine.random() < 0.5
-                    body = live.chat(
-                        f"{mine.random()}", stream=stream, max_tokens=mine.randrange(1, 30), ignore_eos=True
-                    )
+                while True:
+                    stream, length = mine.random() < 0.5, mine.randrange(1, 20)
+                    body = live.chat(f"{mine.random()}", stream=stream, max_tokens=length, ignore_eos=True)
                     if stream:
                         body["stream_options"] = {"include_usage": True}
                     try:
@@ -74,14 +72,17 @@ def test_kill_9(demo_model: Path, tmp_path: Path, scale: int, figure: Any) -> No
                         found = None
                     if found is None or not found.done:
                         # At most the prompt and all that was asked for.
-                        return tokens, count, 100 + 30
+                        return tokens, count, 100 + length
                     tokens, count = tokens + found.usage()["total_tokens"], count + 1
-                return tokens, count, 0
+                    finished.append(count)
 
             async def main(number: int = number, live: Live = live) -> list[tuple[int, int, int]]:
-                until = time.monotonic() + rng.uniform(0.3, 1.5)
-                clients = [asyncio.ensure_future(one(number * 100 + client, until)) for client in range(6)]
-                await asyncio.sleep(until - time.monotonic())
+                finished: list[int] = []
+                clients = [asyncio.ensure_future(one(number * 100 + client, finished)) for client in range(4)]
+                wanted = rng.randrange(2, 10)
+                while len(finished) < wanted:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(rng.uniform(0, 0.2))
                 live.process.kill()
                 return await asyncio.gather(*clients)
 
@@ -93,9 +94,9 @@ def test_kill_9(demo_model: Path, tmp_path: Path, scale: int, figure: Any) -> No
     book = ledger.Ledger(path, "test")
     (row,) = book.rows()
     book.close()
-    assert requests > 0
+    assert requests >= 2 * rounds
     assert seen <= row.prompt + row.completion <= seen + open_at_death
-    assert requests <= row.requests <= requests + 6
+    assert requests <= row.requests <= requests + 4
     figure(
         f"killed {rounds} times: {row.requests} requests booked, {requests} seen whole at the end, none lost; "
         f"ready again after {max(ready):.1f} s at most"
@@ -142,7 +143,11 @@ def test_sigterm_in_every_state(demo_model: Path, figure: Any) -> None:
                 except (OSError, asyncio.IncompleteReadError):
                     found[name] = None
             await asyncio.to_thread(live.process.wait, 30)
-            return found, time.monotonic() - began
+            seconds = time.monotonic() - began
+            for wire in wires.values():
+                wire.reset()
+            await asyncio.sleep(0.05)
+            return found, seconds
 
         found, seconds = asyncio.run(main())
         assert live.process.returncode == 0

@@ -29,8 +29,8 @@ def test_soak(demo_model: Path, figure: Any) -> None:
             while time.monotonic() < until:
                 roll = rng.random()
                 wire = await Wire.open(live.port, buffer=4096 if roll > 0.95 else None)
-                content = " ".join(rng.choices(("red", "green", "blue"), k=rng.choice((3, 30, 200))))
-                body = live.chat(content, stream=rng.random() < 0.7, max_tokens=rng.randrange(1, 60), ignore_eos=True)
+                content = " ".join(rng.choices(("red", "green", "blue"), k=rng.choice((3, 30, 100))))
+                body = live.chat(content, stream=rng.random() < 0.7, max_tokens=rng.randrange(1, 24), ignore_eos=True)
                 headers = {"x-fastchat-resume": "true"} if rng.random() < 0.2 else None
                 raw = request_bytes(CHAT, body, headers=headers)
                 try:
@@ -72,10 +72,10 @@ def test_soak(demo_model: Path, figure: Any) -> None:
             files = len(list(Path(f"/proc/{live.process.pid}/fd").iterdir()))
             return live.memory(), files, live.metrics()["fastchat_requests_open"]
 
-        asyncio.run(main(SECONDS / 2, 24))
+        asyncio.run(main(SECONDS / 2, 12))
         memory, files, _ = settled()
         samples.clear()
-        asyncio.run(main(SECONDS, 24))
+        asyncio.run(main(SECONDS, 12))
         after, files_after, still_open = settled()
         assert still_open <= 1
         assert files_after <= files + 4

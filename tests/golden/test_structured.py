@@ -108,3 +108,19 @@ def test_reasoning_that_the_prompt_opened(engine: Engine) -> None:
     text = complete(engine, answer, temperature=0)
     assert re.fullmatch(r"(<think>.*</think>\s*)?(warm|cold)", text, re.DOTALL)
     assert engine.chat_format("{{ message.content }}").tools == "json"
+
+
+def test_thoughts_are_cut_at_their_budget(engine: Engine) -> None:
+    form = engine.chat_format(QWEN3)
+    opened = PROMPT + "<think>\n"
+    assert form.thinking_budget(PROMPT + "<think>\n\n</think>\n\n", 4) is None
+    assert engine.chat_format("{{ message.content }}").thinking_budget(PROMPT, 4) is None
+    for tokens in (0, 5):
+        thinking = form.thinking_budget(opened, tokens)
+        assert thinking is not None and thinking.tokens == tokens
+        handle = engine.submit(opened, SamplingParams(thinking=thinking, temperature=0, max_tokens=40))
+        text = ""
+        while not handle.finished:
+            text += "".join(delta.text for delta in handle.wait())
+        thoughts, closed, _ = text.partition("</think>")
+        assert closed and len(engine.encode(thoughts, add_special_tokens=False)) <= tokens

@@ -35,7 +35,7 @@ pub struct Demand {
 /// All lines.
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
-    lines: BTreeMap<LineId, Line>,
+    all: BTreeMap<LineId, Line>,
     names: HashMap<String, LineId>,
     next: u64,
     /// Who is first in this step's rounds; moves on with every step.
@@ -50,7 +50,7 @@ impl Lines {
             let id = LineId(self.next);
             self.next += 1;
             self.names.insert(name.to_owned(), id);
-            self.lines.insert(id, Line { name: name.to_owned(), ..Line::default() });
+            self.all.insert(id, Line { name: name.to_owned(), ..Line::default() });
             id
         });
         self.line(id).members += 1;
@@ -64,7 +64,7 @@ impl Lines {
         let was_running = line.running.remove(&rank);
         line.members -= 1;
         if line.members == 0
-            && let Some(line) = self.lines.remove(&id)
+            && let Some(line) = self.all.remove(&id)
         {
             self.names.remove(&line.name);
         }
@@ -86,56 +86,56 @@ impl Lines {
     }
 
     fn line(&mut self, id: LineId) -> &mut Line {
-        self.lines.get_mut(&id).expect("a line has members as long as it is asked about; this is a bug")
+        self.all.get_mut(&id).expect("a line has members as long as it is asked about; this is a bug")
     }
 
     /// Everybody who runs, line after line, each line in its order.
     pub fn running(&self) -> impl Iterator<Item = (LineId, Rank)> + '_ {
-        self.lines.iter().flat_map(|(&id, line)| line.running.iter().map(move |&rank| (id, rank)))
+        self.all.iter().flat_map(|(&id, line)| line.running.iter().map(move |&rank| (id, rank)))
     }
 
     /// Whether this member runs.
     pub fn is_running(&self, id: LineId, rank: Rank) -> bool {
-        self.lines.get(&id).is_some_and(|line| line.running.contains(&rank))
+        self.all.get(&id).is_some_and(|line| line.running.contains(&rank))
     }
 
     /// How many members of all lines run.
     pub fn num_running(&self) -> usize {
-        self.lines.values().map(|line| line.running.len()).sum()
+        self.all.values().map(|line| line.running.len()).sum()
     }
 
     /// Whether somebody waits.
     pub fn has_waiting(&self) -> bool {
-        self.lines.values().any(|line| !line.waiting.is_empty())
+        self.all.values().any(|line| !line.waiting.is_empty())
     }
 
     /// Who waits in a line, in order.
     pub fn waiting(&self, id: LineId) -> impl Iterator<Item = Rank> + '_ {
-        self.lines.get(&id).into_iter().flat_map(|line| line.waiting.iter().copied())
+        self.all.get(&id).into_iter().flat_map(|line| line.waiting.iter().copied())
     }
 
     /// Lines in the order in which they may let somebody in: who has least running first, then in turn.
     pub fn order(&mut self) -> Vec<LineId> {
         self.first += 1;
-        let mut order: Vec<LineId> = self.lines.keys().copied().collect();
+        let mut order: Vec<LineId> = self.all.keys().copied().collect();
         if !order.is_empty() {
             let places = order.len() as u64;
             order.rotate_left((self.first % places) as usize);
         }
-        order.sort_by_key(|id| self.lines[id].running.len());
+        order.sort_by_key(|id| self.all[id].running.len());
         order
     }
 
     /// Who has to go when blocks run out: the youngest of the line with most members running.
     pub fn victim(&self) -> Option<(LineId, Rank)> {
-        let ends = self.lines.iter().filter_map(|(&id, line)| Some((line.running.len(), *line.running.last()?, id)));
+        let ends = self.all.iter().filter_map(|(&id, line)| Some((line.running.len(), *line.running.last()?, id)));
         ends.max().map(|(_, rank, id)| (id, rank))
     }
 
     /// The same, where a newcomer of this line may claim a place: only from a line that keeps more than its own.
     pub fn victim_for(&self, id: LineId) -> Option<(LineId, Rank)> {
-        let own = self.lines.get(&id).map_or(0, |line| line.running.len());
-        self.victim().filter(|(other, _)| *other != id && self.lines[other].running.len() >= own + 2)
+        let own = self.all.get(&id).map_or(0, |line| line.running.len());
+        self.victim().filter(|(other, _)| *other != id && self.all[other].running.len() >= own + 2)
     }
 }
 

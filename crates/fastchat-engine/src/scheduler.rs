@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use fastchat_kernels::{BLOCK_SIZE, StateStep};
+use fastchat_kernels::BLOCK_SIZE;
 
 use crate::block_manager::{BlockManager, hash_media, hash_salt};
 use crate::fairness::{Demand, LineId, Lines, grants};
@@ -12,6 +12,9 @@ pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerC
 use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
+use recede::Ceiling;
+
+mod recede;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
 const TURNS_PER_PRIORITY: i64 = 64;
@@ -19,8 +22,6 @@ const TURNS_PER_PRIORITY: i64 = 64;
 const MAX_PRIORITY: i32 = 1_000;
 /// Prompt positions per step whose logits are wanted: a row of 262,144 logits is 1 MiB.
 const MAX_PROMPT_LOGIT_ROWS: usize = 64;
-/// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
-const SNAPSHOT_INTERVAL: usize = 256;
 /// Rows of a step of decoding that cost little more than one: drafts fill it up, and there are none in bigger batches.
 const MAX_DRAFTED_ROWS: usize = 8;
 
@@ -46,6 +47,7 @@ pub struct Scheduler {
     /// Tokens per step while a sequence decodes.
     shared_tokens: usize,
     stats: SchedulerStats,
+    ceiling: Option<Ceiling>,
 }
 
 impl Scheduler {
@@ -61,6 +63,7 @@ impl Scheduler {
             next_id: 0,
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
+            ceiling: None,
         }
     }
 
@@ -86,8 +89,7 @@ impl Scheduler {
             wants_prompt_logits,
             drafts,
             ..
-        } =
-            submission;
+        } = submission;
         let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();
@@ -149,7 +151,7 @@ impl Scheduler {
             running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
         let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
         let mut step = Step {
-            tokens: self.config.max_batch_tokens.min(most),
+            tokens: self.ceiling.map_or(self.config.max_batch_tokens, Ceiling::tokens).min(most),
             prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
             prefilled: false,
             closed: HashSet::new(),
@@ -168,12 +170,12 @@ impl Scheduler {
                 }
             }
         }
-        self.share(&prefilling, &served, &mut step);
+        self.share_out(&prefilling, &served, &mut step);
         step.batch
     }
 
     /// Gives what is left of a step to prompts: lets in whom each line's share may serve, then shares it out exactly.
-    fn share(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
+    fn share_out(&mut self, prefilling: &[(LineId, Rank)], served: &HashMap<LineId, usize>, step: &mut Step) {
         let order = self.lines.order();
         let mut prompts: HashMap<LineId, Vec<Rank>> = order.iter().map(|&line| (line, Vec::new())).collect();
         for &(line, rank) in prefilling {
@@ -243,6 +245,10 @@ impl Scheduler {
             let scheduled = step.batch.sequences.remove(at);
             self.forget_snapshots(&scheduled);
         }
+        self.put_back(line, rank);
+    }
+
+    fn put_back(&mut self, line: LineId, rank: Rank) {
         self.lines.wait(line, rank);
         self.release(rank.id);
         let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
@@ -266,9 +272,10 @@ impl Scheduler {
     /// Lets the waiting of a line in, strictly in order, up to `share` tokens and while there is room for all of their
     /// tokens. Returns whether the next line may: nobody who has more passes one for whom there was no room.
     fn admit(&mut self, line: LineId, mut share: usize, admitted: &mut Vec<Rank>, step: &mut Step) -> bool {
+        let most = self.ceiling.map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config));
         while share > 0 && !step.closed.contains(&line) {
             let Some(rank) = self.lines.waiting(line).next() else { break };
-            while self.lines.num_running() >= self.config.max_num_seqs || !self.place(rank.id) {
+            while self.lines.num_running() >= most || !self.place(rank.id) {
                 // A line that has much less running than another takes a place from it.
                 let Some((other, victim)) = self.lines.victim_for(line) else { return false };
                 self.preempt(other, victim, step);
@@ -353,7 +360,7 @@ impl Scheduler {
         if prompt_logits {
             step.prompt_logit_rows = step.prompt_logit_rows.saturating_sub(count);
         }
-        let state = self.states.as_mut().map(|states| state_step(sequence, end, states));
+        let state = self.states.as_mut().map(|states| states.step(sequence, end));
         let samples = end == sequence.tokens.len();
         step.batch.sequences.push(ScheduledSequence {
             id,
@@ -392,6 +399,7 @@ impl Scheduler {
 
     /// Books a step that ran: its tokens are in the cache now.
     pub fn commit(&mut self, batch: &ScheduledBatch) {
+        self.ceiling = self.ceiling.and_then(|ceiling| ceiling.lift(&self.config));
         for scheduled in &batch.sequences {
             let sequence = self.sequences.get_mut(&scheduled.id).expect("scheduled sequences exist; this is a bug");
             sequence.num_computed = scheduled.end;
@@ -423,12 +431,6 @@ impl Scheduler {
     pub fn fail(&mut self, batch: &ScheduledBatch) -> Vec<Sequence> {
         batch.sequences.iter().for_each(|scheduled| self.forget_snapshots(scheduled));
         batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
-    }
-
-    fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
-        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
-            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
-        }
     }
 
     fn wake(&mut self, forks: &[SequenceId]) {
@@ -507,26 +509,4 @@ impl Scheduler {
         }
         Ok(())
     }
-}
-
-/// Where the recurrent state of tokens up to `end` comes from and goes to, with snapshots at the borders worth keeping.
-fn state_step(sequence: &mut Sequence, end: usize, states: &mut StatePool) -> StateStep {
-    let state = sequence.state.expect("running sequences of recurrent models own a slot; this is a bug");
-    let start = sequence.num_computed;
-    let source = match state.resume_from {
-        Some((_, slot)) => Some(slot),
-        None => (start > 0).then_some(state.slot),
-    };
-    let mut snapshots = Vec::new();
-    let last_border = (sequence.tokens.len() - 1) / BLOCK_SIZE * BLOCK_SIZE;
-    if sequence.salt.is_some() && !sequence.is_decoding() {
-        for border in (start / BLOCK_SIZE + 1..=end / BLOCK_SIZE).map(|block| block * BLOCK_SIZE) {
-            let hash = sequence.hash_blocks(border / BLOCK_SIZE)[border / BLOCK_SIZE - 1];
-            let worth = border == last_border || border.is_multiple_of(SNAPSHOT_INTERVAL);
-            if worth && !states.contains(hash) {
-                snapshots.extend(states.allocate().map(|slot| ((border - start) as u32, slot)));
-            }
-        }
-    }
-    StateStep { source, target: state.slot, snapshots }
 }

@@ -3,7 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::sequence::BlockHash;
+use fastchat_kernels::{BLOCK_SIZE, StateStep};
+
+use crate::sequence::{BlockHash, Sequence};
+
+/// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
+const SNAPSHOT_INTERVAL: usize = 256;
 
 #[derive(Clone, Copy, Debug)]
 struct Snapshot {
@@ -58,6 +63,29 @@ impl StatePool {
     /// Gives a slot back.
     pub fn release(&mut self, slot: u32) {
         self.free.push(slot);
+    }
+
+    /// Where the recurrent state of a running sequence up to `end` comes from and goes to, with snapshots at the borders
+    /// worth keeping.
+    pub fn step(&mut self, sequence: &mut Sequence, end: usize) -> StateStep {
+        let state = sequence.state.expect("running sequences of recurrent models own a slot; this is a bug");
+        let start = sequence.num_computed;
+        let source = match state.resume_from {
+            Some((_, slot)) => Some(slot),
+            None => (start > 0).then_some(state.slot),
+        };
+        let mut snapshots = Vec::new();
+        let last_border = (sequence.tokens.len() - 1) / BLOCK_SIZE * BLOCK_SIZE;
+        if sequence.salt.is_some() && !sequence.is_decoding() {
+            for border in (start / BLOCK_SIZE + 1..=end / BLOCK_SIZE).map(|block| block * BLOCK_SIZE) {
+                let hash = sequence.hash_blocks(border / BLOCK_SIZE)[border / BLOCK_SIZE - 1];
+                let worth = border == last_border || border.is_multiple_of(SNAPSHOT_INTERVAL);
+                if worth && !self.contains(hash) {
+                    snapshots.extend(self.allocate().map(|slot| ((border - start) as u32, slot)));
+                }
+            }
+        }
+        StateStep { source, target: state.slot, snapshots }
     }
 
     /// Whether there is a snapshot at the end of the block with this hash.

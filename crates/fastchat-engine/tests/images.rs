@@ -25,7 +25,10 @@ fn folder(name: &str) -> Option<PathBuf> {
 }
 
 fn picture(folder: &Path) -> ImageInput {
-    ImageInput { data: ImageData::Encoded(std::fs::read(folder.join("image.png")).unwrap().into()), detail: Detail::Auto }
+    ImageInput {
+        data: ImageData::Encoded(std::fs::read(folder.join("image.png")).unwrap().into()),
+        detail: Detail::Auto,
+    }
 }
 
 /// A picture of one colour.
@@ -61,11 +64,8 @@ fn the_next_token_is_the_references_in_any_company() {
             let alone = complete(&engine, pictured(ids, std::slice::from_ref(&image), 8));
             assert_eq!(alone[0].tokens[0], next, "{name}");
             assert_eq!(alone[0].usage.prompt_tokens, len, "{name}: usage counts the picture's tokens");
-            let requests = [
-                request(&[9, 10, 11, 12, 13], greedy(8)),
-                pictured(ids, &[image], 8),
-                pictured(ids, &[plain(200)], 8),
-            ];
+            let requests =
+                [request(&[9, 10, 11, 12, 13], greedy(8)), pictured(ids, &[image], 8), pictured(ids, &[plain(200)], 8)];
             let company = together(&engine, &requests);
             assert_eq!(company[1][0].tokens, alone[0].tokens, "{name} in company");
             assert_ne!(company[2][0].error, Some(EngineError::Cancelled));
@@ -127,7 +127,10 @@ fn what_does_not_fit_is_refused_by_name() {
     let engine = Engine::load(&folder, EngineConfig { max_model_len: Some(64), ..config() }).unwrap();
     let refused = |request: Request| engine.submit(request).unwrap_err().to_string();
     let damaged = |bytes: &[u8]| ImageInput { data: ImageData::Encoded(Arc::from(bytes)), detail: Detail::Auto };
-    assert!(refused(pictured(&[1, 250], &[plain(1), damaged(b"text")], 4)).contains("images.1: image = data of another kind"));
+    assert!(
+        refused(pictured(&[1, 250], &[plain(1), damaged(b"text")], 4))
+            .contains("images.1: image = data of another kind")
+    );
     assert!(refused(pictured(&[1, 250, 250], &[plain(1)], 4)).contains("1 for 2 places"));
     assert!(refused(pictured(&[1, 2], &[plain(1)], 4)).contains("1 for 0 places"));
     assert!(matches!(

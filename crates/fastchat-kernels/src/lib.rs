@@ -6,14 +6,20 @@
 mod batch;
 mod cache;
 pub mod cpu;
+pub mod device;
 mod linear;
 mod mapped;
+#[cfg(feature = "cuda")]
+mod nvidia;
 mod ops;
+pub mod probe;
 pub mod quant;
+pub mod selftest;
 mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
+pub use device::{DeviceChoice, DeviceMemory, Fault};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{

@@ -13,6 +13,7 @@ use crate::layers::{
     AttentionWeights, Builder, DecoderWeights, DeltaWeights, GatedMlp, MixerWeights, MlaQuery, MlaWeights, MlpWeights,
     NormWeights,
 };
+use crate::load::LoadOptions;
 use crate::spec::{DecoderSpec, Dense, Mixer, Mlp, Norm, Residual, RopeSpec};
 use crate::vision::{ImageFeatures, Media};
 use crate::weights::{TensorMap, Weights};
@@ -35,19 +36,19 @@ impl Decoder {
         description: Description,
         tensors: &TensorMap,
         kernels: Arc<dyn Kernels>,
-        max_model_len: Option<usize>,
+        options: &LoadOptions,
     ) -> Result<Self> {
         let Description { spec, names } = description;
-        let max_model_len = max_model_len.unwrap_or(spec.max_positions);
+        let max_model_len = options.max_model_len.unwrap_or(spec.max_positions);
         if max_model_len == 0 || max_model_len > spec.max_positions {
             let limit = format!("the model's positions reach from 1 to {}", spec.max_positions);
             return Err(ModelError::request("max_model_len", max_model_len, limit));
         }
         let ropes = tables(&spec.ropes);
-        let weights = Weights::new(tensors, &names);
+        let weights = Weights::new(tensors, &names, options.quantize);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = builder.decoder(&spec)?;
-        let kv_dtype = if tensors.is_quantized() { DType::F16 } else { DType::F32 };
+        let kv_dtype = if tensors.is_quantized() || options.quantize.is_some() { DType::F16 } else { DType::F32 };
         Ok(Self { spec, kernels, max_model_len, kv_dtype, ropes, weights })
     }
 

@@ -14,6 +14,7 @@ use crate::encoder_spec::{
 use crate::layers::{AttentionWeights, Builder, MlpWeights, NormWeights};
 use crate::names::Slot;
 use crate::pooling::pool;
+use crate::quantize::Quantize;
 use crate::spec::Bias;
 use crate::weights::{At, TensorMap, Weights};
 
@@ -72,11 +73,11 @@ impl Encoder {
         pooling: Pooling,
         tensors: &TensorMap,
         kernels: Arc<dyn Kernels>,
-        max_model_len: usize,
+        (max_model_len, quantize): (usize, Option<Quantize>),
     ) -> Result<Self> {
         let EncoderDescription { spec, names } = description;
         let ropes = tables(&spec.ropes);
-        let weights = Weights::new(tensors, &names);
+        let weights = Weights::new(tensors, &names, quantize);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = build(&builder, &spec)?;
         Ok(Self { spec, pooling, kernels, max_model_len, ropes, weights })

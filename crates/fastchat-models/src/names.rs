@@ -98,12 +98,7 @@ impl Slot {
     pub fn beside_the_body(self) -> bool {
         matches!(
             self,
-            Self::Head
-                | Self::ScoreDense
-                | Self::ScoreOut
-                | Self::ProjNorm
-                | Self::ProjFirst
-                | Self::ProjSecond
+            Self::Head | Self::ScoreDense | Self::ScoreOut | Self::ProjNorm | Self::ProjFirst | Self::ProjSecond
         )
     }
 }
@@ -238,6 +233,15 @@ fn unpaired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
     let within = |i: usize| match i {
         i if i < half => 2 * i,
         i if i < rotary_dim => 2 * (i - half) + 1,
+        i => i,
+    };
+    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
+}
+
+/// The other way: halves become interleaved pairs.
+pub(crate) fn paired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
+    let within = |i: usize| match i {
+        i if i < rotary_dim => i / 2 + i % 2 * (rotary_dim / 2),
         i => i,
     };
     (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()

@@ -4,6 +4,8 @@
 use fastchat_kernels::{Activation, NormScope, RopeLayout, RouterScore};
 use serde::{Serialize, Serializer};
 
+pub use crate::rope::Scaling;
+
 /// A whole decoder.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DecoderSpec {
@@ -92,6 +94,12 @@ pub struct RopeSpec {
     pub axes: Vec<u8>,
     /// Factor on cos and sin.
     pub attention_factor: f32,
+    /// Base of the frequencies, for files that must say it again.
+    #[serde(skip)]
+    pub theta: f32,
+    /// What was done to them, likewise.
+    #[serde(skip)]
+    pub scaling: Scaling,
 }
 
 /// One layer: a mixer over time, then an MLP, each with a norm before and after.

@@ -21,9 +21,18 @@ fn every_kind_has_the_pixels_that_pillow_reads() {
     assert_eq!(expected.len(), 13);
     for (name, expected) in expected {
         let picture = Picture::decode(&read(name), &PictureLimits::default()).unwrap();
-        assert_eq!([picture.width as u64, picture.height as u64], [0, 1].map(|i| expected["size"][i].as_u64().unwrap()));
+        assert_eq!(
+            [picture.width as u64, picture.height as u64],
+            [0, 1].map(|i| expected["size"][i].as_u64().unwrap())
+        );
         // Decoders of lossy formats may differ in the last bits of a transform, and in how ink becomes light.
-        let most = if name == "cmyk.jpg" { 6 } else if name.contains("jpg") { 3 } else { 0 };
+        let most = if name == "cmyk.jpg" {
+            6
+        } else if name.contains("jpg") {
+            3
+        } else {
+            0
+        };
         let rgb = expected["rgb"].as_array().unwrap();
         assert_eq!(rgb.len(), picture.rgb.len(), "{name}");
         for (i, (value, expected)) in picture.rgb.iter().zip(rgb).enumerate() {
@@ -49,7 +58,13 @@ fn what_is_cut_off_or_damaged_is_refused() {
     }
     let limits = PictureLimits::default();
     assert!(reason(b"", &limits).contains("0 bytes"));
-    for other in [&b"<svg xmlns='http://www.w3.org/2000/svg'/>"[..], b"this is text", b"\x89PNG and then text", b"%PDF-1.7", b"BM    "] {
+    for other in [
+        &b"<svg xmlns='http://www.w3.org/2000/svg'/>"[..],
+        b"this is text",
+        b"\x89PNG and then text",
+        b"%PDF-1.7",
+        b"BM    ",
+    ] {
         let reason = reason(other, &limits);
         assert!(reason.contains("PNG, JPEG, WebP or GIF") || reason.contains("damaged"), "{reason}");
     }

@@ -1,9 +1,11 @@
 //! `Engine` and `Subscription`: every call that can wait or work lets go of the interpreter lock.
 
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_engine::{
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription, open_device,
+};
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
@@ -41,6 +43,11 @@ impl PyPrompt {
     }
 }
 
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+pub fn device_choice(name: &str) -> PyResult<DeviceChoice> {
+    name.parse().map_err(|problem| invalid("device", problem))
+}
+
 /// The arguments that `Engine.submit` and `Subscription.submit` share.
 fn request(
     prompt: PyPrompt,
@@ -59,12 +66,14 @@ fn request(
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None))]
+        num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
+        device: &str,
+        cuda_libraries: Vec<PathBuf>,
         max_model_len: Option<usize>,
         kv_memory: Option<u64>,
         kv_dtype: Option<&str>,
@@ -76,6 +85,7 @@ impl PyEngine {
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -86,6 +96,7 @@ impl PyEngine {
             })
             .transpose()?;
         let config = EngineConfig {
+            device: device_choice(device)?,
             max_model_len,
             kv_memory,
             kv_dtype,
@@ -97,8 +108,13 @@ impl PyEngine {
             threads,
             skip_tokenizer_init,
             num_blocks,
+            quantize: quantize.map(kind).transpose()?,
         };
-        let engine = py.detach(|| Engine::load(Path::new(model), config));
+        let engine = py.detach(|| {
+            config.check()?;
+            let kernels = open_device(config.device, threads, &cuda_libraries)?;
+            Engine::load_with(Path::new(model), config, kernels)
+        });
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
@@ -197,6 +213,11 @@ pub fn automatic_kv_memory(weights: u64) -> u64 {
     fastchat_engine::automatic_kv_memory(weights)
 }
 
+/// A kind to round weights to, by name.
+pub fn kind(name: &str) -> PyResult<Quantize> {
+    name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
+}
+
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
@@ -215,5 +236,17 @@ pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, Stri
         let kernels = CpuKernels::new(threads);
         let limits = kernels.limits();
         (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
+    })
+}
+
+/// Writes a model as a GGUF file; what was written, as JSON.
+#[pyfunction]
+#[pyo3(signature = (model, out, kind=None))]
+pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> PyResult<String> {
+    let kind = kind.map(str::parse).transpose().map_err(|problem| invalid("type", format!("type: {problem}")))?;
+    py.detach(|| {
+        let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
+            .map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

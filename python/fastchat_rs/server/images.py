@@ -31,11 +31,11 @@ class Pictures:
 
     def part(self, place: str, part: ContentPart) -> dict[str, Any]:
         """Takes an `image_url` part; what the template gets in its place."""
-        if self._places is None:
-            message = f"{place}: the model '{self._served.name}' does not support image input"
-            raise bad_field(place, message, "unsupported")
-        given: Any = part.image_url
         field = f"{place}.image_url"
+        if self._places is None:
+            message = f"{field}: the model '{self._served.name}' does not support image input"
+            raise bad_field(field, message, "unsupported")
+        given: Any = part.image_url
         detail: Any = None
         if isinstance(given, dict):
             table = cast("dict[str, Any]", given)

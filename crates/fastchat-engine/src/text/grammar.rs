@@ -178,17 +178,19 @@ impl GrammarCompiler {
     /// choice of text, masks leave no choice of tokens either: the model's own cut of it.
     pub fn forcing(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
         let trie = trie(tokenizer, end_tokens)?;
-        Self::with(Arc::new(GrammarTokens::new(trie, tokenizer.clone())))
+        let environment: TokEnv = Arc::new(GrammarTokens::new(trie, tokenizer.clone()));
+        Self::with(&environment)
     }
 
     /// The same, with every cut of a forced text allowed.
     pub fn new(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<Self, TextError> {
-        Self::with(Arc::new(ApproximateTokEnv::new(trie(tokenizer, end_tokens)?)))
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie(tokenizer, end_tokens)?));
+        Self::with(&environment)
     }
 
-    fn with(environment: TokEnv) -> Result<Self, TextError> {
+    fn with(environment: &TokEnv) -> Result<Self, TextError> {
         let slices = SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+        let mut factory = ParserFactory::new(environment, InferenceCapabilities::default(), &slices)
             .map_err(|e| TextError::vocabulary("tokens", one_line(&e.to_string())))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;

@@ -29,6 +29,8 @@ fn table(theta: f32, dim: usize, layout: RopeLayout, scaling: &Scaling) -> RopeS
         axes: Vec::new(),
         inv_freq: frequencies(theta, dim, scaling),
         attention_factor: scaling.attention_factor(),
+        theta,
+        scaling: scaling.clone(),
     }
 }
 

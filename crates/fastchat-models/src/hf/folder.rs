@@ -17,7 +17,9 @@ pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, M
     let description = super::describe(&config)?;
     let vision = super::describe_vision(&config, &description.spec, || processor(folder, &config))?;
     let tensors = tensors(folder, &config)?;
-    Ok(Checkpoint { format: "safetensors", description, vision, tensors, text: text_side(folder, &config)? })
+    let family = config.text("model_type")?.unwrap_or_default().to_owned();
+    let text = text_side(folder, &config)?;
+    Ok(Checkpoint { format: "safetensors", family, description, vision, tensors, text })
 }
 
 /// Whether config.json names an encoder.

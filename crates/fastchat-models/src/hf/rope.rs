@@ -64,6 +64,8 @@ fn spec(theta: f32, dim: usize, scaling: &Scaling) -> RopeSpec {
         inv_freq: frequencies(theta, dim, scaling),
         axes: Vec::new(),
         attention_factor: scaling.attention_factor(),
+        theta,
+        scaling: scaling.clone(),
     }
 }
 
@@ -171,12 +173,17 @@ fn yarn_scale(t: &Config, factor: f32) -> Result<f32, ModelError> {
 }
 
 fn longrope(c: &Config, t: &Config, (dim, max, trained): (usize, usize, usize)) -> Result<Scaling, ModelError> {
-    let field = if c.max_model_len.unwrap_or(max) > trained { "long_factor" } else { "short_factor" };
-    let factors = t.floats(field)?;
-    if factors.len() != dim / 2 {
-        return Err(t.bad(field, format!("{} numbers", factors.len()), format!("{} numbers", dim / 2)));
-    }
+    let factors = |field| match t.floats(field)? {
+        factors if factors.len() == dim / 2 => Ok(factors),
+        factors => Err(t.bad(field, format!("{} numbers", factors.len()), format!("{} numbers", dim / 2))),
+    };
     let stretch = t.float_or("factor", max as f32 / trained as f32)?;
     let by_length = || if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (trained as f32).ln()).sqrt() };
-    Ok(Scaling::Factors(factors, t.float_opt("attention_factor")?.unwrap_or_else(by_length)))
+    Ok(Scaling::LongRope {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+        is_long: c.max_model_len.unwrap_or(max) > trained,
+        original: trained as f32,
+        attention_factor: t.float_opt("attention_factor")?.unwrap_or_else(by_length),
+    })
 }

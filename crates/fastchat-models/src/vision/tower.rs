@@ -59,7 +59,7 @@ impl VisionTower {
     pub(crate) fn new(description: VisionDescription, tensors: &TensorMap, kernels: Arc<dyn Kernels>) -> Result<Self> {
         let VisionDescription { spec, names } = description;
         let ropes = tables(&spec.ropes);
-        let weights = Weights::new(tensors, &names);
+        let weights = Weights::new(tensors, &names, None);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = build(&builder, &spec)?;
         Ok(Self { spec, kernels, ropes, weights })
