@@ -23,7 +23,13 @@ def api(live: Live) -> Iterator[Any]:
 
 
 def test_messages_whole_and_streamed(live: Live, api: Any) -> None:
-    fields = {"model": live.model, "max_tokens": 16, "messages": ASK, "system": "Be brief.", "extra_body": {"temperature": 0}}
+    fields = {
+        "model": live.model,
+        "max_tokens": 16,
+        "messages": ASK,
+        "system": "Be brief.",
+        "extra_body": {"temperature": 0},
+    }
     whole = api.messages.create(**fields)
     assert whole.content[0].text and whole.stop_reason in ("end_turn", "max_tokens")
     assert whole._request_id
