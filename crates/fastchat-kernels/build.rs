@@ -1,17 +1,25 @@
-//! Builds what is not Rust. With feature `cuda`: our `.cu` files, and the archives that stand for NVIDIA's libraries.
+//! Builds what is not Rust: the CUDA sources, by the host's C++ compiler for the emulator or by nvcc for GPUs, and the
+//! trampolines that stand for NVIDIA's libraries.
 
+#[cfg(feature = "cuda-emulator")]
+#[path = "build/emulator.rs"]
+mod emulator;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[path = "build/trampolines.rs"]
 mod trampolines;
 
 fn main() -> Result<(), String> {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rustc-check-cfg=cfg(emulated)");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let toolkit = nvcc::Toolkit::find()?;
         nvcc::compile(&toolkit)?;
         trampolines::archive(&toolkit)?;
+    } else {
+        #[cfg(feature = "cuda-emulator")]
+        emulator::build();
     }
-    Ok(())
+    trampolines::for_tests()
 }

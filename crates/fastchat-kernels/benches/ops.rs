@@ -44,7 +44,7 @@ fn attention(c: &mut Criterion, group: &str, cases: &[(usize, usize, usize)]) {
             let half = |shape: &[usize]| random(shape).to_dtype(DType::F16).unwrap();
             let k = half(&[blocks, kv_heads, dim, BLOCK_SIZE]);
             let cache = KvCache { layout, k, v: Some(half(&[blocks, kv_heads, BLOCK_SIZE, dim])) };
-            let plan = Plan { batch: batch(sequences, context, new), rope: vec![] };
+            let plan = Plan::new(batch(sequences, context, new), vec![]);
             let q = random(&[sequences * new, heads * dim]);
             let spec = AttentionSpec {
                 num_heads: heads,
@@ -112,7 +112,7 @@ fn gated_delta(c: &mut Criterion) {
     for tokens in [1, 128] {
         let mut batch = batch(1, tokens, tokens);
         batch.states = vec![StateStep { source: Some(0), target: 0, snapshots: vec![] }];
-        let plan = Plan { batch, rope: vec![] };
+        let plan = Plan::new(batch, vec![]);
         let qkv = random(&[tokens, 8192]);
         let beta = Tensor::full(0.5f32, (tokens, 32), &Device::Cpu).unwrap();
         let decay = Tensor::full(-0.1f32, (tokens, 32), &Device::Cpu).unwrap();

@@ -6,7 +6,11 @@
 mod batch;
 mod cache;
 pub mod cpu;
+#[cfg(any(emulated, feature = "cuda"))]
+pub mod cuda;
 pub mod device;
+#[cfg(feature = "cuda-emulator")]
+mod emulated;
 mod linear;
 mod mapped;
 #[cfg(feature = "cuda")]
@@ -20,6 +24,8 @@ mod weight;
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
 pub use device::{DeviceChoice, DeviceMemory, Fault};
+#[cfg(feature = "cuda-emulator")]
+pub use emulated::{Emulated, emulated};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{

@@ -339,7 +339,7 @@ impl Step<'_> {
     }
 
     fn gated(&self, x: &Tensor, mlp: &GatedMlp, act: Activation) -> Result<Tensor> {
-        self.linear(&self.kernels.gated_act(&self.linear(x, &mlp.gate_up)?, act)?, &mlp.down)
+        self.linear(&self.kernels.gated_linear(x, &mlp.gate_up, act)?, &mlp.down)
     }
 }
 

@@ -167,7 +167,7 @@ mod tests {
             ..ForwardBatch::default()
         };
         batch.check(3).unwrap();
-        Plan { batch, rope: vec![] }
+        Plan::new(batch, vec![])
     }
 
     fn cache(v_head_dim: usize, dtype: DType) -> KvCache {

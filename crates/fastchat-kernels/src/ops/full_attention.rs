@@ -80,7 +80,7 @@ mod tests {
             context_lens: lengths.to_vec(),
             ..ForwardBatch::default()
         };
-        Plan { batch, rope: Vec::new() }
+        Plan::new(batch, vec![])
     }
 
     /// One head of one element whose queries and keys are zero: every token gets the mean of the values it sees.

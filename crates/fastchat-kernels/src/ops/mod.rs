@@ -9,7 +9,7 @@ pub(crate) mod linear;
 pub(crate) mod mlp;
 pub(crate) mod moe;
 mod norm;
-mod qkv;
+pub(crate) mod qkv;
 
 use std::fmt::Debug;
 
@@ -115,6 +115,11 @@ pub trait Kernels: Send + Sync + Debug {
     /// `act(gate) * up` of `gate_up [tokens, 2 * inter]` (gate first): `[tokens, inter]`.
     fn gated_act(&self, gate_up: &Tensor, act: Activation) -> Result<Tensor> {
         mlp::gated_act(gate_up, act)
+    }
+
+    /// `gated_act(linear(x, gate_up), act)`: `[tokens, inter]`.
+    fn gated_linear(&self, x: &Tensor, gate_up: &Linear, act: Activation) -> Result<Tensor> {
+        self.gated_act(&self.linear(x, gate_up)?, act)
     }
 
     /// `act(x)`, element by element.

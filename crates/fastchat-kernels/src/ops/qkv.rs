@@ -52,7 +52,7 @@ pub struct QkvSpec {
     pub rope: Option<Rope>,
 }
 
-pub(super) fn plan(batch: &ForwardBatch, ropes: &[Rope], device: &Device) -> Result<Plan> {
+pub(crate) fn plan(batch: &ForwardBatch, ropes: &[Rope], device: &Device) -> Result<Plan> {
     let mut tables = Vec::with_capacity(ropes.len());
     for (i, rope) in ropes.iter().enumerate() {
         if rope.index != i {
@@ -68,7 +68,7 @@ pub(super) fn plan(batch: &ForwardBatch, ropes: &[Rope], device: &Device) -> Res
         let shape = (batch.positions.len(), rope.inv_freq.len());
         tables.push((Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?));
     }
-    Ok(Plan { batch: batch.clone(), rope: tables })
+    Ok(Plan::new(batch.clone(), tables))
 }
 
 /// cos and sin `[tokens, rotary_dim / 2]` of one rope. The angle is one f32 product, as in Hugging Face's models.

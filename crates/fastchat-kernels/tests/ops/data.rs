@@ -81,7 +81,7 @@ pub fn alone(batch: &ForwardBatch, s: usize, range: std::ops::Range<usize>) -> F
 }
 
 pub fn plan(batch: ForwardBatch) -> Plan {
-    Plan { batch, rope: vec![] }
+    Plan::new(batch, vec![])
 }
 
 /// A cache full of random numbers, with NaN wherever no sequence of the batch has a token.
