@@ -61,6 +61,12 @@ class Live:
         samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {re.sub(r'\{model_name="[^"]*"\}', "", name): float(value) for name, value in samples}
 
+    def metrics_of(self, name: str) -> dict[str, float]:
+        """One metric of each model."""
+        with self.client() as client:
+            found = re.findall(rf'^{name}{{model_name="([^"]*)"}} (.*)$', client.get("/metrics").text, re.MULTILINE)
+        return {model: float(value) for model, value in found}
+
     def idle(self, seconds: float = 5) -> dict[str, float]:
         """Waits until nothing runs; the metrics then."""
         until = time.monotonic() + seconds

@@ -1,8 +1,10 @@
 """Where the tests find real models and reference outputs: FASTCHAT_MODELS and FASTCHAT_SHARED."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,3 +30,16 @@ def need(path: Path, *, always_in_ci: bool = False) -> Path:
             pytest.fail(f"{path.name} is not there")
         pytest.skip(f"{path.name} is not there")
     return path
+
+
+def need_package(name: str) -> ModuleType:
+    """A client's package, or a loud skip; on CI those that the development lock file has must be there."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        print(f"SKIPPED: the package {name} is not there; `make clients` installs it", file=sys.stderr)
+        if name in ("openai", "anthropic", "instructor") and os.environ.get("CI") == "true":
+            pytest.fail(f"the package {name} is not there")
+        pytest.skip(f"the package {name} is not there")

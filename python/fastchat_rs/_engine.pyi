@@ -13,8 +13,10 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStats",
+    "Image",
     "InternalError",
     "InvalidRequestError",
+    "MediaPrompt",
     "ModelInfo",
     "OverloadedError",
     "PromptLogprobs",
@@ -239,6 +241,9 @@ class RequestHandle:
     @property
     def finished(self) -> bool:
         """True once every choice has ended and its last delta was taken."""
+    @property
+    def started(self) -> bool:
+        """True once it has left the queue and entered its first step."""
     def take(self) -> list[Delta]:
         """What has come since the last call, at most one delta per choice; never waits."""
     def wait(self, timeout: float | None = None) -> list[Delta]:
@@ -257,7 +262,7 @@ class Subscription:
         """Drains the doorbell and returns the ids of the handles with news; never waits."""
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
@@ -333,6 +338,35 @@ class ChatFormat:
         """
 
 @final
+class Image:
+    """A picture as a caller has it; immutable. `submit` decodes it and raises `InvalidRequestError` (`images.<i>`).
+
+    `detail` is "auto", "low" or "high"; low takes as few tokens as the model's rule allows.
+    """
+
+    @staticmethod
+    def encoded(data: bytes, *, detail: str = "auto") -> Image:
+        """A PNG, JPEG, WebP or GIF file; of what moves the first frame, upright as its EXIF orientation says."""
+    @staticmethod
+    def pixels(data: bytes, width: int, height: int, channels: int, *, detail: str = "auto") -> Image:
+        """Rows of pixels from the top, 1 (grey), 3 (RGB) or 4 (RGBA) bytes each."""
+
+@final
+class MediaPrompt:
+    """A prompt with places for pictures; immutable.
+
+    `segments` are pairs of a text (or token ids) and whether it is literal. A text that is not may name control tokens,
+    and stands for the next picture where it names the model's `image_marker`; a literal one is text throughout.
+    """
+
+    def __new__(cls, segments: Sequence[tuple[str | Sequence[int], bool]], images: Sequence[Image]) -> MediaPrompt: ...
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def texts(self) -> list[str]:
+        """The segments that are text."""
+
+@final
 class EngineStats:
     """Counters since the start and gauges of now."""
 
@@ -399,6 +433,12 @@ class ModelInfo:
     @property
     def kernels(self) -> str: ...
     @property
+    def takes_images(self) -> bool:
+        """Whether prompts may have pictures."""
+    @property
+    def image_marker(self) -> str | None:
+        """Spelling of the token that stands for a picture in a chat template's text."""
+    @property
     def spec_json(self) -> str:
         """The resolved decoder description, as JSON."""
 
@@ -410,6 +450,8 @@ class Engine:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -421,11 +463,16 @@ class Engine:
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
-        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose."""
+        """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
+
+        `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
+        """
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | MediaPrompt,
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,
@@ -443,6 +490,8 @@ class Engine:
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text, as bytes (a part of a code point is possible); special tokens by name."""
     def token_to_id(self, token: str) -> int | None: ...
+    def fence(self, text: str, mark: str) -> str:
+        """The text with every name of a control token between two marks, to be split there once it is rendered."""
     def chat_format(self, chat_template: str) -> ChatFormat:
         """Reads the source of a chat template; an unknown one has no reasoning and the "json" fallback."""
     def stats(self) -> EngineStats: ...
@@ -458,18 +507,28 @@ class Embedder:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
+        quantize: str | None = None,
     ) -> Embedder:
         """Loads the weights and starts the engine thread."""
     def embed(
         self, inputs: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
     ) -> tuple[list[bytes], list[int]]:
         """Vectors as little-endian f32, and the tokens of each text. Waits; the GIL is free meanwhile."""
+    def score(
+        self, query: str, documents: Sequence[str], *, max_tokens_per_doc: int | None = None
+    ) -> tuple[list[float], list[int]]:
+        """How well each document answers the query, and the tokens read for it. For cross-encoders; waits."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def makes_scores(self) -> bool:
+        """A cross-encoder, which has `score` and no `embed`."""
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -488,8 +547,31 @@ class Embedder:
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
 
+def check_kernels(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, list[tuple[str, float, float, str | None]]]:
+    """Every operation of a device's kernels against the plain default on the CPU.
+
+    The name of the kernels, and per operation its name, largest relative difference, what that may be, and its error.
+    """
+
+def probe_device(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, float, float, tuple[int, int] | None]:
+    """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
+    bytes of the device's own memory."""
+
+def automatic_kv_memory(weights: int) -> int:
+    """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
+
 def inspect(model: str) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:
     """Bytes read and 8-bit operations a second, measured for a third of a second; the name of the kernels."""
+
+def convert(model: str, out: str, kind: str | None = None) -> str:
+    """Writes a model as the GGUF file `out`; what was written, as JSON.
+
+    `kind` is f32, f16, bf16 or one that `Engine` rounds to; None keeps what is stored.
+    """

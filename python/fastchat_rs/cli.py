@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fastchat_rs.config import ConfigError, EngineConfig, ServeConfig
+from fastchat_rs import keycommands
+from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
+from fastchat_rs.convert import FileKind
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
 from fastchat_rs.options import with_settings
@@ -31,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keycommands.app, name="keys")
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token")]
 Tokens = Annotated[int | None, typer.Option(help="Most tokens of an answer (default: the rest of the context)")]
@@ -65,7 +68,6 @@ def serve(config: ServeConfig) -> None:
     """Serve MODEL over HTTP, as OpenAI does, until SIGTERM or Ctrl-C."""
     from fastchat_rs.server.serve import serve as run
 
-    print(f"fastchat-rs {__version__}: loading {config.model}", file=sys.stderr)
     run(config, _announce)
 
 
@@ -81,7 +83,7 @@ def _announce(port: int, state: "State") -> None:
         route, body = "completions", {**body, "prompt": "The capital of France is", "max_tokens": 32}
     else:
         route, body = "chat/completions", {**body, "messages": [{"role": "user", "content": "Tell me a fun fact."}]}
-    key = " -H 'Authorization: Bearer KEY'" if config.api_key else ""
+    key = " -H 'Authorization: Bearer KEY'" if config.api_key or config.keys else ""
     print(
         f"fastchat-rs: {name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"
         f"curl -N http://{host}:{port}/v1/{route} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",
@@ -99,6 +101,7 @@ def load(config: EngineConfig) -> LLM:
             raise ConfigError(f"chat_template: cannot read {config.chat_template}: {error}") from error
     return LLM(
         config.model,
+        device=config.device,
         dtype=config.cache_dtype,
         max_model_len=config.max_model_len,
         kv_memory=config.kv_memory,
@@ -109,6 +112,7 @@ def load(config: EngineConfig) -> LLM:
         speculation=config.speculation,
         threads=config.threads,
         chat_template=template,
+        quantize=config.quantize,
     )
 
 
@@ -189,13 +193,36 @@ def inspect(
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
 
 
-@app.command(epilog=_PRECEDENCE)
-@with_settings(EngineConfig)
-def doctor(config: EngineConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails."""
-    from fastchat_rs.doctor import examine
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; its name ends in .gguf")],
+    kind: Annotated[FileKind | None, typer.Option("--type", help="Of the matrices (default: as stored)")] = None,
+) -> None:
+    """Write MODEL as one GGUF file, tokenizer and chat template included; llama.cpp reads it too."""
+    from fastchat_rs.convert import convert_model
+    from fastchat_rs.inspection import size
 
-    checks = examine(config.model, lambda: load(config))
+    converted = convert_model(model, out, kind)
+    kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
+    print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
+
+
+@app.command(epilog=_PRECEDENCE)
+@with_settings(DoctorConfig)
+def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
+    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
+
+    Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
+    """
+    if config.model:
+        from fastchat_rs.doctor import examine
+
+        checks = examine(config.model, lambda: load(config))
+    else:
+        from fastchat_rs.device_check import examine_device
+
+        checks = examine_device(config.device, config.parity)
     if as_json:
         print(
             json.dumps({"ok": all(check.ok for check in checks), "checks": [check.row() for check in checks]}, indent=1)

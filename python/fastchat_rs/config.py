@@ -24,8 +24,15 @@ else:
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Quantize = Literal["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
+"""Kinds that weights can be rounded to."""
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
-SIZES = frozenset({"kv_memory", "max_body", "max_header", "max_stream_memory"})
+SIZES = frozenset(
+    {
+        *("kv_memory", "memory_limit", "response_cache_size", "resume_memory"),
+        *("max_response_store", "max_body", "max_header", "max_stream_memory", "max_stream"),
+    }
+)
 """Fields that hold a number of bytes, as text with a unit."""
 
 
@@ -33,6 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What every command that loads a model can be told. The text beside each field is its help."""
 
     model: Annotated[str, Meta(description="Path of a .gguf file or model folder, Hugging Face id, or demo name")]
+    device: Annotated[str, Meta(description="auto (a GPU if one can be used), cpu, cuda or cuda:N")] = "auto"
     max_model_len: Annotated[Count | None, Meta(description="Longest context in tokens (default: the model's)")] = None
     kv_memory: Annotated[str | None, Meta(description="Memory of the KV cache, as 512MiB or 2GiB (default: auto)")] = (
         None
@@ -49,6 +57,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
     ] = True
     threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
+    quantize: Annotated[
+        Quantize | None,
+        Meta(description="Round weights stored as floats: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k"),
+    ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 
     @property
@@ -58,22 +70,48 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return names[self.kv_dtype]
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for field in SIZES & set(self.__struct_fields__):
             value = getattr(self, field)
             if value is not None:
                 parse_bytes(value, field)
 
 
+class DoctorConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `fastchat-rs doctor` can be told."""
+
+    model: Annotated[str, Meta(description="What is to be checked; without it the device alone is")] = ""
+    parity: Annotated[
+        str | None, Meta(description="Folder with families of the parity set, to check the device with")
+    ] = None
+
+
 class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `fastchat-rs serve` can be told."""
 
+    more_models: Annotated[list[str], Meta(description="Models that are served beside MODEL")] = []
     host: Annotated[str, Meta(description="IP address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
-    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME for the only model; may be repeated")] = []
+    alias: Annotated[list[str], Meta(description="NAME=ID, or NAME alone for MODEL; may be repeated")] = []
     api_key: Annotated[list[str], Meta(description="Accepted API key; may be repeated; none = open")] = []
+    keys: Annotated[
+        str | None, Meta(description="JSON file or SQLite database (.db) of keys with limits; see `fastchat-rs keys`")
+    ] = None
+    usage_db: Annotated[str | None, Meta(description="Database of each key's usage (default: beside the keys)")] = None
+    limits_url: Annotated[
+        str | None, Meta(description="redis://HOST:PORT/DB that counts the limits a minute of several replicas")
+    ] = None
+    price: Annotated[
+        list[str], Meta(description="MODEL=IN/OUT, the price of a million tokens; MODEL * is any; may be repeated")
+    ] = []
+    insecure: Annotated[bool, Meta(description="Serve without keys on an address that is not loopback")] = False
     cors_origin: Annotated[list[str], Meta(description="Origin that browsers may call from; may be repeated")] = []
     allowed_host: Annotated[
         list[str], Meta(description="Extra Host header accepted when listening on loopback; may be repeated")
+    ] = []
+    allowed_image_domains: Annotated[
+        list[str],
+        Meta(description="Host that pictures are fetched from, *.example.com for those below it; may be repeated"),
     ] = []
     generation_config: Annotated[
         Literal["auto", "none"], Meta(description="auto: sampling defaults come from the model's generation_config")
@@ -89,9 +127,33 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     body_timeout: Annotated[Seconds, Meta(description="Seconds a request body may take to arrive")] = 30.0
     request_timeout: Annotated[Seconds, Meta(description="Seconds until a request is given up")] = 600.0
     stall_timeout: Annotated[Seconds, Meta(description="Seconds until a client that reads nothing is cut off")] = 45.0
+    first_token_timeout: Annotated[Seconds, Meta(description="Seconds until a request must have its first token")] = (
+        300.0
+    )
+    queue_timeout: Annotated[Seconds, Meta(description="Seconds a request may wait to begin")] = 120.0
     heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
     drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0
     max_stream_memory: Annotated[str, Meta(description="Bytes all open streams may have sent before 503")] = "1GiB"
+    max_stream: Annotated[str, Meta(description="Bytes one stream may send")] = "64MiB"
+    max_connections: Annotated[
+        Count | None, Meta(description="Most open connections (default: what the limit of open files allows)")
+    ] = None
+    memory_limit: Annotated[
+        str | None,
+        Meta(description="Memory of the process before it refuses work (default: the machine's or cgroup's)"),
+    ] = None
+    response_cache: Annotated[
+        str | None, Meta(description="memory, or a file: keep whole answers of deterministic requests")
+    ] = None
+    response_cache_size: Annotated[str, Meta(description="Bytes of kept answers")] = "256MiB"
+    resume: Annotated[float, Meta(ge=0, description="Seconds a stream waits for its client to come back; 0 = off")] = (
+        60.0
+    )
+    resume_memory: Annotated[str, Meta(description="Bytes of events kept for clients that come back")] = "64MiB"
+    log_format: Annotated[Literal["text", "json"], Meta(description="text or json: lines of the log on stderr")] = (
+        "text"
+    )
+    max_response_store: Annotated[str, Meta(description="Bytes of stored responses; the oldest leave")] = "64MiB"
     access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
 
     def __post_init__(self) -> None:
@@ -100,6 +162,21 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
             ipaddress.ip_address(self.host)
         except ValueError:
             raise ConfigError(f"host: '{self.host}' is not an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+        if not ipaddress.ip_address(self.host).is_loopback and not (self.api_key or self.keys or self.insecure):
+            raise ConfigError(
+                f"host: {self.host} is open to others and no key is needed: give --keys or --api-key, or --insecure"
+            )
+        if "" in self.api_key:
+            raise ConfigError("api_key: an empty key is no key")
+        if self.limits_url is not None and not self.limits_url.startswith(("redis://", "rediss://")):
+            raise ConfigError(f"limits_url: '{self.limits_url}' does not begin with redis:// or rediss://")
+        parse_prices(self.price)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that no machine has."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise ConfigError(f"device: '{device}' is not auto, cpu, cuda or cuda:N")
 
 
 def parse_bytes(text: str, field: str) -> int:
@@ -114,6 +191,18 @@ def parse_bytes(text: str, field: str) -> int:
     if size < 1:
         raise ConfigError(f"{field}: '{text}' is not more than nothing")
     return size
+
+
+def parse_prices(lines: list[str]) -> dict[str, tuple[float, float]]:
+    """`MODEL=0.15/0.60` -> prices of a million tokens read and written."""
+    prices: dict[str, tuple[float, float]] = {}
+    for line in lines:
+        model, _, numbers = line.rpartition("=")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", numbers)
+        if not model or match is None:
+            raise ConfigError(f"price: '{line}' is not MODEL=IN/OUT, such as demo=0.15/0.60")
+        prices[model] = float(match[1]), float(match[2])
+    return prices
 
 
 def load_config(
@@ -142,7 +231,7 @@ def load_config(
         if environment.get(variable):
             values[field.name] = _from_text(variable, environment[variable], field.type)
     values.update(command_line)
-    if "model" not in values:
+    if "model" not in values and kind is not DoctorConfig:
         raise ConfigError("no model given: name one on the command line, in FASTCHAT_MODEL or in the file")
     try:
         return msgspec.convert(values, kind)

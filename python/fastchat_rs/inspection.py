@@ -32,6 +32,18 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def memory_lines(found: Mapping[str, Any]) -> list[str]:
     """What weights and cache cost, with the engine's default type of the cache."""
     spec = found["spec"]
+    token, state, quantised = cache_bytes(found)
+    context = spec["max_positions"]
+    lines = [
+        f"weights {size(found['total']['bytes'])}",
+        f"cache {size(token)} a token ({'f16' if quantised else 'f32'}), {size(token * context)} for {context} tokens",
+    ]
+    return [*lines, f"state {size(state)} a sequence"] if state else lines
+
+
+def cache_bytes(found: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Of a token, of a sequence's recurrent state, and whether the cache's default type is f16."""
+    spec = found["spec"]
     quantised = any(kind.upper() not in _PLAIN_KINDS for kind in found["kinds"])
     element = 2 if quantised else 4
     token, state = 0, 0
@@ -43,12 +55,7 @@ def memory_lines(found: Mapping[str, Any]) -> list[str]:
             token += (mixer["kv_lora_rank"] + mixer["rope_dim"]) * element
         else:
             state += mixer.get("v_heads", 0) * mixer.get("k_dim", 0) * mixer.get("v_dim", 0) * _STATE_BYTES
-    context = spec["max_positions"]
-    lines = [
-        f"weights {size(found['total']['bytes'])}",
-        f"cache {size(token)} a token ({'f16' if quantised else 'f32'}), {size(token * context)} for {context} tokens",
-    ]
-    return [*lines, f"state {size(state)} a sequence"] if state else lines
+    return token, state, quantised
 
 
 def size(count: float) -> str:

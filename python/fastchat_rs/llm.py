@@ -4,11 +4,11 @@ import asyncio
 import json
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fastchat_rs import pictures
 from fastchat_rs._engine import (
     CancelledError,
     ChatFormat,
@@ -17,8 +17,10 @@ from fastchat_rs._engine import (
     Engine,
     EngineError,
     EngineStats,
+    Image,
     InternalError,
     InvalidRequestError,
+    MediaPrompt,
     ModelInfo,
     OverloadedError,
     SamplingParams,
@@ -30,7 +32,9 @@ from fastchat_rs._engine import (
     is_encoder,
     machine_limits,
 )
-from fastchat_rs.config import parse_bytes
+from fastchat_rs.batches import conversations, progress_bar, several
+from fastchat_rs.config import Quantize, parse_bytes
+from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -38,7 +42,6 @@ from fastchat_rs.template import ChatTemplate
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from rich.progress import Progress
 
     from fastchat_rs.hub import Located
     from fastchat_rs.server.bridge import Bridge
@@ -70,6 +73,7 @@ ToolChoice = Literal["none", "auto", "required"] | str
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
+_AnyPrompt = str | Sequence[int] | MediaPrompt
 _PARAMS = [name for name in dir(SamplingParams) if not name.startswith("_")]
 # Half of the engine's queue, so that other callers of the same engine find room.
 _WAITING_SHARE = 2
@@ -92,7 +96,9 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
+    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `quantize` rounds matrices stored as floats to blocks of few bits while they are read.
     `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
     `shutdown`, to give the memory back.
     """
@@ -101,7 +107,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        device: Literal["auto", "cpu"] = "auto",
+        device: str = "auto",
         dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
@@ -113,9 +119,8 @@ class LLM:
         speculation: bool = True,
         threads: int | None = None,
         chat_template: str | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise ConfigError(f"device: '{device}' is not auto or cpu")
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
             raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
@@ -129,14 +134,19 @@ class LLM:
         self._decoder: Engine | None = None
         self._encoder: Embedder | None = None
         path = str(located.path)
+        both: dict[str, Any] = {
+            **placement(device),
+            "max_model_len": max_model_len,
+            "threads": threads,
+            "quantize": quantize,
+        }
+        both["skip_tokenizer_init"] = skip_tokenizer_init
         if is_encoder(path):
-            self._encoder = Embedder(
-                path, max_model_len=max_model_len, threads=threads, skip_tokenizer_init=skip_tokenizer_init
-            )
+            self._encoder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
-            max_model_len=max_model_len,
+            **both,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.
             kv_dtype=cast(Any, kinds[dtype]),
@@ -145,8 +155,6 @@ class LLM:
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
             speculation=speculation,
-            threads=threads,
-            skip_tokenizer_init=skip_tokenizer_init,
         )
 
     def __enter__(self) -> "LLM":
@@ -176,7 +184,7 @@ class LLM:
 
         if self._encoder is None:
             raise ConfigError(f"{self.model} generates text; embed needs an encoder")
-        vectors, _ = self._encoder.embed(_several(inputs))
+        vectors, _ = self._encoder.embed(several(inputs))
         flat: NDArray[np.float32] = np.frombuffer(b"".join(vectors), np.float32)
         return flat.reshape(len(vectors), self._encoder.dimensions)  # pyright: ignore[reportUnknownMemberType]
 
@@ -210,8 +218,8 @@ class LLM:
 
         The first prompt that is refused, or fails, raises its error and ends the others.
         """
-        several = _several(prompts)
-        return self._run(several, _params(sampling_params, len(several)), special=True, bar=use_tqdm)
+        many = several(prompts)
+        return self._run(many, _params(sampling_params, len(many)), special=True, bar=use_tqdm)
 
     def chat(
         self,
@@ -225,11 +233,14 @@ class LLM:
     ) -> list[RequestOutput]:
         """As `generate`, for one conversation or many; `template` as in `render`.
 
+        A content may be a list of parts: `{"type": "text", "text": ...}` and pictures, `{"type": "image", "image": x}`
+        or OpenAI's `image_url`. `x` is a path, the bytes of a file, a data URL, a PIL image or a uint8 array.
+
         `tools` is OpenAI's list. `outputs[i].message` is the answer taken apart: content, reasoning, tool calls. What
         `structured` demands begins after the reasoning.
         """
         chats = self._chats(messages, _Tools(tools, tool_choice), template)
-        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        params = chats.params(_params(sampling_params, len(chats.texts)))
         return chats.read(self._run(chats.prompts, params, special=False, bar=use_tqdm))
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
@@ -240,8 +251,8 @@ class LLM:
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> Iterator[Chunk]:
         """As `stream`, for a conversation."""
-        text = self.render(messages, **template)
-        return self._stream(text, sampling_params or SamplingParams(), special=False)
+        _, prompt = self._chat_prompt(messages, template)
+        return self._stream(prompt, sampling_params or SamplingParams(), special=False)
 
     async def agenerate(
         self,
@@ -249,8 +260,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """`generate` for event loops."""
-        several = _several(prompts)
-        return await self._arun(several, _params(sampling_params, len(several)), special=True)
+        many = several(prompts)
+        return await self._arun(many, _params(sampling_params, len(many)), special=True)
 
     async def achat(
         self,
@@ -263,7 +274,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """`chat` for event loops."""
         chats = self._chats(messages, _Tools(tools, tool_choice), template)
-        params = chats.params(_params(sampling_params, len(chats.prompts)))
+        params = chats.params(_params(sampling_params, len(chats.texts)))
         return chats.read(await self._arun(chats.prompts, params, special=False))
 
     def astream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
@@ -274,8 +285,8 @@ class LLM:
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> AsyncIterator[Chunk]:
         """`chat_stream` for event loops."""
-        text = self.render(messages, **template)
-        return self._astream(text, sampling_params or SamplingParams(), special=False)
+        _, prompt = self._chat_prompt(messages, template)
+        return self._astream(prompt, sampling_params or SamplingParams(), special=False)
 
     def render(
         self,
@@ -307,9 +318,26 @@ class LLM:
         return self._template
 
     def _chats(self, messages: Any, tools: "_Tools", template: Mapping[str, Any]) -> "_Chats":
-        shown = tools.shown
-        texts = [self.render(conversation, tools=shown, **template) for conversation in _conversations(messages)]
-        return _Chats(texts, tools, self._engine.chat_format(self.template.source))
+        shown = {**template, "tools": tools.shown}
+        both = [self._chat_prompt(conversation, shown) for conversation in conversations(messages)]
+        format = self._engine.chat_format(self.template.source)
+        return _Chats([text for text, _ in both], [prompt for _, prompt in both], tools, format)
+
+    def _chat_prompt(self, messages: Sequence[Message], template: Mapping[str, Any]) -> "tuple[str, _AnyPrompt]":
+        """The prompt of a conversation as text, and as the engine takes it."""
+        shaped, found = pictures.taken(messages)
+        info = self.info
+        if not info.takes_images:
+            if found:
+                raise ConfigError(f"{found[0][0]}: {self.model} does not support image input")
+            text = self.render(messages, **template)
+            return text, text
+        places = pictures.Places(self._engine.fence, info.image_marker)
+        rendered = self.render(places.shown(shaped, self.template), **template)
+        segments = places.segments(rendered)
+        if not found and not any(literal for _, literal in segments):
+            return rendered, rendered
+        return places.plain(rendered), MediaPrompt(segments, [_image(*one) for one in found])
 
     def _token(self, token_id: int) -> str:
         text = self._tokens.get(token_id)
@@ -318,18 +346,18 @@ class LLM:
             text = self._tokens[token_id] = raw.decode("utf-8", "replace")
         return text
 
-    def _collector(self, prompt: Prompt, handle: Any) -> Collector:
+    def _collector(self, prompt: "_AnyPrompt", handle: Any) -> Collector:
         return Collector(handle, prompt if isinstance(prompt, str) else None, self._token)
 
     def _run(
-        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool, bar: bool
+        self, prompts: "Sequence[_AnyPrompt]", params: list[SamplingParams], *, special: bool, bar: bool
     ) -> list[RequestOutput]:
         doorbell = self._engine.subscribe()
         waiting = list(enumerate(zip(prompts, params, strict=True)))[::-1]
         running: dict[int, tuple[int, Collector]] = {}
         done: dict[int, RequestOutput] = {}
         try:
-            with _progress(bar and len(prompts) > 1) as progress:
+            with progress_bar(bar and len(prompts) > 1) as progress:
                 task = progress.add_task("prompts", total=len(prompts)) if progress else None
                 while waiting or running:
                     while waiting and len(running) < self._window:
@@ -351,7 +379,7 @@ class LLM:
             doorbell.close()
         return [done[place] for place in range(len(prompts))]
 
-    def _stream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> Iterator[Chunk]:
+    def _stream(self, prompt: "_AnyPrompt", params: SamplingParams, *, special: bool) -> Iterator[Chunk]:
         handle = self._engine.submit(prompt, params, add_special_tokens=special)
         try:
             while not handle.finished:
@@ -374,11 +402,11 @@ class LLM:
         return bridge
 
     async def _arun(
-        self, prompts: Sequence[Prompt], params: list[SamplingParams], *, special: bool
+        self, prompts: "Sequence[_AnyPrompt]", params: list[SamplingParams], *, special: bool
     ) -> list[RequestOutput]:
         room = asyncio.Semaphore(self._window)
 
-        async def one(prompt: Prompt, wanted: SamplingParams) -> RequestOutput:
+        async def one(prompt: _AnyPrompt, wanted: SamplingParams) -> RequestOutput:
             async with room:
                 generation = await self._bridge().submit([prompt], wanted, add_special_tokens=special)
                 try:
@@ -396,7 +424,7 @@ class LLM:
             for task in tasks:
                 task.cancel()
 
-    async def _astream(self, prompt: Prompt, params: SamplingParams, *, special: bool) -> AsyncIterator[Chunk]:
+    async def _astream(self, prompt: "_AnyPrompt", params: SamplingParams, *, special: bool) -> AsyncIterator[Chunk]:
         generation = await self._bridge().submit([prompt], params, add_special_tokens=special)
         try:
             while not generation.finished:
@@ -426,12 +454,13 @@ class _Tools:
 class _Chats:
     """Rendered conversations and the format that the model answers in."""
 
-    prompts: list[str]
+    texts: list[str]
+    prompts: "list[_AnyPrompt]"
     tools: _Tools
     format: ChatFormat
 
     def params(self, given: list[SamplingParams]) -> list[SamplingParams]:
-        return [self._one(prompt, params) for prompt, params in zip(self.prompts, given, strict=True)]
+        return [self._one(prompt, params) for prompt, params in zip(self.texts, given, strict=True)]
 
     def _one(self, prompt: str, params: SamplingParams) -> SamplingParams:
         tools = self.tools.json
@@ -447,7 +476,7 @@ class _Chats:
         return SamplingParams(**{**{name: getattr(params, name) for name in _PARAMS}, **changed})
 
     def read(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
-        return [self._taken_apart(prompt, output) for prompt, output in zip(self.prompts, outputs, strict=True)]
+        return [self._taken_apart(prompt, output) for prompt, output in zip(self.texts, outputs, strict=True)]
 
     def _taken_apart(self, prompt: str, output: RequestOutput) -> RequestOutput:
         parsers = [self.format.parser(prompt, tools=self.tools.json) for _ in output.outputs]
@@ -457,19 +486,11 @@ class _Chats:
         )
 
 
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many -> many. A list of numbers is one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if all(isinstance(item, int) for item in prompts) and len(prompts):
-        return [cast("Sequence[int]", prompts)]
-    return list(cast("Sequence[Prompt]", prompts))
-
-
-def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
-    if messages and isinstance(messages[0], Mapping):
-        return [cast("Sequence[Message]", messages)]
-    return list(cast("Sequence[Sequence[Message]]", messages))
+def _image(place: str, picture: Any, detail: str) -> Image:
+    pixels = pictures.pixels_of(picture, place)
+    if pixels is not None:
+        return Image.pixels(*pixels, detail=detail)
+    return Image.encoded(pictures.file_of(picture, place), detail=detail)
 
 
 def _params(given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -478,15 +499,3 @@ def _params(given: SamplingParams | Sequence[SamplingParams] | None, count: int)
     if len(given) != count:
         raise ConfigError(f"sampling_params: {len(given)} for {count} prompts")
     return list(given)
-
-
-def _progress(wanted: bool) -> "AbstractContextManager[Progress | None]":
-    """A bar on stderr, when somebody can see it."""
-    if not wanted:
-        return nullcontext()
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)

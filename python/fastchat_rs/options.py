@@ -43,6 +43,8 @@ def _parameter(field: msgspec.structs.FieldInfo) -> inspect.Parameter:
     text = _description(info)
     if field.name == "model":
         annotation: Any = Annotated[str | None, typer.Argument(help=text, show_default=False)]
+    elif field.name == "more_models":
+        annotation = Annotated[list[str] | None, typer.Argument(help=text, show_default=False)]
     else:
         flag = "--" + field.name.replace("_", "-")
         if is_list(field.type):

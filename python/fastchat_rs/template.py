@@ -134,7 +134,8 @@ class ChatTemplate:
                 messages, tools = introduced(messages, tools), None
             except (KeyError, TypeError, IndexError) as error:
                 raise TemplateError(f"messages or tools are not in OpenAI's shape: {error}") from error
-        shown = _mark_end(messages) if continue_final_message else list(messages)
+        messages = [_with_reasoning(message) for message in messages]
+        shown = _mark_end(messages) if continue_final_message else messages
         values: dict[str, Any] = {
             **(variables or {}),
             **self._tokens,
@@ -169,6 +170,13 @@ def _bounded(pieces: Iterator[str], deadline: float) -> Iterator[str]:
         if time.monotonic() > deadline:
             raise TemplateError(f"the chat template ran longer than {DEADLINE_SECONDS:g} s")
         yield piece
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Reasoning under both names that templates read, as transformers has it; clients send it under any of three."""
+    named = (message.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
+    reasoning = next((text for text in named if text is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _mark_end(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

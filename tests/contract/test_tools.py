@@ -60,9 +60,9 @@ def test_a_loop_of_tools(live: Live) -> None:
         messages=messages,
         tools=TOOLS,
         tool_choice="required",
-        parallel_tool_calls=False,
         temperature=0,
         max_tokens=96,
+        parallel_tool_calls=False,
     )
     choice = first.choices[0]
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
@@ -108,9 +108,9 @@ def test_the_stream_helper_sees_the_same_call(live: Live) -> None:
         messages=[ASK],
         tools=TOOLS,
         tool_choice="required",
-        parallel_tool_calls=False,
         temperature=0,
         max_tokens=96,
+        parallel_tool_calls=False,
     ) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()

@@ -38,6 +38,21 @@ def test_chat(demo_model: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_convert(demo_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.gguf"
+    done = command("convert", str(demo_model), "-o", str(out))
+    assert (done.returncode, "Q4_1" in done.stdout) == (0, True), done.stderr
+    kinds = [json.loads(command("inspect", str(path), "--json").stdout)["kinds"] for path in (demo_model, out)]
+    assert kinds[0] == kinds[1]
+    words = ("--prompt", "The capital of France is", "--max-tokens", "8")
+    assert command("generate", str(out), *words).stdout == command("generate", str(demo_model), *words).stdout
+    wrong = command("convert", str(demo_model), "-o", str(tmp_path / "again.bin"))
+    assert (wrong.returncode, "ends in .gguf" in wrong.stderr) == (1, True), wrong.stderr
+    # Its matrices are in blocks already.
+    rounded = command("generate", str(demo_model), "--quantize", "q4_0", "--prompt", "a")
+    assert (rounded.returncode, "quantize = q4_0" in rounded.stderr) == (1, True), rounded.stderr
+
+
 def test_inspect(demo_model: Path) -> None:
     found = json.loads(command("inspect", str(demo_model), "--json").stdout)
     assert len(found["spec"]["layers"]) == 30
@@ -53,12 +68,12 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True), report
     names = [check["name"] for check in report["checks"]]
-    assert names == ["files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
+    assert names == ["machine", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(demo_model.read_bytes()[:1_000_000])
     done = command("doctor", str(broken))
     assert done.returncode == 1
-    assert done.stdout.startswith("FAIL files: ")
+    assert "\nFAIL files: " in done.stdout
     assert "broken.gguf" in done.stdout
 
 

@@ -10,14 +10,13 @@ from fastchat_rs.errors import TemplateError
 from fastchat_rs.server import bridge
 from fastchat_rs.server.app import OPEN_PATHS, ROUTES, App, route_of
 from fastchat_rs.server.errors import HTTP_TABLE, to_api_error
-from fastchat_rs.server.http import ApiError, encode_json
-from fastchat_rs.server.keys import Keys
+from fastchat_rs.server.http import ApiError, encode_json, event
+from fastchat_rs.server.keys import Caller, Keys
 from fastchat_rs.server.logprobs import finite
 from fastchat_rs.server.messages import template_messages, template_variables
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.protocol import ChatChunkChoice, ChatCompletionChunk, ContentPart, Message, MessageDelta
 from fastchat_rs.server.state import Limits, State
-from fastchat_rs.server.stream import event
 from fastchat_rs.template import ChatTemplate
 
 CONFIG = ServeConfig(model="m")
@@ -28,8 +27,7 @@ def state() -> State:
 
 
 def test_without_keys_anything_goes() -> None:
-    assert Keys([]).check("") is None
-    assert Keys([]).check("Bearer whatever") is None
+    assert Keys([]).check("") == Keys([]).check("Bearer whatever") == Caller()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +44,7 @@ def test_a_wrong_key_is_a_401(header: str) -> None:
 
 def test_tenants_differ_by_key_and_never_show_it() -> None:
     keys = Keys(["secret-a", "schlüssel-b"])
-    first, second = keys.check("Bearer secret-a"), keys.check("bearer schlüssel-b")
+    first, second = keys.check("Bearer secret-a").tenant, keys.check("bearer schlüssel-b").tenant
     assert first and second and first != second
     assert "secret" not in first
 
@@ -139,7 +137,7 @@ def test_roles_and_contents() -> None:
         (Message(role="user"), "messages.1.content"),
         (Message(role="user", content=[ContentPart(type="audio")]), "messages.1.content.0.type"),
         (Message(role="user", content=[ContentPart(type="text")]), "messages.1.content.0.text"),
-        (Message(role="user", content=[ContentPart(type="image_url")]), "messages.1.content.0.image_url"),
+        (Message(role="user", content=[ContentPart(type="image_url")]), "messages.1.content.0"),
     ],
 )
 def test_a_bad_message_is_named_by_its_place(message: Message, param: str) -> None:

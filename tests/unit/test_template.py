@@ -55,6 +55,14 @@ def test_strftime_now() -> None:
     assert re.fullmatch(r"\d\d [A-Z][a-z]{2} \d{4}", render("{{ strftime_now('%d %b %Y') }}"))
 
 
+def test_reasoning_is_known_under_both_names() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }};{% endfor %}")
+    names = ("reasoning_content", "thinking", "reasoning")
+    assert template.render([{"role": "assistant", name: "hm"} for name in names]) == "hm|hm;" * 3
+    assert template.render([{"role": "assistant", "thinking": "a", "reasoning_content": "b"}]) == "a|b;"
+    assert template.render([{"role": "user", "reasoning": None}]) == "|;"
+
+
 def test_continue_final_message_ends_where_the_message_ends() -> None:
     messages = [*USER, {"role": "assistant", "content": "Once upon"}]
     text = ChatTemplate(CHATML).render(messages, continue_final_message=True)

@@ -19,6 +19,11 @@ pub fn hash_block(parent: BlockHash, tokens: &[u32]) -> BlockHash {
     truncate(&blake3::hash(&bytes))
 }
 
+/// Hash of a block some of whose tokens belong to a picture.
+pub fn hash_media(block: BlockHash, picture: BlockHash) -> BlockHash {
+    truncate(&blake3::Hasher::new().update(&block.to_le_bytes()).update(&picture.to_le_bytes()).finalize())
+}
+
 /// Start of a chain for requests that name a `cache_salt`; different salts never share blocks.
 pub fn hash_salt(domain: &str, salt: &[u8]) -> BlockHash {
     truncate(&blake3::Hasher::new().update(domain.as_bytes()).update(&[0]).update(salt).finalize())

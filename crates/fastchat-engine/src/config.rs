@@ -1,13 +1,18 @@
 //! What the engine is given: its configuration, and requests.
 
 use candle_core::DType;
+use fastchat_kernels::DeviceChoice;
+use fastchat_models::Quantize;
 
 use crate::error::EngineError;
+use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Tokens of a sequence, prompt and completion together; `None` is the model's own, or what the cache can hold.
     pub max_model_len: Option<usize>,
     /// Bytes for the cache; `None` is a share of the free memory.
@@ -28,6 +33,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -35,6 +42,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: DeviceChoice::Auto,
             max_model_len: None,
             kv_memory: None,
             kv_dtype: None,
@@ -45,6 +53,7 @@ impl Default for EngineConfig {
             speculation: true,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
             num_blocks: None,
         }
     }
@@ -83,6 +92,13 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+    /// Segments with places for pictures, and the pictures in the order of their places.
+    Media {
+        /// What is between the pictures.
+        segments: Vec<Segment>,
+        /// The pictures.
+        images: Vec<ImageInput>,
+    },
 }
 
 /// One request.

@@ -8,19 +8,21 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fastchat_kernels::Kernels;
-use fastchat_kernels::cpu::CpuKernels;
-use fastchat_models::{LoadOptions, load_encoder};
+use fastchat_kernels::{DeviceChoice, Kernels};
+use fastchat_models::{LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
 use crate::config::Prompt;
-use crate::embedding_worker::{Answer, Command, Job, Worker};
+use crate::device::open_device;
+use crate::embedding_worker::{Answer, Command, Job, Sequence, Worker};
 use crate::error::EngineError;
 use crate::text::Tokenizer;
 
 /// How to load an encoder and how much to run at once.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingConfig {
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Tokens of a text; `None` is what the model's authors allow.
     pub max_model_len: Option<usize>,
     /// Tokens per step; a longer text has a step of its own.
@@ -31,16 +33,20 @@ pub struct EmbeddingConfig {
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
 }
 
 impl Default for EmbeddingConfig {
     fn default() -> Self {
         Self {
+            device: DeviceChoice::Auto,
             max_model_len: None,
             max_batch_tokens: 2048,
             max_queue: 1 << 16,
             threads: None,
             skip_tokenizer_init: false,
+            quantize: None,
         }
     }
 }
@@ -73,6 +79,8 @@ pub struct EmbeddingInfo {
     pub vocab_size: usize,
     /// Elements of a vector.
     pub dimensions: usize,
+    /// A cross-encoder: it scores pairs of texts and makes no vectors.
+    pub makes_scores: bool,
     /// Whether texts can be served.
     pub has_tokenizer: bool,
     /// Hash of weights, pooling and kernels.
@@ -96,13 +104,13 @@ pub struct EmbeddingEngine {
 }
 
 impl EmbeddingEngine {
-    /// Loads an encoder onto the CPU and starts its thread.
+    /// Loads an encoder onto `config.device` and starts its thread.
     ///
     /// # Errors
-    /// What is wrong with the configuration or the model.
+    /// What is wrong with the configuration or the model, or missing of the device.
     pub fn load(path: &Path, config: EmbeddingConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, Arc::new(CpuKernels::new(config.threads)))
+        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
     }
 
     /// As `load`, on the given kernels.
@@ -112,7 +120,11 @@ impl EmbeddingEngine {
     pub fn load_with(path: &Path, config: EmbeddingConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
         let name = kernels.name();
-        let model = load_encoder(path, kernels, &LoadOptions { max_model_len: config.max_model_len })?;
+        let model = load_encoder(
+            path,
+            kernels,
+            &LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize },
+        )?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?;
         let encoder = model.encoder;
@@ -122,6 +134,7 @@ impl EmbeddingEngine {
             max_model_len: encoder.max_model_len(),
             vocab_size: encoder.spec().vocab_size,
             dimensions: encoder.spec().hidden_size,
+            makes_scores: encoder.makes_scores(),
             has_tokenizer: tokenizer.is_some(),
             fingerprint: blake3::hash(format!("{} {name}", model.fingerprint).as_bytes()).to_hex()[..16].to_owned(),
             kernels: name,
@@ -167,14 +180,44 @@ impl EmbeddingEngine {
     /// # Errors
     /// A text that is empty, too long or holds an unknown token id, a full queue, or a dead engine.
     pub fn submit(&self, inputs: &[Prompt]) -> Result<EmbeddingHandle, EngineError> {
+        if self.info.makes_scores {
+            return Err(EngineError::invalid("model", "model: this one scores pairs of texts and makes no embeddings"));
+        }
         let sequences = inputs.iter().enumerate().map(|(i, input)| self.sequence(i, input));
-        let sequences = sequences.collect::<Result<Vec<_>, _>>()?;
-        let lengths = sequences.iter().map(Vec::len).collect();
+        self.enqueue(sequences.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// How well each document answers the query, as vectors of one element. `most` tokens of a document are read; what
+    /// is longer than the model takes with the query is an error.
+    ///
+    /// # Errors
+    /// As `submit`, and for a model without a head that scores, or a tokenizer without a frame for pairs.
+    pub fn submit_pairs(
+        &self,
+        query: &str,
+        documents: &[String],
+        most: Option<usize>,
+    ) -> Result<EmbeddingHandle, EngineError> {
+        if !self.info.makes_scores {
+            return Err(EngineError::invalid("model", "model: this one has no head that scores pairs of texts"));
+        }
+        let sequences = documents.iter().enumerate().map(|(i, document)| {
+            let missing = || EngineError::invalid("model", "model: its tokenizer has no frame for pairs of texts");
+            let tokenizer = self.tokenizer.as_ref().ok_or_else(missing)?;
+            let (ids, second) = tokenizer.encode_pair(query, document, most)?.ok_or_else(missing)?;
+            let ids = self.checked(&format!("documents[{i}]"), ids, "documents")?;
+            Ok(Sequence { ids, second: Some(second) })
+        });
+        self.enqueue(sequences.collect::<Result<Vec<_>, EngineError>>()?)
+    }
+
+    fn enqueue(&self, sequences: Vec<Sequence>) -> Result<EmbeddingHandle, EngineError> {
+        let lengths = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+        let coming = sequences.len();
         let waiting = self.waiting.fetch_add(sequences.len(), Ordering::Relaxed);
         if waiting + sequences.len() > self.max_queue {
             self.waiting.fetch_sub(sequences.len(), Ordering::Relaxed);
-            let message =
-                format!("{waiting} texts are waiting, {} more came; max_queue is {}", inputs.len(), self.max_queue);
+            let message = format!("{waiting} texts are waiting, {coming} more came; max_queue is {}", self.max_queue);
             return Err(EngineError::Overloaded(message));
         }
         let (reply, answer) = channel();
@@ -188,12 +231,17 @@ impl EmbeddingEngine {
         Ok(EmbeddingHandle { answer: Mutex::new(answer), cancelled, lengths })
     }
 
-    fn sequence(&self, index: usize, input: &Prompt) -> Result<Vec<u32>, EngineError> {
+    fn sequence(&self, index: usize, input: &Prompt) -> Result<Sequence, EngineError> {
         let ids = match input {
             Prompt::Tokens(ids) => ids.clone(),
+            Prompt::Media { .. } => return Err(EngineError::invalid("images", "images: an encoder takes none")),
             Prompt::Text { text, add_special_tokens } => self.encode(text, *add_special_tokens)?,
         };
-        let bad = |problem: String| Err(EngineError::invalid("input", format!("input[{index}] {problem}")));
+        Ok(Sequence { ids: self.checked(&format!("input[{index}]"), ids, "input")?, second: None })
+    }
+
+    fn checked(&self, place: &str, ids: Vec<u32>, field: &str) -> Result<Vec<u32>, EngineError> {
+        let bad = |problem: String| Err(EngineError::invalid(field, format!("{place} {problem}")));
         let (limit, vocab) = (self.info.max_model_len, self.info.vocab_size);
         if ids.is_empty() || ids.len() > limit {
             return bad(format!("has {} tokens; this model takes 1 to {limit}", ids.len()));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use fastchat_models::Encoder;
+use fastchat_models::{Encoder, ModelError, Pair};
 
 use crate::error::EngineError;
 
@@ -20,17 +20,25 @@ pub(crate) enum Command {
     Shutdown,
 }
 
+/// One text, or two that are scored.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub ids: Vec<u32>,
+    /// Where the second text begins.
+    pub second: Option<usize>,
+}
+
 /// One request.
 #[derive(Debug)]
 pub(crate) struct Job {
-    sequences: Vec<Vec<u32>>,
+    sequences: Vec<Sequence>,
     vectors: Vec<Vec<f32>>,
     reply: Sender<Answer>,
     cancelled: Arc<AtomicBool>,
 }
 
 impl Job {
-    pub fn new(sequences: Vec<Vec<u32>>, reply: Sender<Answer>, cancelled: Arc<AtomicBool>) -> Self {
+    pub fn new(sequences: Vec<Sequence>, reply: Sender<Answer>, cancelled: Arc<AtomicBool>) -> Self {
         Self { vectors: Vec::with_capacity(sequences.len()), sequences, reply, cancelled }
     }
 
@@ -121,10 +129,10 @@ impl Worker {
             let before = tokens;
             for (i, job) in self.jobs.iter().enumerate() {
                 let Some(next) = job.sequences.get(job.vectors.len() + taken[i]) else { continue };
-                if tokens > 0 && tokens + next.len() > self.max_batch_tokens {
+                if tokens > 0 && tokens + next.ids.len() > self.max_batch_tokens {
                     return taken;
                 }
-                tokens += next.len();
+                tokens += next.ids.len();
                 taken[i] += 1;
             }
             if tokens == before {
@@ -137,9 +145,9 @@ impl Worker {
         let taken = self.plan();
         let texts = self.jobs.iter().zip(&taken);
         let texts = texts.flat_map(|(job, &taken)| job.sequences[job.vectors.len()..][..taken].iter());
-        let texts: Vec<&[u32]> = texts.map(Vec::as_slice).collect();
+        let texts: Vec<&Sequence> = texts.collect();
         // The encoder keeps nothing between calls, so a panic leaves nothing half done.
-        let result = catch_unwind(AssertUnwindSafe(|| self.encoder.embeddings(&texts)));
+        let result = catch_unwind(AssertUnwindSafe(|| run(&self.encoder, &texts)));
         let result = match result {
             Ok(result) => result.map_err(EngineError::from),
             Err(_) => Err(EngineError::Internal("the encoder failed".to_owned())),
@@ -161,4 +169,15 @@ impl Worker {
             }
         }
     }
+}
+
+/// A cross-encoder's vectors have one element, the score.
+fn run(encoder: &Encoder, texts: &[&Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
+    if !encoder.makes_scores() {
+        let ids: Vec<&[u32]> = texts.iter().map(|text| text.ids.as_slice()).collect();
+        return encoder.embeddings(&ids);
+    }
+    let pairs = texts.iter().map(|text| Pair { ids: &text.ids, second: text.second.unwrap_or(text.ids.len()) });
+    let pairs: Vec<Pair> = pairs.collect();
+    Ok(encoder.scores(&pairs)?.into_iter().map(|score| vec![score]).collect())
 }

@@ -1,5 +1,6 @@
 //! The engine's front: loads a model, starts its thread, checks requests on the caller's thread and hands them over.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::Path;
@@ -9,17 +10,20 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use fastchat_kernels::Kernels;
-use fastchat_kernels::cpu::CpuKernels;
+use fastchat_models::vision::VisionSpec;
 use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
 
+use crate::block_manager::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::Constraint;
+use crate::device::open_device;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::handle::{RequestHandle, Subscription};
 use crate::info::{EngineStats, ModelInfo};
+use crate::media::{EncoderQueue, Expanded, Expander};
 use crate::memory::MemoryPlan;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::Runner;
@@ -48,17 +52,17 @@ pub(crate) struct Front {
     queued: Arc<AtomicUsize>,
     max_queue: usize,
     speculation: bool,
+    vision: Option<VisionSpec>,
 }
 
 impl Engine {
-    /// Loads a model onto the CPU and starts its thread.
+    /// Loads a model onto `config.device` and starts its thread.
     ///
     /// # Errors
-    /// What is wrong with the configuration, the model, or the memory there is.
+    /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        let kernels = Arc::new(CpuKernels::new(config.threads));
-        Self::load_with(path, config, kernels)
+        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
     }
 
     /// As `load`, on the given kernels.
@@ -67,12 +71,12 @@ impl Engine {
     /// As `load`.
     pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len };
+        let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
         let name = kernels.name();
-        let model = load(path, kernels, &options)?;
+        let model = load(path, kernels.clone(), &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?.map(Arc::new);
-        let memory = MemoryPlan::new(&model.decoder, &config)?;
+        let memory = MemoryPlan::new(&model.decoder, kernels.as_ref(), &config)?;
         let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
         let scheduler = Scheduler::new(SchedulerConfig {
             num_blocks: memory.num_blocks,
@@ -82,7 +86,7 @@ impl Engine {
             max_model_len: memory.max_model_len,
             enable_prefix_caching: config.enable_prefix_caching,
         });
-        let runner = Runner::new(model.decoder, &memory)?;
+        let runner = Runner::new(model.decoder, kernels, &memory)?;
         let (sender, commands) = channel();
         let total_blocks = memory.num_blocks;
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };
@@ -97,8 +101,19 @@ impl Engine {
             queued: Arc::default(),
             max_queue: config.max_queue,
             speculation: config.speculation,
+            vision: model.vision.as_ref().map(|tower| tower.spec().clone()),
         };
-        let worker = Worker { runner, scheduler, tokenizer, commands, stats, book: Book::new(&config) };
+        let worker = Worker {
+            runner,
+            tower: model.vision,
+            encoder: EncoderQueue::default(),
+            pictures: HashMap::new(),
+            scheduler,
+            tokenizer,
+            commands,
+            stats,
+            book: Book::new(&config),
+        };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
             .spawn(move || worker.run())
@@ -172,6 +187,15 @@ impl Engine {
         Ok(self.need_tokenizer("token")?.token_to_id(token))
     }
 
+    /// The text with every name of a control token between two marks: what is between an odd mark and the next was not
+    /// meant as a token.
+    ///
+    /// # Errors
+    /// Without a tokenizer.
+    pub fn fence(&self, text: &str, mark: &str) -> Result<String, EngineError> {
+        Ok(self.need_tokenizer("text")?.fence(text, mark))
+    }
+
     /// What a chat template says of how its model writes reasoning and tool calls.
     ///
     /// # Errors
@@ -219,11 +243,20 @@ impl Front {
         if self.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(no_tokenizer("stop"));
         }
-        let prompt = self.token_ids(prompt)?;
+        let (prompt, media) = match prompt {
+            Prompt::Media { segments, images } => {
+                let tokenizer = self.tokenizer.as_deref();
+                let expander = Expander { vision: self.vision.as_ref(), tokenizer, limit, vocab };
+                let Expanded { tokens, media } = expander.expand(&segments, &images)?;
+                (tokens, media)
+            }
+            Prompt::Text { text, add_special_tokens } => (self.encode(&text, add_special_tokens)?, None),
+            Prompt::Tokens(ids) => (ids, None),
+        };
         if prompt.is_empty() {
             return Err(EngineError::invalid("prompt", "prompt has 0 tokens; it must have at least 1"));
         }
-        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab).filter(|_| media.is_none()) {
             let message = format!("prompt has token id {id}; it must be below {vocab}, the size of the vocabulary");
             return Err(EngineError::invalid("prompt", message));
         }
@@ -243,6 +276,10 @@ impl Front {
             (Some(_), None) => return Err(no_tokenizer("thinking_budget")),
             (None, _) => None,
         };
+        let hashes: Vec<_> = media.iter().flat_map(|media| &media.images).map(|(hash, _)| *hash).collect();
+        let spans = media.as_ref().map_or_else(Vec::new, |media| media.layout.spans(&hashes));
+        let looks = media.as_ref().is_some_and(|media| !media.layout.markers.is_empty());
+        let surroundings = looks.then(|| hashes.iter().fold(0, |all, &hash| hash_media(all, hash)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
@@ -257,9 +294,12 @@ impl Front {
                 tenant,
                 wants_prompt_logits: params.prompt_logprobs.is_some(),
                 drafts: self.speculation && !params.has_history() && constraints.is_empty(),
+                spans,
+                surroundings,
                 prompt,
             },
             constraints,
+            media,
             prompt_logprobs: params.prompt_logprobs.map(|k| PromptLogprobsBuilder::new(k, shared.len(), vocab)),
             choices: ChoiceSeed {
                 seed: params.seed.unwrap_or_else(|| RandomState::new().hash_one(id)),
@@ -293,14 +333,9 @@ impl Front {
         })
     }
 
-    fn token_ids(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
-        match prompt {
-            Prompt::Tokens(ids) => Ok(ids),
-            Prompt::Text { text, add_special_tokens } => {
-                let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("prompt"))?;
-                Ok(tokenizer.encode(&text, add_special_tokens, true)?)
-            }
-        }
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("prompt"))?;
+        Ok(tokenizer.encode(text, add_special_tokens, true)?)
     }
 
     fn enter_queue(&self) -> Result<Queued, EngineError> {

@@ -64,6 +64,10 @@ pub struct ModelInfo {
     pub generation_defaults: BTreeMap<String, f64>,
     /// What serves the operations.
     pub kernels: String,
+    /// Whether prompts may have pictures.
+    pub takes_images: bool,
+    /// Spelling of the token that stands for a picture in a chat template's text.
+    pub image_marker: Option<String>,
     /// The resolved decoder.
     pub spec: serde_json::Value,
     /// Sizes of the caches.
@@ -93,6 +97,8 @@ impl ModelInfo {
             fingerprint: blake3::hash(decides.as_bytes()).to_hex()[..16].to_owned(),
             generation_defaults: defaults(&model.generation),
             kernels,
+            takes_images: model.vision.is_some(),
+            image_marker: model.vision.as_ref().and_then(|tower| spelling(tower.spec().placement.marker)),
             spec,
             memory,
         })

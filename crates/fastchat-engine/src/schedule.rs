@@ -2,7 +2,7 @@
 
 use fastchat_kernels::StateStep;
 
-use crate::sequence::SequenceId;
+use crate::sequence::{BlockHash, MediaSpan, SequenceId};
 
 /// Limits of the scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,10 @@ pub struct Submission {
     pub tenant: Option<String>,
     /// Logits of every prompt position are wanted (of choice 0).
     pub wants_prompt_logits: bool,
+    /// Tokens that pictures belong to, in order.
+    pub spans: Vec<MediaSpan>,
+    /// Hash of what every token may depend on beside the tokens: pictures that are looked at.
+    pub surroundings: Option<BlockHash>,
     /// Its tokens depend on nothing but the rows of logits, so that drafts can be checked by sampling row after row.
     pub drafts: bool,
 }

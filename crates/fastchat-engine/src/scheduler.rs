@@ -1,16 +1,22 @@
 //! Who runs in the next step: admits, cuts prompts into chunks, preempts, and keeps the books of blocks and state
 //! slots. A pure state machine over integers; knows no tensors, clocks or channels.
 
+mod view;
+
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{BlockManager, hash_salt};
+use crate::block_manager::{BlockManager, hash_media, hash_salt};
 use crate::fairness::{Demand, LineId, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
-use crate::sequence::{FinishReason, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
+use recede::Ceiling;
+
+mod recede;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
 const TURNS_PER_PRIORITY: i64 = 64;
@@ -25,6 +31,8 @@ const MAX_DRAFTED_ROWS: usize = 8;
 struct Step {
     tokens: usize,
     prompt_logit_rows: usize,
+    /// Whether some prompt has its part.
+    prefilled: bool,
     closed: HashSet<LineId>,
     batch: ScheduledBatch,
 }
@@ -41,6 +49,7 @@ pub struct Scheduler {
     /// Tokens per step while a sequence decodes.
     shared_tokens: usize,
     stats: SchedulerStats,
+    ceiling: Option<Ceiling>,
 }
 
 impl Scheduler {
@@ -56,12 +65,13 @@ impl Scheduler {
             next_id: 0,
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
+            ceiling: None,
         }
     }
 
     /// Sets how many tokens a step may have while a sequence decodes, so that prompts do not hold it up. Prompts still
     /// get a block per step.
-    pub fn share(&mut self, tokens: usize) {
+    pub fn set_pace(&mut self, tokens: usize) {
         self.shared_tokens = tokens;
     }
 
@@ -70,8 +80,19 @@ impl Scheduler {
     /// # Errors
     /// When a choice could not finish even with the whole cache to itself.
     pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
-        let Submission { request, prompt, n, max_tokens, priority, cache_salt, tenant, wants_prompt_logits, drafts } =
-            submission;
+        let Submission {
+            request,
+            prompt,
+            n,
+            max_tokens,
+            priority,
+            cache_salt,
+            tenant,
+            wants_prompt_logits,
+            drafts,
+            ..
+        } = submission;
+        let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();
         let max_len = prompt.len().saturating_add(max_tokens).min(self.config.max_model_len);
@@ -85,6 +106,10 @@ impl Scheduler {
             (true, None) => Some(hash_salt("shared", &[])),
             (false, _) if n > 1 => Some(hash_salt("request", &self.next_id.to_le_bytes())),
             (false, _) => None,
+        };
+        let salt = match submission.surroundings {
+            Some(surroundings) => salt.map(|salt| hash_media(salt, surroundings)),
+            None => salt,
         };
         let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
         let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
@@ -107,6 +132,7 @@ impl Scheduler {
                 hashes: Vec::new(),
                 salt,
                 state: None,
+                spans: spans.clone(),
                 wants_prompt_logits: wants_prompt_logits && index == 0,
                 forks: if index == 0 { ids[1..].to_vec() } else { Vec::new() },
                 drafter: drafts.then(Drafter::default),
@@ -127,8 +153,9 @@ impl Scheduler {
             running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
         let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
         let mut step = Step {
-            tokens: self.config.max_batch_tokens.min(most),
+            tokens: self.ceiling.map_or(self.config.max_batch_tokens, Ceiling::tokens).min(most),
             prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
+            prefilled: false,
             closed: HashSet::new(),
             batch: ScheduledBatch::default(),
         };
@@ -188,7 +215,7 @@ impl Scheduler {
             for &rank in &prompts[&line] {
                 // A grammar may have appended more tokens than the last block holds.
                 if self.lines.is_running(line, rank) && self.grow(rank, step) {
-                    share -= self.schedule_chunk(rank.id, share, step);
+                    share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
                 }
             }
         }
@@ -220,6 +247,10 @@ impl Scheduler {
             let scheduled = step.batch.sequences.remove(at);
             self.forget_snapshots(&scheduled);
         }
+        self.put_back(line, rank);
+    }
+
+    fn put_back(&mut self, line: LineId, rank: Rank) {
         self.lines.wait(line, rank);
         self.release(rank.id);
         let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
@@ -243,9 +274,10 @@ impl Scheduler {
     /// Lets the waiting of a line in, strictly in order, up to `share` tokens and while there is room for all of their
     /// tokens. Returns whether the next line may: nobody who has more passes one for whom there was no room.
     fn admit(&mut self, line: LineId, mut share: usize, admitted: &mut Vec<Rank>, step: &mut Step) -> bool {
+        let most = self.ceiling.map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config));
         while share > 0 && !step.closed.contains(&line) {
             let Some(rank) = self.lines.waiting(line).next() else { break };
-            while self.lines.num_running() >= self.config.max_num_seqs || !self.place(rank.id) {
+            while self.lines.num_running() >= most || !self.place(rank.id) {
                 // A line that has much less running than another takes a place from it.
                 let Some((other, victim)) = self.lines.victim_for(line) else { return false };
                 self.preempt(other, victim, step);
@@ -314,14 +346,22 @@ impl Scheduler {
         let mut count = sequence.num_pending().min(share).min(step.tokens);
         if prompt_logits {
             count = count.min(step.prompt_logit_rows);
-            step.prompt_logit_rows -= count;
         }
+        let start = sequence.num_computed;
+        let mut end = sequence.whole_spans(start + count);
+        if end == start && count > 0 && !step.prefilled {
+            // More than the step has left, perhaps than any has: the first prompt's may exceed it.
+            end = sequence.spans.iter().find(|span| span.whole && span.end > start).map_or(end, |span| span.end);
+        }
+        let count = end - start;
         if count == 0 {
             return 0;
         }
-        step.tokens -= count;
-        let start = sequence.num_computed;
-        let end = start + count;
+        step.tokens = step.tokens.saturating_sub(count);
+        step.prefilled |= !sequence.is_decoding();
+        if prompt_logits {
+            step.prompt_logit_rows = step.prompt_logit_rows.saturating_sub(count);
+        }
         let state = self.states.as_mut().map(|states| states.step(sequence, end));
         let samples = end == sequence.tokens.len();
         step.batch.sequences.push(ScheduledSequence {
@@ -361,6 +401,7 @@ impl Scheduler {
 
     /// Books a step that ran: its tokens are in the cache now.
     pub fn commit(&mut self, batch: &ScheduledBatch) {
+        self.ceiling = self.ceiling.and_then(|ceiling| ceiling.lift(&self.config));
         for scheduled in &batch.sequences {
             let sequence = self.sequences.get_mut(&scheduled.id).expect("scheduled sequences exist; this is a bug");
             sequence.num_computed = scheduled.end;
@@ -394,12 +435,6 @@ impl Scheduler {
         batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
     }
 
-    fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
-        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
-            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
-        }
-    }
-
     fn wake(&mut self, forks: &[SequenceId]) {
         for sequence in forks.iter().filter_map(|id| self.sequences.get(id)) {
             self.lines.wait(sequence.line, sequence.rank);
@@ -427,53 +462,5 @@ impl Scheduler {
         self.wake(&std::mem::take(&mut sequence.forks));
         sequence.status = SequenceStatus::Finished(reason);
         Some(sequence)
-    }
-
-    /// A live sequence.
-    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        self.sequences.get(&id)
-    }
-
-    /// Whether nothing is left to do.
-    pub fn is_idle(&self) -> bool {
-        self.sequences.is_empty()
-    }
-
-    /// Sequences that own blocks.
-    pub fn num_running(&self) -> usize {
-        self.lines.num_running()
-    }
-
-    /// Sequences that do not.
-    pub fn num_waiting(&self) -> usize {
-        self.sequences.len() - self.lines.num_running()
-    }
-
-    /// The pool of blocks.
-    pub fn blocks(&self) -> &BlockManager {
-        &self.blocks
-    }
-
-    /// Counters since the start.
-    pub fn stats(&self) -> SchedulerStats {
-        self.stats
-    }
-
-    /// Checks all books between two steps. For tests.
-    ///
-    /// # Errors
-    /// What does not add up.
-    pub fn check(&self) -> Result<(), String> {
-        self.blocks.check(self.sequences.values().map(|sequence| sequence.block_table.as_slice()))?;
-        if let Some(states) = &self.states {
-            states.check(self.sequences.values().filter_map(|sequence| sequence.state).map(|state| state.slot))?;
-        }
-        for sequence in self.sequences.values() {
-            let running = self.lines.is_running(sequence.line, sequence.rank);
-            if running != (sequence.status == SequenceStatus::Running) || running == sequence.block_table.is_empty() {
-                return Err(format!("{} is {:?} but in the wrong set", sequence.id(), sequence.status));
-            }
-        }
-        Ok(())
     }
 }

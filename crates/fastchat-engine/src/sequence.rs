@@ -2,10 +2,11 @@
 //! tensors, clocks or channels.
 
 use std::fmt;
+use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::hash_block;
+use crate::block_manager::{hash_block, hash_media};
 use crate::fairness::LineId;
 use crate::speculation::Drafter;
 
@@ -56,6 +57,19 @@ pub enum SequenceStatus {
 /// Hash of a block's tokens and everything before them.
 pub type BlockHash = u128;
 
+/// Tokens that a picture belongs to, as the scheduler sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MediaSpan {
+    /// First token.
+    pub start: usize,
+    /// One past the last.
+    pub end: usize,
+    /// Hash of the picture.
+    pub hash: BlockHash,
+    /// Whether its tokens see each other, so that they are computed in one step.
+    pub whole: bool,
+}
+
 /// Recurrent state of a running sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceState {
@@ -96,6 +110,8 @@ pub struct Sequence {
     pub salt: Option<BlockHash>,
     /// Recurrent state while it runs; `None` for models without.
     pub state: Option<SequenceState>,
+    /// Tokens that pictures belong to, in order.
+    pub spans: Arc<[MediaSpan]>,
     /// Logits of every prompt position are wanted, so no cached prefix may be skipped yet.
     pub wants_prompt_logits: bool,
     /// Choices that start once this one has the prompt in the cache.
@@ -124,10 +140,21 @@ impl Sequence {
     pub fn hash_blocks(&mut self, count: usize) -> &[BlockHash] {
         let Some(mut parent) = self.hashes.last().copied().or(self.salt) else { return &[] };
         for block in self.hashes.len()..count {
-            parent = hash_block(parent, &self.tokens[block * BLOCK_SIZE..(block + 1) * BLOCK_SIZE]);
+            let (start, end) = (block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
+            parent = hash_block(parent, &self.tokens[start..end]);
+            for span in self.spans.iter().filter(|span| span.start < end && span.end > start) {
+                parent = hash_media(parent, span.hash);
+            }
             self.hashes.push(parent);
         }
         &self.hashes[..count]
+    }
+
+    /// Where a chunk that begins with the next token and would end at `end` ends so that tokens that see each other are
+    /// computed together; the token it begins with if none of them fit.
+    pub fn whole_spans(&self, end: usize) -> usize {
+        let cut = self.spans.iter().find(|span| span.whole && span.start < end && end < span.end);
+        cut.map_or(end, |span| span.start.max(self.num_computed))
     }
 
     /// Whether it only waits for its newest token to be computed.

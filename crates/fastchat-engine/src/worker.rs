@@ -8,15 +8,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
+use fastchat_kernels::Fault;
+use fastchat_models::vision::VisionTower;
 use parking_lot::Mutex;
 
 use crate::choice::{Choice, ChoiceSeed};
 use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
+use crate::device::StepError;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
+use crate::media::{ActiveMedia, EncoderQueue, Ready, RequestMedia};
 use crate::pace::Pace;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
@@ -46,6 +50,7 @@ pub(crate) struct Job {
     /// One per choice, or none.
     pub constraints: Vec<Constraint>,
     pub prompt_logprobs: Option<PromptLogprobsBuilder>,
+    pub media: Option<RequestMedia>,
     pub queued: Queued,
 }
 
@@ -84,6 +89,10 @@ struct Sampled {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub runner: Runner,
+    pub tower: Option<VisionTower>,
+    pub encoder: EncoderQueue,
+    /// Of the requests that the scheduler knows.
+    pub pictures: HashMap<u64, ActiveMedia>,
     pub scheduler: Scheduler,
     pub tokenizer: Option<Arc<Tokenizer>>,
     pub commands: Receiver<Command>,
@@ -108,41 +117,52 @@ pub(crate) struct Book {
 
 impl Worker {
     /// Serves until told to shut down or all callers are gone. A panic outside a step's computation means the books
-    /// cannot be trusted: every request is ended and the engine is dead.
+    /// cannot be trusted, and some errors mean that the device is lost: every request is ended and the engine is dead.
     pub fn run(mut self) {
         self.report(true);
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
         self.report(false);
-        if served.is_err() {
-            let lost = EngineError::Internal("the engine has failed and must be restarted".to_owned());
+        let failed = || Some(EngineError::Internal("the engine has failed and must be restarted".to_owned()));
+        if let Some(lost) = served.unwrap_or_else(|_| failed()) {
             for active in self.book.requests.values() {
                 self.book.bells.extend(active.slot.0.close(FinishReason::Error, &lost));
+            }
+            for job in self.encoder.drain() {
+                self.book.bells.extend(job.slot.0.close(FinishReason::Error, &lost));
             }
             self.ring();
         }
     }
 
-    fn serve(&mut self) {
+    /// Returns what was lost with the device, or nothing when there is no more to serve.
+    fn serve(&mut self) -> Option<EngineError> {
         loop {
-            if self.scheduler.is_idle() {
-                let Ok(command) = self.commands.recv() else { return };
+            if self.scheduler.is_idle() && self.encoder.is_idle() {
+                let Ok(command) = self.commands.recv() else { return None };
                 if !self.obey(command) {
-                    return;
+                    return None;
                 }
             }
             loop {
                 match self.commands.try_recv() {
                     Ok(command) => {
                         if !self.obey(command) {
-                            return;
+                            return None;
                         }
                     }
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return None,
                 }
             }
-            if !self.scheduler.is_idle() {
-                self.step();
+            if !self.scheduler.is_idle()
+                && let Err(lost) = self.step()
+            {
+                return Some(lost);
+            }
+            self.encode();
+            if !self.pictures.is_empty() {
+                let live = &self.book.requests;
+                self.pictures.retain(|request, _| live.contains_key(request));
             }
             self.report(true);
             self.ring();
@@ -152,15 +172,34 @@ impl Worker {
     /// Returns whether to go on.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit(job) => self.enter(*job),
-            Command::Abort(request) => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
+            Command::Submit(mut job) => match job.media.take() {
+                Some(media) => self.encoder.push(job, media),
+                None => self.enter(*job),
+            },
+            Command::Abort(request) => match self.encoder.remove(request) {
+                Some(job) => self.book.bells.extend(job.slot.0.close(FinishReason::Abort, &EngineError::Cancelled)),
+                None => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
+            },
             Command::Shutdown => return false,
         }
         true
     }
 
+    /// One piece of work on pictures: a layer of one, between two steps of all that run.
+    fn encode(&mut self) {
+        let Some(tower) = &self.tower else { return };
+        let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder()) else { return };
+        match media {
+            Ok(media) => {
+                self.pictures.insert(job.submission.request, media);
+                self.enter(*job);
+            }
+            Err(error) => self.book.bells.extend(job.slot.0.close(FinishReason::Error, &error)),
+        }
+    }
+
     fn enter(&mut self, job: Job) {
-        let Job { slot, submission, choices, constraints, prompt_logprobs, queued } = job;
+        let Job { slot, submission, choices, constraints, prompt_logprobs, media: _, queued } = job;
         let mut constraints = constraints.into_iter();
         let request = submission.request;
         match self.scheduler.submit(submission) {
@@ -194,17 +233,19 @@ impl Worker {
         }
     }
 
-    fn step(&mut self) {
+    /// # Errors
+    /// When the device is lost.
+    fn step(&mut self) -> Result<(), EngineError> {
         if let Some(tokens) = self.book.pace.tokens() {
-            self.scheduler.share(tokens);
+            self.scheduler.set_pace(tokens);
         }
         let batch = self.scheduler.schedule();
         let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
-        let Self { runner, scheduler, book, .. } = self;
+        let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
-            book.beside_masks(&batch, || runner.run(&batch, scheduler))?
-                .read(|rows| book.sample(&batch, scheduler, rows))
+            let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
+            runner.read(&logits, |rows| book.sample(&batch, scheduler, rows))
         }));
         self.book.counters.steps += 1;
         let error = match computed {
@@ -217,14 +258,19 @@ impl Worker {
                     self.deliver(sampled);
                     self.append_forced(id);
                 }
-                return;
+                return Ok(());
             }
-            Ok(Err(error)) => error,
+            Ok(Err(StepError { error, fault: Fault::Sticky })) => {
+                return Err(EngineError::Internal(format!("the device is lost, restart the engine: {error}")));
+            }
+            Ok(Err(StepError { fault: Fault::OutOfMemory, .. })) if self.scheduler.recede(&batch) => return Ok(()),
+            Ok(Err(StepError { error, .. })) => error,
             Err(panic) => EngineError::Internal(format!("a step failed: {}", panic_text(panic.as_ref()))),
         };
         for sequence in self.scheduler.fail(&batch) {
             self.end_request(sequence.request, FinishReason::Error, &error);
         }
+        Ok(())
     }
 
     /// Appends the tokens that have to follow; the next step computes them all at once.
@@ -300,7 +346,7 @@ impl Worker {
         let stats = &mut self.book.counters;
         stats.alive = alive;
         stats.running = scheduler.num_running();
-        stats.waiting = scheduler.num_waiting();
+        stats.waiting = scheduler.num_waiting() + self.encoder.len();
         stats.free_blocks = scheduler.blocks().num_free();
         stats.total_blocks = scheduler.blocks().num_blocks();
         stats.preemptions = scheduler.stats().preemptions;

@@ -126,7 +126,7 @@ impl World {
 
     fn step(&mut self) -> Result<(), TestCaseError> {
         // Whatever the pace, the books stay right.
-        self.scheduler.share(self.live.len() * 7 % 40);
+        self.scheduler.set_pace(self.live.len() * 7 % 40);
         let batch = self.scheduler.schedule();
         prop_assert!(!batch.sequences.is_empty() || self.live.is_empty(), "live sequences but nothing to run");
         self.run(&batch)?;
@@ -172,6 +172,7 @@ impl World {
                     tenant: (tenant > 0).then(|| tenant.to_string()),
                     wants_prompt_logits: prompt_logits,
                     drafts: n != 2,
+                    ..Submission::default()
                 };
                 self.submit(submission, salt)?;
             }
@@ -353,13 +354,13 @@ fn a_long_prompt_leaves_room_for_those_who_decode() {
         scheduler.submit(submission).unwrap()[0]
     };
     let first = submit(&mut scheduler, 8);
-    scheduler.share(40);
+    scheduler.set_pace(40);
     let batch = scheduler.schedule();
     scheduler.commit(&batch);
     scheduler.append(first, 9);
     let second = submit(&mut scheduler, 200);
     for (share, expected) in [(40, 39), (100, 99), (0, BLOCK_SIZE)] {
-        scheduler.share(share);
+        scheduler.set_pace(share);
         let batch = scheduler.schedule();
         let counts: Vec<_> = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).collect();
         assert_eq!(counts, [1, expected]);

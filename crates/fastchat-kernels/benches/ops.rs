@@ -44,7 +44,7 @@ fn attention(c: &mut Criterion, group: &str, cases: &[(usize, usize, usize)]) {
             let half = |shape: &[usize]| random(shape).to_dtype(DType::F16).unwrap();
             let k = half(&[blocks, kv_heads, dim, BLOCK_SIZE]);
             let cache = KvCache { layout, k, v: Some(half(&[blocks, kv_heads, BLOCK_SIZE, dim])) };
-            let plan = Plan { batch: batch(sequences, context, new), rope: vec![] };
+            let plan = Plan::new(batch(sequences, context, new), vec![]);
             let q = random(&[sequences * new, heads * dim]);
             let spec = AttentionSpec {
                 num_heads: heads,
@@ -92,7 +92,7 @@ fn rows(c: &mut Criterion) {
         let layout = KvLayout { num_kv_heads: 2, head_dim: 64, v_head_dim: 64, dtype: DType::F16 };
         let cache = KvCache::new(layout, 512 / BLOCK_SIZE, &Device::Cpu).unwrap();
         let inv_freq = (0..32).map(|i| 10000f32.powf(-(i as f32) / 32.)).collect();
-        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, attention_factor: 1. };
+        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, axes: Vec::new(), attention_factor: 1. };
         let plan = kernels.plan(&batch(1, tokens, tokens), std::slice::from_ref(&rope)).unwrap();
         let qk_norm = Some((random(&[64]), random(&[64]), 1e-6, NormScope::PerHead));
         let spec = QkvSpec { num_heads: 14, num_kv_heads: 2, head_dim: 64, qk_norm, rope: Some(rope) };
@@ -112,7 +112,7 @@ fn gated_delta(c: &mut Criterion) {
     for tokens in [1, 128] {
         let mut batch = batch(1, tokens, tokens);
         batch.states = vec![StateStep { source: Some(0), target: 0, snapshots: vec![] }];
-        let plan = Plan { batch, rope: vec![] };
+        let plan = Plan::new(batch, vec![]);
         let qkv = random(&[tokens, 8192]);
         let beta = Tensor::full(0.5f32, (tokens, 32), &Device::Cpu).unwrap();
         let decay = Tensor::full(-0.1f32, (tokens, 32), &Device::Cpu).unwrap();

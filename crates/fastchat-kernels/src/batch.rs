@@ -10,6 +10,10 @@ pub struct ForwardBatch {
     pub token_ids: Vec<u32>,
     /// Absolute positions `[tokens]`, consecutive within a sequence.
     pub positions: Vec<u32>,
+    /// Positions by which ropes turn `[tokens]`, one per axis (time, row, column); empty: `positions` on every axis.
+    pub rope_positions: Vec<[u32; 3]>,
+    /// Last position that each token sees `[tokens]`, below its sequence's context length; empty: its own.
+    pub reach: Vec<u32>,
     /// Cache slot of each token `[tokens]`: `block * BLOCK_SIZE + offset`.
     pub slot_mapping: Vec<u32>,
     /// Prefix sums `[sequences + 1]`: sequence `s` owns tokens `query_start[s] .. query_start[s + 1]`.
@@ -51,6 +55,11 @@ impl ForwardBatch {
         self.query_start[s] as usize..self.query_start[s + 1] as usize
     }
 
+    /// Last position that token `t` sees.
+    pub fn last_seen(&self, t: usize) -> u32 {
+        self.reach.get(t).copied().unwrap_or_else(|| self.positions[t])
+    }
+
     /// Checks that the arrays agree with one another and fit a cache of `num_blocks` blocks.
     ///
     /// # Errors
@@ -59,6 +68,9 @@ impl ForwardBatch {
         let (tokens, sequences) = (self.num_tokens(), self.num_sequences());
         if self.positions.len() != tokens || self.slot_mapping.len() != tokens {
             bail!("positions and slot_mapping must have {tokens} entries");
+        }
+        if ![0, tokens].contains(&self.rope_positions.len()) || ![0, tokens].contains(&self.reach.len()) {
+            bail!("rope_positions and reach must be empty or have {tokens} entries");
         }
         if self.query_start.len() != sequences + 1
             || self.block_tables.len() != sequences
@@ -78,6 +90,11 @@ impl ForwardBatch {
                 bail!("block_tables[{s}] does not cover {} tokens in {num_blocks} blocks", self.context_lens[s]);
             }
         }
+        for (s, &context) in self.context_lens.iter().enumerate().filter(|_| !self.reach.is_empty()) {
+            if let Some(reach) = self.reach[self.query_range(s)].iter().find(|&&reach| reach >= context) {
+                bail!("reach {reach} of sequence {s} leaves its context of {context} tokens");
+            }
+        }
         if self.slot_mapping.iter().any(|&slot| slot as usize >= num_blocks * crate::BLOCK_SIZE) {
             bail!("slot_mapping leaves the cache of {num_blocks} blocks");
         }
@@ -95,4 +112,13 @@ pub struct Plan {
     pub batch: ForwardBatch,
     /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`.
     pub rope: Vec<(Tensor, Tensor)>,
+    /// The batch's arrays where a device can read them, if the backend needs that.
+    pub(crate) uploaded: Option<Tensor>,
+}
+
+impl Plan {
+    /// For backends that read the batch on the host.
+    pub fn new(batch: ForwardBatch, rope: Vec<(Tensor, Tensor)>) -> Self {
+        Self { batch, rope, uploaded: None }
+    }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use crate::cpu::linear::{DenseTiles, Tiles};
+#[cfg(emulated)]
+use crate::cuda::DeviceWeight;
 
 /// `y = x W^T + b` with `W` of `[out_features, in_features]`, packed by `Kernels::pack`.
 #[derive(Clone, Debug)]
@@ -32,6 +34,9 @@ pub(crate) enum Packed {
     Tiles(Arc<Tiles>),
     /// The CPU backend's layout of plain floats.
     DenseTiles(Arc<DenseTiles>),
+    /// The CUDA backend's, in the device's memory.
+    #[cfg(emulated)]
+    Device(Arc<DeviceWeight>),
 }
 
 impl Part {
@@ -42,9 +47,7 @@ impl Part {
     pub(crate) fn dense(&self) -> Result<&Tensor> {
         match &self.packed {
             Packed::Dense(dense) => Ok(dense),
-            Packed::Tiles(_) | Packed::DenseTiles(_) => {
-                bail!("a layer packed by the CPU backend was handed to another")
-            }
+            _ => bail!("a layer packed by another backend was handed to the default"),
         }
     }
 }

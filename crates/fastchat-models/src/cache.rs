@@ -20,12 +20,15 @@ pub struct Cache {
 pub(crate) enum LayerCache {
     Kv(KvCache),
     State(StateCache),
+    /// Nothing: what it attends to belongs to pictures.
+    Nothing,
 }
 
 /// Sizes of what one layer keeps.
 pub(crate) enum Layout {
     Kv(KvLayout),
     State(StateLayout),
+    Nothing,
 }
 
 /// What the layer of `mixer` keeps, with keys and values of type `dtype`.
@@ -45,6 +48,7 @@ pub(crate) fn layout(mixer: &Mixer, dtype: DType) -> Layout {
             k_head_dim: d.k_dim,
             v_head_dim: d.v_dim,
         }),
+        Mixer::Cross(_) => Layout::Nothing,
     }
 }
 
@@ -52,7 +56,7 @@ pub(crate) fn layout(mixer: &Mixer, dtype: DType) -> Layout {
 pub(crate) fn bytes_per_block(spec: &DecoderSpec, dtype: DType) -> usize {
     let bytes = |mixer: &Mixer| match layout(mixer, dtype) {
         Layout::Kv(layout) => layout.bytes_per_block(),
-        Layout::State(_) => 0,
+        Layout::State(_) | Layout::Nothing => 0,
     };
     spec.layers.iter().map(|layer| bytes(&layer.mixer)).sum()
 }
@@ -60,7 +64,7 @@ pub(crate) fn bytes_per_block(spec: &DecoderSpec, dtype: DType) -> usize {
 /// Bytes of one state slot, over all layers.
 pub(crate) fn bytes_per_state_slot(spec: &DecoderSpec) -> usize {
     let bytes = |mixer: &Mixer| match layout(mixer, DType::F32) {
-        Layout::Kv(_) => 0,
+        Layout::Kv(_) | Layout::Nothing => 0,
         Layout::State(layout) => layout.bytes_per_slot(),
     };
     spec.layers.iter().map(|layer| bytes(&layer.mixer)).sum()
@@ -89,6 +93,7 @@ impl Cache {
             Ok(match layout(mixer, dtype) {
                 Layout::Kv(layout) => LayerCache::Kv(KvCache::new(layout, num_blocks, device)?),
                 Layout::State(layout) => LayerCache::State(StateCache::new(layout, num_state_slots, device)?),
+                Layout::Nothing => LayerCache::Nothing,
             })
         };
         let layers = spec.layers.iter().map(|l| layer(&l.mixer)).collect::<Result<_, ModelError>>()?;

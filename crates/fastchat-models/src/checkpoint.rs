@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::description::Description;
 use crate::encoder_spec::{EncoderDescription, Pooling};
+use crate::vision::VisionDescription;
 use crate::weights::TensorMap;
 
 /// A checkpoint, described and mapped.
@@ -14,7 +15,11 @@ use crate::weights::TensorMap;
 pub(crate) struct Checkpoint {
     /// File format, for `inspect`.
     pub format: &'static str,
+    /// Name of the family in the format's words.
+    pub family: String,
     pub description: Description,
+    /// The tower of a model that takes pictures.
+    pub vision: Option<VisionDescription>,
     pub tensors: TensorMap,
     pub text: TextSide,
 }
@@ -79,6 +84,10 @@ pub struct GgufVocab {
     pub add_eos: bool,
     /// Whether a space is put before the text.
     pub add_space_prefix: bool,
+    /// Whether runs of spaces become one (`t5`).
+    pub remove_extra_whitespaces: bool,
+    /// SentencePiece's table of normal forms (`t5`); empty where there is none.
+    pub precompiled_charsmap: Vec<u8>,
 }
 
 /// Sampling defaults that a model's authors recommend; `None` where they say nothing.

@@ -7,12 +7,15 @@ use fastchat_kernels::{Activation, ForwardBatch, Kernels, KvCache, Linear, Plan,
 
 use crate::ModelError;
 use crate::cache::{Cache, LayerCache, bytes_per_block, bytes_per_state_slot};
+use crate::cross::{self, CrossLayer};
 use crate::description::Description;
 use crate::layers::{
     AttentionWeights, Builder, DecoderWeights, DeltaWeights, GatedMlp, MixerWeights, MlaQuery, MlaWeights, MlpWeights,
     NormWeights,
 };
+use crate::load::LoadOptions;
 use crate::spec::{DecoderSpec, Dense, Mixer, Mlp, Norm, Residual, RopeSpec};
+use crate::vision::{ImageFeatures, Media};
 use crate::weights::{TensorMap, Weights};
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -33,19 +36,19 @@ impl Decoder {
         description: Description,
         tensors: &TensorMap,
         kernels: Arc<dyn Kernels>,
-        max_model_len: Option<usize>,
+        options: &LoadOptions,
     ) -> Result<Self> {
         let Description { spec, names } = description;
-        let max_model_len = max_model_len.unwrap_or(spec.max_positions);
+        let max_model_len = options.max_model_len.unwrap_or(spec.max_positions);
         if max_model_len == 0 || max_model_len > spec.max_positions {
             let limit = format!("the model's positions reach from 1 to {}", spec.max_positions);
             return Err(ModelError::request("max_model_len", max_model_len, limit));
         }
         let ropes = tables(&spec.ropes);
-        let weights = Weights::new(tensors, &names);
+        let weights = Weights::new(tensors, &names, options.quantize);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = builder.decoder(&spec)?;
-        let kv_dtype = if tensors.is_quantized() { DType::F16 } else { DType::F32 };
+        let kv_dtype = if tensors.is_quantized() || options.quantize.is_some() { DType::F16 } else { DType::F32 };
         Ok(Self { spec, kernels, max_model_len, kv_dtype, ropes, weights })
     }
 
@@ -92,14 +95,32 @@ impl Decoder {
     /// # Errors
     /// A batch that does not fit the model or the cache, or the device's error.
     pub fn forward(&self, batch: &ForwardBatch, cache: &Cache) -> Result<Tensor> {
+        self.forward_media(batch, &Media::default(), cache)
+    }
+
+    /// As `forward`, with pictures.
+    ///
+    /// # Errors
+    /// As `forward`; also pictures that do not fit the batch.
+    pub fn forward_media(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
         self.check(batch, cache)?;
+        media.check(batch.num_tokens())?;
         let plan = self.kernels.plan(batch, &self.ropes)?;
         let step = Step { kernels: self.kernels.as_ref(), plan: &plan };
         let rows = self.kernels.embed(&self.weights.embed, &batch.token_ids)?;
-        let mut stream = scaled(rows, self.spec.embed_scale)?;
+        let mut stream = media.place(scaled(rows, self.spec.embed_scale)?)?;
         // What the half before has computed and nobody has yet added to the stream.
         let mut pending: Option<Tensor> = None;
-        for ((spec, layer), cache) in self.spec.layers.iter().zip(&self.weights.layers).zip(&cache.layers) {
+        let mut cross = 0;
+        for (index, ((spec, layer), cache)) in
+            self.spec.layers.iter().zip(&self.weights.layers).zip(&cache.layers).enumerate()
+        {
+            if let (Mixer::Cross(mixer), MixerWeights::Cross(weights)) = (&spec.mixer, &layer.mixer) {
+                (stream, _) = step.join(stream, pending.take(), None)?;
+                stream = CrossLayer { spec, mixer, layer, weights, number: cross }.run(&step, stream, media)?;
+                cross += 1;
+                continue;
+            }
             let scale = spec.residual_scale;
             let input;
             (stream, input) = step.join(stream, pending.take(), layer.pre_attn.as_ref())?;
@@ -110,16 +131,38 @@ impl Decoder {
                     let input;
                     (stream, input) = step.join(stream, Some(mixed), layer.pre_mlp.as_ref())?;
                     let out = step.mlp(&input, &spec.mlp, &layer.mlp)?;
-                    pending = Some(step.leave(out, layer.post_mlp.as_ref(), scale)?);
+                    pending = Some(media.deepen(step.leave(out, layer.post_mlp.as_ref(), scale)?, index)?);
                 }
                 Residual::Parallel => {
                     let own = layer.pre_mlp.as_ref().map(|norm| step.norm(&stream, norm)).transpose()?;
                     let out = step.mlp(own.as_ref().unwrap_or(&input), &spec.mlp, &layer.mlp)?;
-                    pending = Some((mixed + step.leave(out, layer.post_mlp.as_ref(), scale)?)?);
+                    let both = (mixed + step.leave(out, layer.post_mlp.as_ref(), scale)?)?;
+                    pending = Some(media.deepen(both, index)?);
                 }
             }
         }
         self.logits(&step, &stream, pending.as_ref())
+    }
+
+    /// A tower's rows as this decoder takes them: for layers that look at pictures, their keys and values.
+    ///
+    /// # Errors
+    /// Rows of another width, or the device's error.
+    pub fn look(&self, mut features: ImageFeatures) -> Result<ImageFeatures> {
+        let width = features.rows.dims().last().copied().unwrap_or(0);
+        if width != self.spec.hidden_size {
+            let limit = format!("the decoder's rows have {}", self.spec.hidden_size);
+            return Err(ModelError::request("features", format!("rows of {width}"), limit));
+        }
+        for (spec, layer) in self.spec.layers.iter().zip(&self.weights.layers) {
+            if let (Mixer::Cross(spec), MixerWeights::Cross(weights)) = (&spec.mixer, &layer.mixer) {
+                features.looked_at.push(cross::keys_and_values(self.kernels.as_ref(), &features.rows, spec, weights)?);
+            }
+        }
+        if !features.looked_at.is_empty() {
+            features.rows = features.rows.narrow(0, 0, 0)?;
+        }
+        Ok(features)
     }
 
     fn logits(&self, step: &Step, stream: &Tensor, pending: Option<&Tensor>) -> Result<Tensor> {
@@ -147,8 +190,9 @@ impl Decoder {
     fn check(&self, batch: &ForwardBatch, cache: &Cache) -> Result<()> {
         batch.check(cache.num_blocks)?;
         let bad = |param, value: u32, limit: String| Err(ModelError::request(param, value, limit));
-        if let Some(&id) = batch.token_ids.iter().find(|&&id| id as usize >= self.spec.vocab_size) {
-            return bad("token_ids", id, format!("the vocabulary has {} tokens", self.spec.vocab_size));
+        let known = self.spec.vocab_size + self.spec.added_rows;
+        if let Some(&id) = batch.token_ids.iter().find(|&&id| id as usize >= known) {
+            return bad("token_ids", id, format!("the vocabulary has {known} tokens"));
         }
         if let Some(&position) = batch.positions.iter().find(|&&position| position as usize >= self.max_model_len) {
             return bad("positions", position, format!("max_model_len is {}", self.max_model_len));
@@ -295,7 +339,7 @@ impl Step<'_> {
     }
 
     fn gated(&self, x: &Tensor, mlp: &GatedMlp, act: Activation) -> Result<Tensor> {
-        self.linear(&self.kernels.gated_act(&self.linear(x, &mlp.gate_up)?, act)?, &mlp.down)
+        self.linear(&self.kernels.gated_linear(x, &mlp.gate_up, act)?, &mlp.down)
     }
 }
 
@@ -304,6 +348,7 @@ pub(crate) fn tables(ropes: &[RopeSpec]) -> Vec<Rope> {
     let table = |(index, rope): (usize, &RopeSpec)| Rope {
         index,
         layout: rope.layout,
+        axes: rope.axes.clone(),
         inv_freq: rope.inv_freq.clone(),
         attention_factor: rope.attention_factor,
     };

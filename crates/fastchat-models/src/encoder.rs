@@ -8,10 +8,13 @@ use fastchat_kernels::{ForwardBatch, Kernels, Linear, Rope};
 
 use crate::ModelError;
 use crate::decoder::{Step, tables};
-use crate::encoder_spec::{EncoderDescription, EncoderLayer, EncoderSpec, NormOrder, Pooling, Positions};
+use crate::encoder_spec::{
+    EncoderDescription, EncoderLayer, EncoderSpec, NormOrder, Pooling, Positions, ScoreActivation, Scorer,
+};
 use crate::layers::{AttentionWeights, Builder, MlpWeights, NormWeights};
 use crate::names::Slot;
 use crate::pooling::pool;
+use crate::quantize::Quantize;
 use crate::spec::Bias;
 use crate::weights::{At, TensorMap, Weights};
 
@@ -36,6 +39,24 @@ struct EncoderWeights {
     embed_norm: NormWeights,
     layers: Vec<LayerWeights>,
     final_norm: Option<NormWeights>,
+    scorer: Option<ScorerWeights>,
+}
+
+#[derive(Debug)]
+struct ScorerWeights {
+    /// `[2, hidden]`: what is added to the tokens of the first and of the second text.
+    types: Option<Tensor>,
+    dense: Linear,
+    out: Linear,
+}
+
+/// Two texts as one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// Both texts, framed.
+    pub ids: &'a [u32],
+    /// Where the second begins.
+    pub second: usize,
 }
 
 #[derive(Debug)]
@@ -52,11 +73,11 @@ impl Encoder {
         pooling: Pooling,
         tensors: &TensorMap,
         kernels: Arc<dyn Kernels>,
-        max_model_len: usize,
+        (max_model_len, quantize): (usize, Option<Quantize>),
     ) -> Result<Self> {
         let EncoderDescription { spec, names } = description;
         let ropes = tables(&spec.ropes);
-        let weights = Weights::new(tensors, &names);
+        let weights = Weights::new(tensors, &names, quantize);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = build(&builder, &spec)?;
         Ok(Self { spec, pooling, kernels, max_model_len, ropes, weights })
@@ -82,10 +103,15 @@ impl Encoder {
     /// # Errors
     /// An empty or too long sequence, a token that the vocabulary lacks, or the device's error.
     pub fn forward(&self, sequences: &[&[u32]]) -> Result<Tensor> {
+        self.run(sequences, None)
+    }
+
+    /// `types` has a 0 or 1 for each token of a pair.
+    fn run(&self, sequences: &[&[u32]], types: Option<&Tensor>) -> Result<Tensor> {
         let batch = self.batch(sequences)?;
         let plan = self.kernels.plan(&batch, &self.ropes)?;
         let step = Step { kernels: self.kernels.as_ref(), plan: &plan };
-        let mut x = step.norm(&self.embed(&batch)?, &self.weights.embed_norm)?;
+        let mut x = step.norm(&self.embed(&batch, types)?, &self.weights.embed_norm)?;
         for (spec, layer) in self.spec.layers.iter().zip(&self.weights.layers) {
             x = self.layer(&step, &x, spec, layer)?;
         }
@@ -114,6 +140,46 @@ impl Encoder {
         Ok(vectors)
     }
 
+    /// Whether this is a cross-encoder, which makes scores and no vectors.
+    pub fn makes_scores(&self) -> bool {
+        self.weights.scorer.is_some()
+    }
+
+    /// How well the second text of each pair answers the first.
+    ///
+    /// # Errors
+    /// As `forward`, and without a head that scores.
+    pub fn scores(&self, pairs: &[Pair]) -> Result<Vec<f32>> {
+        let (Some(spec), Some(weights)) = (self.spec.scorer, &self.weights.scorer) else {
+            return Err(ModelError::request("pairs", pairs.len(), "this model has no head that scores"));
+        };
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sequences: Vec<&[u32]> = pairs.iter().map(|pair| pair.ids).collect();
+        let device = self.kernels.device();
+        let types = pairs.iter().flat_map(|pair| (0..pair.ids.len()).map(|at| u32::from(at >= pair.second)));
+        let types = types.collect::<Vec<u32>>();
+        let count = types.len();
+        let types = weights
+            .types
+            .as_ref()
+            .map(|table| -> Result<Tensor> { Ok(table.index_select(&Tensor::from_vec(types, count, device)?, 0)?) });
+        let states = self.run(&sequences, types.transpose()?.as_ref())?;
+        let first = sequences.iter().scan(0, |start, ids| {
+            let own = *start;
+            *start += ids.len() as u32;
+            Some(own)
+        });
+        let first = Tensor::from_vec(first.collect::<Vec<u32>>(), sequences.len(), device)?;
+        let rows = self.kernels.linear(&states.index_select(&first, 0)?, &weights.dense)?.tanh()?;
+        let scores = self.kernels.linear(&rows, &weights.out)?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(match spec.activation {
+            ScoreActivation::Identity => scores,
+            ScoreActivation::Sigmoid => scores.into_iter().map(|x| (1. + (-x).exp()).recip()).collect(),
+        })
+    }
+
     fn batch(&self, sequences: &[&[u32]]) -> Result<ForwardBatch> {
         let mut batch = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() };
         for sequence in sequences {
@@ -135,9 +201,11 @@ impl Encoder {
         }
     }
 
-    fn embed(&self, batch: &ForwardBatch) -> Result<Tensor> {
+    fn embed(&self, batch: &ForwardBatch, types: Option<&Tensor>) -> Result<Tensor> {
         let mut x = self.kernels.embed(&self.weights.embed, &batch.token_ids)?;
-        if let Some(row) = &self.weights.token_type {
+        if let Some(rows) = types {
+            x = (x + rows)?;
+        } else if let Some(row) = &self.weights.token_type {
             x = x.broadcast_add(row)?;
         }
         if let (Some(table), Positions::Learned { first, .. }) = (&self.weights.positions, self.spec.positions) {
@@ -204,7 +272,25 @@ fn build(builder: &Builder, spec: &EncoderSpec) -> Result<EncoderWeights> {
         embed_norm: builder.norm(spec.embed_norm, Slot::EmbedNorm, at, hidden)?,
         layers: spec.layers.iter().enumerate().map(layer).collect::<Result<_>>()?,
         final_norm: spec.final_norm.map(|norm| builder.norm(norm, Slot::FinalNorm, at, hidden)).transpose()?,
+        scorer: spec.scorer.map(|scorer| score_head(builder, scorer)).transpose()?,
     };
     builder.weights.finish()?;
     Ok(weights)
+}
+
+fn score_head(builder: &Builder, scorer: Scorer) -> Result<ScorerWeights> {
+    let (at, hidden) = (At::default(), builder.hidden);
+    let types = match scorer.second_type {
+        Bias::Absent => None,
+        Bias::Present => {
+            let mut rows = builder.weights.matrix(Slot::TokenType, at, 1, hidden)?.to_f32()?;
+            rows.extend(builder.weights.matrix(Slot::SecondType, at, 1, hidden)?.to_f32()?);
+            Some(Tensor::from_vec(rows, (2, hidden), builder.device())?)
+        }
+    };
+    Ok(ScorerWeights {
+        types,
+        dense: builder.pack(&[(Slot::ScoreDense, hidden)], at, hidden, Bias::Present)?,
+        out: builder.pack(&[(Slot::ScoreOut, 1)], at, hidden, Bias::Present)?,
+    })
 }

@@ -27,6 +27,27 @@ pub struct EncoderSpec {
     pub ropes: Vec<RopeSpec>,
     /// One entry per layer, in order.
     pub layers: Vec<EncoderLayer>,
+    /// What makes a score of two texts; without it hidden states become vectors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scorer: Option<Scorer>,
+}
+
+/// From the first row to one number: dense, tanh, out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Scorer {
+    /// Whether the second text of a pair has a row of its own added to its tokens.
+    pub second_type: Bias,
+    /// What the number goes through.
+    pub activation: ScoreActivation,
+}
+
+/// What a score goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ScoreActivation {
+    /// Nothing.
+    Identity,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// How tokens know where they stand.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::load::{LoadOptions, open};
 use crate::spec::DecoderSpec;
+use crate::vision::VisionSpec;
 use crate::{GenerationDefaults, ModelError};
 
 /// A checkpoint's spec and sizes.
@@ -18,6 +19,9 @@ pub struct Inspection {
     pub format: &'static str,
     /// What the decoder computes.
     pub spec: DecoderSpec,
+    /// What the tower of a model that takes pictures computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionSpec>,
     /// Element kind to number of tensors, elements and bytes.
     pub kinds: BTreeMap<String, KindTotal>,
     /// All of `kinds` together.
@@ -57,6 +61,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
         path: path.to_owned(),
         format: checkpoint.format,
         spec: checkpoint.description.spec,
+        vision: checkpoint.vision.map(|vision| vision.spec),
         kinds,
         total,
         generation: checkpoint.text.generation,

@@ -7,7 +7,7 @@ use fastchat_kernels::{AttentionSpec, GatedDeltaSpec, Kernels, Linear, MoeSpec, 
 use crate::ModelError;
 use crate::names::Slot;
 use crate::spec::{
-    Attention, Bias, DecoderSpec, Dense, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate,
+    Attention, Bias, Cross, DecoderSpec, Dense, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate,
     Shared, Sinks,
 };
 use crate::weights::{At, Weights};
@@ -44,6 +44,18 @@ pub(crate) enum MixerWeights {
     Attention(Box<AttentionWeights>),
     Mla(Box<MlaWeights>),
     GatedDelta(Box<DeltaWeights>),
+    Cross(Box<CrossWeights>),
+}
+
+#[derive(Debug)]
+pub(crate) struct CrossWeights {
+    pub q: Linear,
+    pub q_norm: NormWeights,
+    pub kv: Linear,
+    pub k_norm: NormWeights,
+    pub out: Linear,
+    /// Factors on the halves of the layer.
+    pub factors: (f32, f32),
 }
 
 #[derive(Debug)]
@@ -128,7 +140,7 @@ impl Builder<'_> {
     pub fn decoder(&self, spec: &DecoderSpec) -> Result<DecoderWeights> {
         let (vocab, hidden) = (spec.vocab_size, self.hidden);
         let at = At::default();
-        let embed = self.pack(&[(Slot::Embed, vocab)], at, hidden, Bias::Absent)?;
+        let embed = self.pack(&[(Slot::Embed, vocab + spec.added_rows)], at, hidden, Bias::Absent)?;
         let head = match spec.head {
             Head::Tied => None,
             Head::Separate => Some(self.pack(&[(Slot::Head, vocab)], at, hidden, Bias::Absent)?),
@@ -185,6 +197,7 @@ impl Builder<'_> {
                 Mixer::Attention(spec) => MixerWeights::Attention(Box::new(self.attention(spec, at)?)),
                 Mixer::Mla(spec) => MixerWeights::Mla(Box::new(self.mla(spec, at)?)),
                 Mixer::GatedDeltaNet(spec) => MixerWeights::GatedDelta(Box::new(self.delta(spec, at)?)),
+                Mixer::Cross(spec) => MixerWeights::Cross(Box::new(self.cross(spec, at)?)),
             },
             mlp: self.mlp(&layer.mlp, at)?,
         })
@@ -231,6 +244,21 @@ impl Builder<'_> {
             sinks,
         };
         Ok(AttentionWeights { qkv, gate, out, qkv_spec, attention })
+    }
+
+    fn cross(&self, spec: &Cross, at: At) -> Result<CrossWeights> {
+        let hidden = self.hidden;
+        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let norm = Norm::Rms { eps: spec.eps };
+        let factor = |slot| Ok::<_, ModelError>(self.weights.vector(slot, at, 1)?[0]);
+        Ok(CrossWeights {
+            q: self.pack(&[(Slot::CrossQ, q)], at, hidden, Bias::Absent)?,
+            q_norm: self.norm(norm, Slot::CrossQNorm, at, spec.head_dim)?,
+            kv: self.pack(&[(Slot::CrossK, kv), (Slot::CrossV, kv)], at, hidden, Bias::Absent)?,
+            k_norm: self.norm(norm, Slot::CrossKNorm, at, spec.head_dim)?,
+            out: self.pack(&[(Slot::CrossO, hidden)], at, q, Bias::Absent)?,
+            factors: (factor(Slot::AttnFactor)?, factor(Slot::MlpFactor)?),
+        })
     }
 
     fn mla(&self, spec: &Mla, at: At) -> Result<MlaWeights> {

@@ -7,6 +7,8 @@ use fastchat_kernels::Kernels;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
+use crate::quantize::Quantize;
+use crate::vision::VisionTower;
 use crate::weights::TensorMap;
 use crate::{Decoder, Encoder, ModelError, gguf, hf};
 
@@ -15,6 +17,8 @@ use crate::{Decoder, Encoder, ModelError, gguf, hf};
 pub struct LoadOptions {
     /// Longest sequence to serve; `None` is the model's own.
     pub max_model_len: Option<usize>,
+    /// Rounds matrices stored as floats.
+    pub quantize: Option<Quantize>,
 }
 
 /// A decoder and what its text side needs.
@@ -22,6 +26,8 @@ pub struct LoadOptions {
 pub struct LoadedModel {
     /// The decoder, weights packed.
     pub decoder: Decoder,
+    /// The tower of a model that takes pictures.
+    pub vision: Option<VisionTower>,
     /// `None` when a folder has no tokenizer.
     pub tokenizer: Option<TokenizerSource>,
     /// Jinja source.
@@ -42,11 +48,17 @@ pub struct LoadedModel {
 /// What is missing, left over, malformed or not supported, in one line.
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let checkpoint = open(path, options)?;
-    let fingerprint = fingerprint(&checkpoint.description.spec, &checkpoint.tensors)?;
-    let Checkpoint { description, tensors, text, .. } = checkpoint;
-    let decoder = Decoder::new(description, &tensors, kernels, options.max_model_len)?;
+    let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
+    let fingerprint = match &checkpoint.vision {
+        Some(vision) => fingerprint(&(spec, &vision.spec, quantize), &checkpoint.tensors)?,
+        None => fingerprint(&(spec, quantize), &checkpoint.tensors)?,
+    };
+    let Checkpoint { description, vision, tensors, text, .. } = checkpoint;
+    let vision = vision.map(|vision| VisionTower::new(vision, &tensors, kernels.clone())).transpose()?;
+    let decoder = Decoder::new(description, &tensors, kernels, options)?;
     Ok(LoadedModel {
         decoder,
+        vision,
         tokenizer: text.tokenizer,
         chat_template: text.chat_template,
         generation: text.generation,
@@ -107,8 +119,8 @@ pub fn load_encoder(
         let limit = format!("the model's positions reach from 1 to {reach}");
         return Err(ModelError::request("max_model_len", max_model_len, limit));
     }
-    let fingerprint = fingerprint(&(&description.spec, pooling), &tensors)?;
-    let encoder = Encoder::new(description, pooling, &tensors, kernels, max_model_len)?;
+    let fingerprint = fingerprint(&(&description.spec, pooling, options.quantize.map(Quantize::name)), &tensors)?;
+    let encoder = Encoder::new(description, pooling, &tensors, kernels, (max_model_len, options.quantize))?;
     Ok(LoadedEncoder { encoder, tokenizer, fingerprint })
 }
 
@@ -120,12 +132,13 @@ pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Checkpoint, Mod
     }
 }
 
-enum Source {
+/// Where a model is.
+pub(crate) enum Source {
     Folder(PathBuf),
     Gguf(PathBuf),
 }
 
-fn locate(path: &Path) -> Result<Source, ModelError> {
+pub(crate) fn locate(path: &Path) -> Result<Source, ModelError> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"));
     let metadata = std::fs::metadata(path).map_err(|error| ModelError::io(path, error))?;
     if metadata.is_file() {

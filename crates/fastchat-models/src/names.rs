@@ -17,7 +17,13 @@ pub enum Slot {
     Positions,
     /// Row added to every token: the type of a text that stands alone.
     TokenType,
+    /// The same for the second text of a pair.
+    SecondType,
     EmbedNorm,
+    /// First row to the row that is scored.
+    ScoreDense,
+    /// To the score.
+    ScoreOut,
     PreAttn,
     PostAttn,
     PreMlp,
@@ -62,6 +68,39 @@ pub enum Slot {
     SharedUp,
     SharedDown,
     SharedSwitch,
+    /// Queries, keys, values, output and norms of layers that look at pictures.
+    CrossQ,
+    CrossK,
+    CrossV,
+    CrossO,
+    CrossQNorm,
+    CrossKNorm,
+    /// Factors on the halves of a layer.
+    AttnFactor,
+    MlpFactor,
+    ClassToken,
+    TilesBefore,
+    TilesBeforeFactor,
+    TilePositions,
+    TilePositionsFactor,
+    TilesAfter,
+    TilesAfterFactor,
+    ProjNorm,
+    ProjFirst,
+    ProjSecond,
+    DeepNorm,
+    DeepFirst,
+    DeepSecond,
+}
+
+impl Slot {
+    /// Whether its tensors lie under the second of a layout's prefixes.
+    pub fn beside_the_body(self) -> bool {
+        matches!(
+            self,
+            Self::Head | Self::ScoreDense | Self::ScoreOut | Self::ProjNorm | Self::ProjFirst | Self::ProjSecond
+        )
+    }
 }
 
 /// One change on the way from the stored matrix to the slot's.
@@ -104,6 +143,10 @@ pub enum Step {
     AddOne,
     /// Every element `a` becomes `-exp(a)`.
     NegExp,
+    /// Every element `a` becomes `tanh(a)`.
+    Tanh,
+    /// All dimensions but the first become one: a convolution over patches that do not overlap is a matrix.
+    Flatten,
 }
 
 impl Step {
@@ -113,7 +156,7 @@ impl Step {
     }
 }
 
-/// Where a slot's tensor comes from. `{l}` stands for the layer, `{e}` for the expert.
+/// Where a slot's tensor comes from. `{l}` stands for the layer, `{e}` for the expert, `{s}` for the name of the stack.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
     /// Name of the stored weight.
@@ -145,6 +188,8 @@ impl Source {
 /// The whole map of one checkpoint layout.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Names {
+    /// Names of stacks of layers, where there are several.
+    pub stacks: Vec<&'static str>,
     /// (prefix of the body, prefix of the head): the first under which the embedding lies is used.
     pub roots: Vec<(&'static str, &'static str)>,
     /// Slot to tensor.
@@ -193,6 +238,15 @@ fn unpaired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
     (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
 }
 
+/// The other way: halves become interleaved pairs.
+pub(crate) fn paired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
+    let within = |i: usize| match i {
+        i if i < rotary_dim => i / 2 + i % 2 * (rotary_dim / 2),
+        i => i,
+    };
+    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
+}
+
 /// Row order that takes `within` from every block of `stride` rows.
 fn grouped(rows: usize, stride: usize, within: &[Range<usize>]) -> Vec<usize> {
     let blocks = || (0..rows / stride).map(|block| block * stride);
@@ -221,5 +275,7 @@ pub(crate) fn apply(step: &Step, weight: Weight, part: usize, vector: bool) -> R
         Step::Transpose => crate::weights::transpose(&weight),
         Step::AddOne => crate::weights::map_f32(&weight, |x| x + 1.0),
         Step::NegExp => crate::weights::map_f32(&weight, |x| -x.exp()),
+        Step::Tanh => crate::weights::map_f32(&weight, f32::tanh),
+        Step::Flatten => Ok(weight),
     }
 }

@@ -38,8 +38,21 @@ pub enum Scaling {
         /// Factor on cos and sin.
         attention_factor: f32,
     },
-    /// A divisor per pair (arXiv 2402.13753), for the length to serve, and the factor on cos and sin.
+    /// A divisor per pair and the factor on cos and sin.
     Factors(Vec<f32>, f32),
+    /// A divisor per pair for each of two lengths (arXiv 2402.13753).
+    LongRope {
+        /// Divisors up to the trained length.
+        short: Vec<f32>,
+        /// Divisors past it.
+        long: Vec<f32>,
+        /// Whether sequences past it are to be served.
+        is_long: bool,
+        /// Trained length.
+        original: f32,
+        /// Factor on cos and sin.
+        attention_factor: f32,
+    },
 }
 
 impl Scaling {
@@ -51,14 +64,16 @@ impl Scaling {
             Self::Dynamic(..) => "dynamic",
             Self::Llama3 { .. } => "llama3",
             Self::Yarn { .. } => "yarn",
-            Self::Factors(..) => "factors",
+            Self::Factors(..) | Self::LongRope { .. } => "factors",
         }
     }
 
     /// Factor on cos and sin.
     pub fn attention_factor(&self) -> f32 {
         match self {
-            Self::Yarn { attention_factor, .. } | Self::Factors(_, attention_factor) => *attention_factor,
+            Self::Yarn { attention_factor, .. }
+            | Self::Factors(_, attention_factor)
+            | Self::LongRope { attention_factor, .. } => *attention_factor,
             _ => 1.0,
         }
     }
@@ -101,7 +116,9 @@ pub fn frequencies(theta: f32, dim: usize, scaling: &Scaling) -> Vec<f32> {
                 })
                 .collect()
         }
-        Scaling::Factors(factors, _) => pairs.map(|i| 1.0 / (factors[i] * power(theta, i))).collect(),
+        Scaling::LongRope { long: factors, is_long: true, .. }
+        | Scaling::LongRope { short: factors, .. }
+        | Scaling::Factors(factors, _) => pairs.map(|i| 1.0 / (factors[i] * power(theta, i))).collect(),
     }
 }
 

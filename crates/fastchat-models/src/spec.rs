@@ -4,11 +4,16 @@
 use fastchat_kernels::{Activation, NormScope, RopeLayout, RouterScore};
 use serde::{Serialize, Serializer};
 
+pub use crate::rope::Scaling;
+
 /// A whole decoder.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DecoderSpec {
-    /// Rows of the embedding table.
+    /// Rows of the embedding table that have a logit.
     pub vocab_size: usize,
+    /// Rows of the embedding table after those, for tokens that are never generated.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub added_rows: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Longest sequence the positions were made for.
@@ -84,8 +89,17 @@ pub struct RopeSpec {
     /// Angle per position of each rotated pair; twice as many elements of a head are rotated.
     #[serde(serialize_with = "short_floats")]
     pub inv_freq: Vec<f32>,
+    /// Axis (time, line, column) by whose position each pair turns; empty: all by the one position there is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub axes: Vec<u8>,
     /// Factor on cos and sin.
     pub attention_factor: f32,
+    /// Base of the frequencies, for files that must say it again.
+    #[serde(skip)]
+    pub theta: f32,
+    /// What was done to them, likewise.
+    #[serde(skip)]
+    pub scaling: Scaling,
 }
 
 /// One layer: a mixer over time, then an MLP, each with a norm before and after.
@@ -127,6 +141,23 @@ pub enum Mixer {
     Mla(Mla),
     /// Gated delta rule with a recurrent state (arXiv 2412.06464).
     GatedDeltaNet(GatedDeltaNet),
+    /// Softmax attention over the patches of pictures; without pictures the layer does nothing.
+    Cross(Cross),
+}
+
+/// Attention over the patches of pictures, q and k normed per head, both halves of the layer times a learnt factor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cross {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Factor on `q . k`.
+    pub scale: f32,
+    /// Of the norms of q and k.
+    pub eps: f32,
 }
 
 /// Multi-head attention with grouped keys and values.
@@ -289,6 +320,11 @@ pub enum Shared {
     Always(usize),
     /// Added times the sigmoid of a projection to one number; the width is given.
     Gated(usize),
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 fn debug<T: std::fmt::Debug, S: Serializer>(value: &T, out: S) -> Result<S::Ok, S::Error> {

@@ -1,7 +1,7 @@
 //! Stored tensors by name, and their way into a decoder's slots: found, reordered, checked against the shape the spec
 //! implies, counted as used. Knows neither file formats nor model names.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use fastchat_kernels::{Bytes, Weight, WeightKind};
 use crate::ModelError;
 use crate::coded::Coded;
 use crate::names::{Names, Slot, Source, Step, apply};
+use crate::quantize::Quantize;
 
 /// One tensor as a file holds it.
 #[derive(Clone, Debug)]
@@ -77,6 +78,9 @@ pub(crate) struct Weights<'a> {
     used: RefCell<BTreeSet<String>>,
     /// The last matrix that was decoded, by name and part of its stack: several slots or heads in a row are cut from one.
     decoded: RefCell<Option<(String, usize, Weight)>>,
+    quantize: Option<Quantize>,
+    /// Whether any matrix was rounded.
+    rounded: Cell<bool>,
 }
 
 /// Which instance of a slot is meant.
@@ -88,11 +92,24 @@ pub(crate) struct At {
 }
 
 impl<'a> Weights<'a> {
-    pub fn new(map: &'a TensorMap, names: &'a Names) -> Self {
+    pub fn new(map: &'a TensorMap, names: &'a Names, quantize: Option<Quantize>) -> Self {
         let embed = names.sources.get(&Slot::Embed).map_or("", |source| source.weight.as_str());
         let found = names.roots.iter().find(|(body, _)| map.tensors.contains_key(&format!("{body}{embed}")));
         let root = found.or(names.roots.first()).copied().unwrap_or_default();
-        Self { map, names, root, used: RefCell::default(), decoded: RefCell::default() }
+        Self {
+            map,
+            names,
+            root,
+            used: RefCell::default(),
+            decoded: RefCell::default(),
+            quantize,
+            rounded: Cell::new(false),
+        }
+    }
+
+    /// File or folder.
+    pub fn origin(&self) -> &'a Path {
+        &self.map.origin
     }
 
     fn source(&self, slot: Slot) -> Result<&Source, ModelError> {
@@ -102,15 +119,23 @@ impl<'a> Weights<'a> {
     }
 
     fn name(&self, slot: Slot, pattern: &str, at: At) -> String {
-        let root = if slot == Slot::Head { self.root.1 } else { self.root.0 };
+        let root = if slot.beside_the_body() { self.root.1 } else { self.root.0 };
+        let stack = self.names.stacks.get(at.part).copied().unwrap_or_default();
         let name = pattern.replace("{l}", &at.layer.to_string()).replace("{e}", &at.part.to_string());
+        let name = name.replace("{s}", stack);
         format!("{root}{name}")
     }
 
-    /// The slot's matrix, of exactly `rows x cols`.
+    /// The slot's matrix, of exactly `rows x cols`, rounded where that was asked for.
     pub fn matrix(&self, slot: Slot, at: At, rows: usize, cols: usize) -> Result<Weight, ModelError> {
         let source = self.source(slot)?;
-        self.fetch(&self.name(slot, &source.weight, at), &source.steps, at.part, (rows, cols, false))
+        let name = self.name(slot, &source.weight, at);
+        let weight = self.fetch(&name, &source.steps, at.part, (rows, cols, false))?;
+        let Some(quantize) = self.quantize else { return Ok(weight) };
+        let stored = weight.kind();
+        let weight = quantize.apply(slot, weight).map_err(|p| ModelError::tensor(&self.map.origin, &name, p))?;
+        self.rounded.set(self.rounded.get() || weight.kind() != stored);
+        Ok(weight)
     }
 
     /// The slot's vector of `len` elements.
@@ -180,11 +205,32 @@ impl<'a> Weights<'a> {
         Ok(weight)
     }
 
-    /// Every stored tensor must have been used or be known to be harmless.
+    /// Every stored tensor must have been used or be known to be harmless, and a kind asked for have had a use.
     pub fn finish(&self) -> Result<(), ModelError> {
+        self.check_rounded()?;
+        self.finish_among(|_| true)
+    }
+
+    /// As `finish`, for the tensors under this layout's prefixes: others belong to another part of the model.
+    pub fn finish_within_roots(&self) -> Result<(), ModelError> {
+        self.check_rounded()?;
+        self.finish_among(|name| [self.root.0, self.root.1].iter().any(|root| name.starts_with(root)))
+    }
+
+    fn check_rounded(&self) -> Result<(), ModelError> {
+        match self.quantize.filter(|_| !self.rounded.get()) {
+            None => Ok(()),
+            Some(quantize) => {
+                let limit = "no matrix of this model is stored as floats in rows of whole blocks";
+                Err(ModelError::request("quantize", quantize.name(), limit))
+            }
+        }
+    }
+
+    fn finish_among(&self, ours: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let used = self.used.borrow();
         let ignored = |name: &str| self.names.ignored.iter().any(|part| name.contains(part.as_str()));
-        let left = || self.map.tensors.iter().filter(|(name, _)| !used.contains(*name) && !ignored(name));
+        let left = || self.map.tensors.iter().filter(|(name, _)| ours(name) && !used.contains(*name) && !ignored(name));
         match left().next() {
             None => Ok(()),
             Some((name, stored)) => {
@@ -211,6 +257,10 @@ impl Stored {
             if shape.is_empty() || part >= stack {
                 return Err(format!("has shape {:?}, expected a stack of more than {part} matrices", self.shape));
             }
+        }
+        if steps.contains(&Step::Flatten) && shape.len() > 2 {
+            let cols = shape[1..].iter().try_fold(1usize, |all, &size| all.checked_mul(size)).ok_or("is too large")?;
+            shape = vec![shape[0], cols];
         }
         if shape.len() > 2 {
             let last = shape.len() - 1;

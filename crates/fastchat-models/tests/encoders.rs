@@ -182,7 +182,9 @@ fn what_is_not_done_is_refused_by_name() {
     let kernels: Arc<dyn Kernels> = Arc::new(DefaultKernels(Device::Cpu));
     let as_decoder = load(&copy.0, kernels.clone(), &LoadOptions::default()).unwrap_err().to_string();
     assert!(as_decoder.contains("model_type = bert is not supported; it is an encoder"), "{as_decoder}");
-    let long = load_encoder(&copy.0, kernels, &LoadOptions { max_model_len: Some(129) }).unwrap_err().to_string();
+    let long = load_encoder(&copy.0, kernels, &LoadOptions { max_model_len: Some(129), ..LoadOptions::default() })
+        .unwrap_err()
+        .to_string();
     assert!(long.contains("max_model_len = 129"), "{long}");
     let text = rows::shared().unwrap().join("text/qwen3");
     assert!(!is_encoder(&text).unwrap());

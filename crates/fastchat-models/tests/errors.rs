@@ -118,10 +118,11 @@ fn files_that_are_not_there() {
 #[test]
 fn requests_past_the_limits() {
     let folder = checkpoints::random("olmo2", "requests");
-    let options = LoadOptions { max_model_len: Some(5000) };
+    let options = LoadOptions { max_model_len: Some(5000), ..LoadOptions::default() };
     let error = load(&folder.0, kernels(), &options).unwrap_err().to_string();
     assert_eq!(error, "max_model_len = 5000: the model's positions reach from 1 to 4096");
-    let decoder = load(&folder.0, kernels(), &LoadOptions { max_model_len: Some(20) }).unwrap().decoder;
+    let decoder =
+        load(&folder.0, kernels(), &LoadOptions { max_model_len: Some(20), ..LoadOptions::default() }).unwrap().decoder;
     assert_eq!(decoder.max_model_len(), 20);
     let cache = decoder.new_cache(2, 0, DType::F32).unwrap();
     let batch = |token: u32, position: u32, slot: u32| ForwardBatch {

@@ -7,11 +7,11 @@ mod rows;
 use std::fmt::Write;
 
 use fastchat_models::inspect;
-use fastchat_models::spec::DecoderSpec;
+use serde::Serialize;
 use serde_json::Value;
 
 /// The spec as text: its fields, then each distinct layer with the indices it stands at.
-fn outline(spec: &DecoderSpec) -> String {
+fn outline(spec: &impl Serialize) -> String {
     // By way of text, which holds f32 in their shortest form.
     let mut head: Value = serde_json::from_str(&serde_json::to_string(spec).unwrap()).unwrap();
     let layers = head.as_object_mut().unwrap().remove("layers").unwrap();
@@ -46,5 +46,18 @@ fn families_without() {
     for family in checkpoints::FAMILIES {
         let folder = checkpoints::random(family, "snapshots");
         insta::assert_snapshot!(family, outline(&inspect(&folder.0).unwrap().spec));
+    }
+}
+
+#[test]
+fn families_that_take_pictures() {
+    let Some(shared) = rows::shared() else { return };
+    let mut folders: Vec<_> =
+        std::fs::read_dir(shared.join("vision")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    for folder in folders {
+        let name = format!("{}_tower", folder.file_name().unwrap().to_str().unwrap());
+        let vision = inspect(&folder).unwrap().vision.unwrap();
+        insta::assert_snapshot!(name, outline(&vision));
     }
 }

@@ -1,9 +1,11 @@
 //! `Engine` and `Subscription`: every call that can wait or work lets go of the interpreter lock.
 
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Request, Subscription};
+use fastchat_engine::{
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription, open_device,
+};
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
@@ -12,6 +14,7 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
 /// One loaded model with its own thread.
@@ -22,11 +25,12 @@ pub struct PyEngine(Engine);
 #[pyclass(name = "Subscription", module = "fastchat_rs._engine", frozen)]
 pub struct PySubscription(Subscription);
 
-/// A text, or token ids.
+/// A text, token ids, or a prompt with pictures.
 #[derive(FromPyObject)]
 pub enum PyPrompt {
     Text(String),
     Tokens(Vec<u32>),
+    Media(PyMediaPrompt),
 }
 
 impl PyPrompt {
@@ -34,8 +38,14 @@ impl PyPrompt {
         match self {
             Self::Text(text) => Prompt::Text { text, add_special_tokens },
             Self::Tokens(ids) => Prompt::Tokens(ids),
+            Self::Media(prompt) => prompt.into_engine(),
         }
     }
+}
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+pub fn device_choice(name: &str) -> PyResult<DeviceChoice> {
+    name.parse().map_err(|problem| invalid("device", problem))
 }
 
 /// The arguments that `Engine.submit` and `Subscription.submit` share.
@@ -56,12 +66,14 @@ fn request(
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None))]
+        num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
+        device: &str,
+        cuda_libraries: Vec<PathBuf>,
         max_model_len: Option<usize>,
         kv_memory: Option<u64>,
         kv_dtype: Option<&str>,
@@ -73,6 +85,7 @@ impl PyEngine {
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
+        quantize: Option<&str>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -83,6 +96,7 @@ impl PyEngine {
             })
             .transpose()?;
         let config = EngineConfig {
+            device: device_choice(device)?,
             max_model_len,
             kv_memory,
             kv_dtype,
@@ -94,8 +108,13 @@ impl PyEngine {
             threads,
             skip_tokenizer_init,
             num_blocks,
+            quantize: quantize.map(kind).transpose()?,
         };
-        let engine = py.detach(|| Engine::load(Path::new(model), config));
+        let engine = py.detach(|| {
+            config.check()?;
+            let kernels = open_device(config.device, threads, &cuda_libraries)?;
+            Engine::load_with(Path::new(model), config, kernels)
+        });
         engine.map(Self).map_err(|error| to_py(&error))
     }
 
@@ -134,6 +153,10 @@ impl PyEngine {
 
     fn token_to_id(&self, token: &str) -> PyResult<Option<u32>> {
         self.0.token_to_id(token).map_err(|error| to_py(&error))
+    }
+
+    fn fence(&self, text: &str, mark: &str) -> PyResult<String> {
+        self.0.fence(text, mark).map_err(|error| to_py(&error))
     }
 
     fn chat_format(&self, chat_template: &str) -> PyResult<PyChatFormat> {
@@ -184,6 +207,17 @@ impl PySubscription {
     }
 }
 
+/// The budget for caches, when nothing is said and several models share it, `weights` bytes of which are not loaded yet.
+#[pyfunction]
+pub fn automatic_kv_memory(weights: u64) -> u64 {
+    fastchat_engine::automatic_kv_memory(weights)
+}
+
+/// A kind to round weights to, by name.
+pub fn kind(name: &str) -> PyResult<Quantize> {
+    name.parse().map_err(|problem| invalid("quantize", format!("quantize: {problem}")))
+}
+
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
 pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
@@ -202,5 +236,17 @@ pub fn machine_limits(py: Python<'_>, threads: Option<usize>) -> (f64, f64, Stri
         let kernels = CpuKernels::new(threads);
         let limits = kernels.limits();
         (limits.bytes_per_second, limits.int8_ops_per_second, kernels.name())
+    })
+}
+
+/// Writes a model as a GGUF file; what was written, as JSON.
+#[pyfunction]
+#[pyo3(signature = (model, out, kind=None))]
+pub fn convert(py: Python<'_>, model: &str, out: &str, kind: Option<&str>) -> PyResult<String> {
+    let kind = kind.map(str::parse).transpose().map_err(|problem| invalid("type", format!("type: {problem}")))?;
+    py.detach(|| {
+        let converted = fastchat_models::convert(Path::new(model), Path::new(out), kind)
+            .map_err(|error| to_py(&EngineError::from(error)))?;
+        serde_json::to_string(&converted).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

@@ -41,6 +41,11 @@ impl PyRequestHandle {
         self.0.is_finished()
     }
 
+    #[getter]
+    fn started(&self) -> bool {
+        self.0.timings().queue.is_some()
+    }
+
     fn take(&self) -> Vec<PyDelta> {
         self.0.take().into_iter().map(PyDelta).collect()
     }

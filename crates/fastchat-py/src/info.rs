@@ -38,6 +38,8 @@ pub struct PyModelInfo {
     fingerprint: String,
     generation_defaults: BTreeMap<String, f64>,
     kernels: String,
+    image_marker: Option<String>,
+    takes_images: bool,
     spec_json: String,
 }
 
@@ -76,6 +78,8 @@ impl From<&ModelInfo> for PyModelInfo {
             fingerprint: info.fingerprint.clone(),
             generation_defaults: info.generation_defaults.clone(),
             kernels: info.kernels.clone(),
+            image_marker: info.image_marker.clone(),
+            takes_images: info.takes_images,
             spec_json: info.spec.to_string(),
         }
     }

@@ -2,11 +2,13 @@
 //! decides nothing. `python/fastchat_rs/_engine.pyi` is its documentation.
 
 mod chat;
+mod device;
 mod embed;
 mod engine;
 mod errors;
 mod handle;
 mod info;
+mod media;
 mod params;
 
 /// `fastchat_rs._engine`.
@@ -17,9 +19,11 @@ mod _engine {
     #[pymodule_export]
     use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput, PyThinkingBudget};
     #[pymodule_export]
+    use crate::device::{check_kernels, probe_device};
+    #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySubscription, inspect, machine_limits};
+    use crate::engine::{PyEngine, PySubscription, automatic_kv_memory, convert, inspect, machine_limits};
     #[pymodule_export]
     use crate::errors::{
         CancelledError, ContextLengthError, EngineError, InternalError, InvalidRequestError, OverloadedError,
@@ -29,6 +33,8 @@ mod _engine {
     use crate::handle::{PyDelta, PyPromptLogprobs, PyRequestHandle, PyTokenLogprobs};
     #[pymodule_export]
     use crate::info::{PyEngineStats, PyModelInfo};
+    #[pymodule_export]
+    use crate::media::{PyImage, PyMediaPrompt};
     #[pymodule_export]
     use crate::params::PySamplingParams;
 

@@ -1,16 +1,18 @@
 """The RSGI entry: key first, then a dict of routes; every way out is JSON with a request id. Knows no model."""
 
 import ipaddress
-import json
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
-from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, tokenize
+from fastchat_rs.keystore import open_store
+from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, rerank, resume, tokenize
+from fastchat_rs.server.accounts import open_accounts
+from fastchat_rs.server.anthropic import routes as anthropic
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import (
@@ -22,14 +24,18 @@ from fastchat_rs.server.http import (
     Scope,
 )
 from fastchat_rs.server.keys import Keys
+from fastchat_rs.server.logs import access
 from fastchat_rs.server.metrics import Metrics
-from fastchat_rs.server.state import State
+from fastchat_rs.server.ollama import embed as ollama_embed
+from fastchat_rs.server.ollama import routes as ollama
+from fastchat_rs.server.responses import routes as responses
+from fastchat_rs.server.state import Pressure, State
 
 log = logging.getLogger("fastchat_rs")
 
 Handler = Callable[[Context, Request], Awaitable[Reply | None]]
 
-# path without /api -> method -> handler. /v1/models/{id} is the only path with a variable part.
+# path without /api -> method -> handler. Of paths with an id `route_of` makes one.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health.health},
     "/metrics": {"GET": health.metrics},
@@ -37,14 +43,47 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models": {"GET": models.list_models},
     "/v1/models/": {"GET": models.get_model},
     "/v1/chat/completions": {"POST": chat.chat_completions},
+    resume.ROUTE: {"GET": resume.events},
     "/v1/completions": {"POST": completions.completions},
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
+    "/v1/rerank": {"POST": rerank.rerank},
+    "/v2/rerank": {"POST": rerank.rerank},
+    "/rerank": {"POST": rerank.rerank},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/responses/": {"GET": responses.retrieve, "DELETE": responses.delete},
+    "/v1/responses//cancel": {"POST": responses.cancel},
+    "/v1/messages": {"POST": anthropic.messages},
+    "/v1/messages/count_tokens": {"POST": anthropic.count},
+    "/api/chat": {"POST": ollama.chat_route},
+    "/api/generate": {"POST": ollama.generate_route},
+    "/api/embed": {"POST": ollama_embed.embed_route},
+    "/api/embeddings": {"POST": ollama_embed.legacy_route},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/ps": {"GET": ollama.tags},
+    "/api/show": {"POST": ollama.show},
+    "/api/version": {"GET": ollama.version},
+}
+# Beginnings of routes whose clients are spoken to in other words than OpenAI's chat clients.
+_WORDINGS = {
+    "/v1/messages": anthropic.WORDING,
+    "/v1/responses": responses.WORDING,
+    "/api/": ollama.WORDING,
 }
 # Reachable without a key; everything else, known or not, needs one.
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 _MODEL_PREFIX = "/v1/models/"
+# Of requests that were well-formed but not served.
+_REFUSALS = frozenset({401, 408, 413, 429, 503, 504})
+# Headers of replies that a browser's script may read.
+_EXPOSED = ", ".join(
+    [
+        *("x-request-id", "retry-after", "x-should-retry", "x-fastchat-applied"),
+        *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+    ]
+)
+_RESPONSE = re.compile(r"/v1/responses/[^/]+(/cancel)?")
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -52,8 +91,12 @@ def route_of(path: str) -> str:
     """The key in `ROUTES` of a path."""
     if path.startswith("/api/v1/"):
         path = path.removeprefix("/api")
+    if resume.PATH.fullmatch(path):
+        return resume.ROUTE
     if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         return _MODEL_PREFIX
+    if found := _RESPONSE.fullmatch(path):
+        return f"/v1/responses/{found[1] or ''}"
     return path if path != _MODEL_PREFIX else ""
 
 
@@ -63,8 +106,10 @@ class App:
     def __init__(self, state: State) -> None:
         self.state = state
         self.metrics = Metrics(state)
-        self._context = Context(state, self.metrics)
-        self._keys = Keys(state.config.api_key)
+        self.context = Context(state, self.metrics)
+        config = state.config
+        self._keys = Keys(config.api_key, open_store(Path(config.keys)) if config.keys else None)
+        self.accounts = open_accounts(config, state.port)
         self._origins = frozenset(state.config.cors_origin)
         self._hosts = _allowed_hosts(state.config.host, state.config.allowed_host)
 
@@ -73,7 +118,12 @@ class App:
         given = scope.headers.get("x-request-id", "")
         request = Request(scope, proto, given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
         route = route_of(scope.path)
+        for start, wording in _WORDINGS.items():
+            if route in ROUTES and route.startswith(start):
+                request.wording = wording
         self.state.in_flight += 1
+        if self.state.pressure is not Pressure.NONE:
+            request.headers_out.append(("connection", "close"))
         try:
             reply = await self._answer(request, route)
             if reply is not None:
@@ -81,9 +131,14 @@ class App:
         except ProtocolClosed:
             pass
         except Exception as error:
-            request.send_error(to_api_error(error, request.id))
+            shown = to_api_error(error, request.id)
+            if shown.status in _REFUSALS:
+                self.metrics.refused.labels(code=shown.code or "").inc()
+            request.send_error(shown)
         finally:
             self.state.in_flight -= 1
+            if request.lease is not None:
+                request.lease.close()
             self._record(request, route)
 
     async def _answer(self, request: Request, route: str) -> Reply | None:
@@ -93,7 +148,8 @@ class App:
         if request.scope.method == "OPTIONS":
             return self._options(request, route)
         if route not in OPEN_PATHS:
-            request.tenant = self._keys.check(request.header("authorization"))
+            request.caller = self._keys.check(_credentials(request))
+            request.tenant = request.caller.tenant
         methods = ROUTES.get(route)
         if methods is None:
             raise ApiError(404, "There is nothing at this path", code="not_found")
@@ -103,14 +159,18 @@ class App:
             error = ApiError(405, f"This path takes {_allow(methods)}", code="method_not_allowed")
             error.headers.append(("allow", _allow(methods)))
             raise error
-        return await handler(self._context, request)
+        if method == "POST":
+            self.state.must_have_room()
+        if method == "POST" and request.caller is not None:
+            request.lease = await self.accounts.enter(request.caller.record, request.headers_out)
+        return await handler(self.context, request)
 
     def _add_cors(self, request: Request) -> None:
         origin = request.header("origin")
         if origin and (origin in self._origins or "*" in self._origins):
             request.headers_out += [
                 ("access-control-allow-origin", origin),
-                ("access-control-expose-headers", "x-request-id, retry-after, x-fastchat-applied"),
+                ("access-control-expose-headers", _EXPOSED),
                 ("vary", "origin"),
             ]
 
@@ -132,18 +192,23 @@ class App:
         # Nobody was there to get a status.
         request.status = request.status or 499
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
-        if self.state.config.access_log:
-            print(json.dumps(_log_line(request)), file=sys.stderr)
+        access.info("request", extra={"fields": _log_line(request)})
+
+
+def _credentials(request: Request) -> str:
+    """Anthropic's clients have a header of their own."""
+    return request.header("authorization") or f"Bearer {request.header('x-api-key')}"
 
 
 def _log_line(request: Request) -> dict[str, Any]:
     # JSON escapes control characters; the path is cut because clients choose its length.
+    key = request.caller.record.name if request.caller and request.caller.record else None
     return {
-        "time": round(time.time(), 3),
         "request": request.id,
         "client": request.scope.client,
         "method": request.scope.method,
         "path": request.scope.path[:200],
+        "key": key,
         "status": request.status,
         "seconds": round(time.monotonic() - request.started, 4),
     }

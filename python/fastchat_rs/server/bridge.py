@@ -21,8 +21,10 @@ from fastchat_rs._engine import (
     Engine,
     EngineError,
     EngineStats,
+    Image,
     InternalError,
     InvalidRequestError,
+    MediaPrompt,
     ModelInfo,
     OverloadedError,
     PromptLogprobs,
@@ -34,8 +36,10 @@ from fastchat_rs._engine import (
     UnsupportedModelError,
     WeightsError,
     __version__,
+    automatic_kv_memory,
     is_encoder,
 )
+from fastchat_rs._engine import inspect as inspect_model
 
 __all__ = [
     "Bridge",
@@ -50,8 +54,10 @@ __all__ = [
     "EngineError",
     "EngineStats",
     "Generation",
+    "Image",
     "InternalError",
     "InvalidRequestError",
+    "MediaPrompt",
     "ModelInfo",
     "OverloadedError",
     "PromptLogprobs",
@@ -62,6 +68,8 @@ __all__ = [
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
+    "automatic_kv_memory",
+    "inspect_model",
     "is_encoder",
 ]
 
@@ -91,6 +99,11 @@ class Generation:
     def finished(self) -> bool:
         """True once every choice of every prompt has ended and was read."""
         return all(handle.finished for handle in self.handles)
+
+    @property
+    def started(self) -> bool:
+        """True once every prompt has left the queue."""
+        return all(handle.started for handle in self.handles)
 
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
         """Log-probabilities of a prompt; there from its first delta on."""
@@ -164,7 +177,7 @@ class Bridge:
 
     async def submit(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | MediaPrompt],
         params: SamplingParams,
         *,
         add_special_tokens: bool = True,

@@ -1,5 +1,6 @@
-"""POST /v1/chat/completions: validate, submit, shape."""
+"""POST /v1/chat/completions: validate, submit, shape. Other APIs go the same way, with words of their own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from msgspec import UNSET, Struct
 from fastchat_rs.server.bridge import (
     ChatParser,
     Delta,
+    Generation,
     InvalidRequestError,
     StructuredOutput,
     ThinkingBudget,
@@ -16,7 +18,8 @@ from fastchat_rs.server.bridge import (
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
-from fastchat_rs.server.http import Reply, Request, bad_field
+from fastchat_rs.server.http import ApiError, Reply, Request, bad_field
+from fastchat_rs.server.images import Pictures
 from fastchat_rs.server.logprobs import chat_logprobs
 from fastchat_rs.server.messages import Rendering, chat_template, render, template_messages, template_variables
 from fastchat_rs.server.protocol import (
@@ -32,6 +35,7 @@ from fastchat_rs.server.reader import ChoiceReader
 from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.sampling import RouteParams, cache_salt, sampling_params
 from fastchat_rs.server.state import Limits, Served
+from fastchat_rs.server.stream import Shape
 from fastchat_rs.server.structured import Wanted, reworded, structured_output
 from fastchat_rs.server.tools import ToolUse, tool_use
 from fastchat_rs.server.usage import UsageCounter
@@ -44,7 +48,31 @@ _THINKING = ("enable_thinking", "thinking")
 
 async def chat_completions(context: Context, request: Request) -> Reply | None:
     """The route."""
-    body = await context.decode(request, DECODER)
+    return await converse(context, request, await context.decode(request, DECODER), _OPENAI)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an answer's words are made of."""
+
+    ids: Ids
+    served: Served
+    usage: UsageCounter
+    want: "Want"
+    choices: list[ChoiceReader]
+    notes: Notes
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """An API's words for the answer to a conversation."""
+
+    id_prefix: str
+    shape: Callable[[Turn], Shape]
+
+
+async def converse(context: Context, request: Request, body: ChatRequest, dialect: Dialect) -> None:
+    """The one way from a conversation to its answer."""
     name, served = context.state.find(body.model)
     notes = _notes(body, request)
     logprobs = _logprobs(body, context.state.limits)
@@ -55,7 +83,9 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
             notes.ignored("tools", f"{wanted.field} decides the answer")
         else:
             notes.ignored(wanted.field, "tool_choice forces a call")
-    prompt = await _prompt(served, body, tools, notes)
+    pictures = Pictures(served, context.images)
+    rendered = await _prompt(served, body, tools, notes, pictures)
+    prompt = pictures.plain(rendered)
     # Too large an n is refused below.
     count = min(body.n or 1, context.state.limits.n)
     plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
@@ -72,8 +102,9 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
             keep_special_tokens=plan.keep_special_tokens,
         ),
     )
+    ids = Ids.new(dialect.id_prefix, name, served)
     submission = Submission(
-        prompts=[prompt],
+        prompts=[await pictures.submitted(rendered)],
         params=params,
         add_special_tokens=body.messages is None,
         cache_salt=cache_salt(request.tenant, body.cache_salt),
@@ -82,8 +113,8 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
         prompt_field="prompt" if body.messages is None else "messages",
         max_tokens_field="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
         structured_field=plan.structured_field,
+        ids=ids,
     )
-    ids = Ids.new("chatcmpl-", name, served)
     options = body.stream_options
     want = Want(
         logprobs=logprobs is not None,
@@ -96,14 +127,26 @@ async def chat_completions(context: Context, request: Request) -> Reply | None:
         return len(served.bridge.engine.encode(text, add_special_tokens=False))
 
     readers = [ChoiceReader(parser, tools=tools, count=tokens) for parser in plan.parsers or [None] * params.n]
-    return await answer(
-        context,
-        request,
-        served,
-        submission,
-        notes,
-        lambda _, usage: ChatShape(ids, served, usage, want, readers, notes),
-    )
+
+    def shape(_: Generation, usage: UsageCounter) -> Shape:
+        usage.reasoning = lambda: sum(choice.reasoning_tokens for choice in readers)
+        return dialect.shape(Turn(ids, served, usage, want, readers, notes))
+
+    try:
+        await answer(context, request, served, submission, notes, shape)
+    except ApiError as error:
+        raise pictures.placed(error) from error
+
+
+async def count_tokens(context: Context, request: Request, body: ChatRequest) -> int:
+    """Tokens of the prompt that the conversation becomes."""
+    _, served = context.state.find(body.model)
+    notes = _notes(body, request)
+    pictures = Pictures(served, context.images)
+    prompt = await _prompt(served, body, tool_use(body, context.state.limits.tools, notes), notes, pictures)
+    prompt = pictures.plain(prompt)
+    encode = served.bridge.engine.encode
+    return len(await served.bridge.offload(lambda: encode(prompt, add_special_tokens=body.messages is None)))
 
 
 def _notes(body: ChatRequest, request: Request) -> Notes:
@@ -124,7 +167,7 @@ def _logprobs(body: ChatRequest, limits: Limits) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, notes: Notes) -> str:
+async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, notes: Notes, pictures: Pictures) -> str:
     if body.messages is not None and body.prompt is not None:
         raise bad_field("prompt", "prompt: send messages or prompt, not both")
     if body.prompt is not None:
@@ -136,7 +179,7 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
         return body.prompt
     if body.messages is None:
         raise bad_field("messages", "messages: is needed", code="missing_required_parameter")
-    messages = template_messages(body.messages)
+    messages = template_messages(body.messages, pictures)
     template = chat_template(served)
     go_on = bool(body.continue_final_message)
     if go_on and body.add_generation_prompt:
@@ -146,7 +189,7 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
     return await render(
         served.bridge,
         template,
-        messages,
+        pictures.shown(messages, template),
         Rendering(
             _variables(template, body, notes),
             tools.shown if tools else None,
@@ -238,17 +281,13 @@ class Want:
 class ChatShape:
     """Words deltas as chat completions (see `stream.Shape`)."""
 
-    def __init__(
-        self, ids: Ids, served: Served, usage: UsageCounter, want: Want, choices: list[ChoiceReader], notes: Notes
-    ) -> None:
-        self._ids = ids
-        self._served = served
-        self.usage = usage
-        self.include_usage = want.include_usage
-        self._want = want
-        self._choices = choices
-        self._notes = notes
-        usage.reasoning = lambda: sum(choice.reasoning_tokens for choice in choices)
+    def __init__(self, turn: Turn) -> None:
+        self._ids = turn.ids
+        self._served = turn.served
+        self.usage = turn.usage
+        self._want = turn.want
+        self._choices = turn.choices
+        self._notes = turn.notes
 
     def opening(self) -> list[Struct]:
         """The role, once per choice."""
@@ -271,11 +310,13 @@ class ChatShape:
             chunks.append(self._chunk([ChatChunkChoice(delta.index, piece, logprobs, reason)]))
         return chunks
 
-    def usage_chunk(self) -> Struct:
-        """No choices, only usage."""
+    def closing(self) -> list[Struct]:
+        """No choices, only usage, when it was asked for."""
+        if not self._want.include_usage:
+            return []
         chunk = self._chunk([])
         chunk.usage = self.usage.usage()
-        return chunk
+        return [chunk]
 
     def collect(self, prompt: int, delta: Delta) -> None:
         """For `whole`."""
@@ -301,6 +342,9 @@ class ChatShape:
         usage: Any = UNSET
         if self._want.continuous_usage:
             usage = self.usage.usage()
-        elif self.include_usage:
+        elif self._want.include_usage:
             usage = None
         return ChatCompletionChunk(**self._ids.fields(), choices=choices, usage=usage)
+
+
+_OPENAI = Dialect("chatcmpl-", ChatShape)

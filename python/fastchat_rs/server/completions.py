@@ -52,6 +52,7 @@ async def completions(context: Context, request: Request) -> Reply | None:
             structured=wanted_output.output if wanted_output else None,
         ),
     )
+    ids = Ids.new("cmpl-", name, served)
     submission = Submission(
         prompts=prompts,
         params=params,
@@ -61,8 +62,8 @@ async def completions(context: Context, request: Request) -> Reply | None:
         stream=bool(body.stream),
         prompt_field="prompt",
         structured_field=wanted_output.field if wanted_output else "response_format",
+        ids=ids,
     )
-    ids = Ids.new("cmpl-", name, served)
     options = body.stream_options
     want = Want(
         prompts=prompts,
@@ -154,7 +155,6 @@ class CompletionShape:
         self._want = want
         self.usage = usage
         usage.only_prompt = want.silent
-        self.include_usage = want.include_usage
         count = len(generation.prompt_token_ids) * want.n
         self._choices = [_Choice(LegacyLogprobs(served, want.logprobs or 0)) for _ in range(count)]
 
@@ -177,9 +177,9 @@ class CompletionShape:
             reply.fastchat = self._notes.body(self._want.receipt)
         return [reply]
 
-    def usage_chunk(self) -> Struct:
-        """No choices, only usage."""
-        return self._reply([], self.usage.usage())
+    def closing(self) -> list[Struct]:
+        """No choices, only usage, when it was asked for."""
+        return [self._reply([], self.usage.usage())] if self._want.include_usage else []
 
     def collect(self, prompt: int, delta: Delta) -> None:
         """For `whole`."""
@@ -239,7 +239,7 @@ class CompletionShape:
         return self._choices[self._number(prompt, delta)]
 
     def _no_usage(self) -> Any:
-        return None if self.include_usage else UNSET
+        return None if self._want.include_usage else UNSET
 
     def _reply(self, choices: list[CompletionChoice], usage: Any) -> Completion:
         return Completion(**self._ids.fields(), choices=choices, usage=usage)

@@ -1,13 +1,16 @@
 """POST /v1/embeddings: texts or token ids to vectors."""
 
-import asyncio
 import base64
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct
 
 from fastchat_rs.server.bridge import Embedder
 from fastchat_rs.server.decode import BodyDecoder
+from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
 
 if TYPE_CHECKING:
@@ -22,18 +25,24 @@ _DECODER = BodyDecoder(EmbeddingRequest)
 
 async def embeddings(context: Context, request: Request) -> Reply:
     """All vectors of one request, in order."""
-    body = await context.decode(request, _DECODER)
+    return await embed(context, request, await context.decode(request, _DECODER), lambda reply: reply)
+
+
+async def embed(
+    context: Context, request: Request, body: EmbeddingRequest, word: Callable[[EmbeddingReply], Struct]
+) -> Reply:
+    """The one way from texts to vectors; `word` says them in an API's words."""
     name, served = context.state.find_embedding(body.model)
     inputs = _inputs(body.input)
     full = served.embedder.dimensions
     if body.dimensions is not None and body.dimensions > full:
         raise bad_field("dimensions", f"dimensions: {body.dimensions} is more than the {full} of this model")
-    work = asyncio.get_running_loop().run_in_executor(served.pool, _reply, served.embedder, name, inputs, body)
-    seconds = context.state.limits.request_seconds
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except asyncio.TimeoutError:
-        raise ApiError(504, f"The vectors were not ready within {seconds:g} seconds", code="timeout") from None
+
+    def work() -> tuple[int, Reply]:
+        made = _reply(served.embedder, name, inputs, body)
+        return made.usage.prompt_tokens, json_reply(word(made))
+
+    return await encoded(context, request, served, inputs, work)
 
 
 def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
@@ -52,7 +61,7 @@ def _inputs(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return cast(list[str | list[int]], given)
 
 
-def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> Reply:
+def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: EmbeddingRequest) -> EmbeddingReply:
     # Late: servers of chat models start faster without it.
     import numpy as np
 
@@ -67,7 +76,7 @@ def _reply(embedder: Embedder, model: str, inputs: list[str | list[int]], body: 
         else:
             items.append(EmbeddingItem(index, vector.tolist()))
     tokens = sum(lengths)
-    return json_reply(EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens)))
+    return EmbeddingReply(items, model, EmbeddingUsage(tokens, tokens))
 
 
 def shortened(vector: "NDArray[np.float32]", dimensions: int) -> "NDArray[np.float32]":

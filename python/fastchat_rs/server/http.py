@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
@@ -13,7 +14,12 @@ from granian.rsgi import Scope
 
 from fastchat_rs.server.protocol import ErrorBody, ErrorReply
 
+if TYPE_CHECKING:
+    from fastchat_rs.server.accounts import Lease
+    from fastchat_rs.server.keys import Caller
+
 __all__ = [
+    "OPENAI",
     "ApiError",
     "BodyLimits",
     "HTTPProtocol",
@@ -21,9 +27,12 @@ __all__ = [
     "Reply",
     "Request",
     "Scope",
+    "Wording",
     "bad_field",
     "encode_json",
+    "event",
     "json_reply",
+    "named_event",
 ]
 
 JSON = "application/json"
@@ -54,6 +63,37 @@ class ApiError(Exception):
 def bad_field(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
     """A 400 that names the field."""
     return ApiError(400, message, param=param, code=code)
+
+
+def event(value: msgspec.Struct) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+def named_event(value: msgspec.Struct) -> bytes:
+    """One server-sent event with the name that is also in its `type`."""
+    return b"event: " + str(value.__struct_config__.tag).encode() + b"\ndata: " + encode_json(value) + b"\n\n"
+
+
+def _openai_error(error: ApiError) -> msgspec.Struct:
+    return error.body
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the clients of a route are spoken to: errors, and the parts of a stream."""
+
+    error: Callable[[ApiError], msgspec.Struct] = _openai_error
+    stream_error: Callable[[ApiError], msgspec.Struct] = _openai_error
+    """The last chunk of a stream that failed."""
+    chunk: Callable[[msgspec.Struct], bytes] = event
+    ping: bytes = b": ping\n\n"
+    """Sent on a stream that is silent for a while."""
+    last: bytes = b"data: [DONE]\n\n"
+    content_type: str = "text/event-stream"
+
+
+OPENAI = Wording()
 
 
 @dataclass
@@ -88,10 +128,22 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.tenant: str | None = None
+        self.caller: Caller | None = None
+        self.lease: Lease | None = None
+        """What the request holds of its key's limits."""
         self.status = 0
+        self.raw = b""
+        """The body, where it is needed again."""
         self.unknown_fields: list[str] = []
         """Names in the body that its type does not know."""
         self.headers_out: list[tuple[str, str]] = [("x-request-id", request_id)]
+        self.names: Mapping[str, str] = {}
+        """Fields of the inner request -> what this client calls them; an empty name is no field of the client's."""
+        self.wording = OPENAI
+
+    def may_use(self, model: str) -> bool:
+        """Whether the caller's key allows a model, by the name that was asked for."""
+        return self.caller is None or self.caller.may_use(model)
 
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""
@@ -142,7 +194,23 @@ class Request:
 
     def send_error(self, error: ApiError) -> None:
         """Sends an error as JSON."""
-        self.send(Reply(encode_json(error.body), error.status, headers=error.headers))
+        self.send(Reply(encode_json(self.wording.error(self.renamed(error))), error.status, headers=error.headers))
+
+    def name_of(self, field: str) -> str:
+        """What the client calls a field of the inner request, or a place in it."""
+        for ours, theirs in self.names.items():
+            if field == ours or field.startswith(f"{ours}."):
+                return theirs + field[len(ours) :] if theirs else ""
+        return field
+
+    def renamed(self, error: ApiError) -> ApiError:
+        """The error in the client's words."""
+        if error.param is not None:
+            name = self.name_of(error.param)
+            if error.message.startswith(f"{error.param}:"):
+                error.message = (f"{name}:" if name else "The request:") + error.message[len(error.param) + 1 :]
+            error.param = name or None
+        return error
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -1,36 +1,41 @@
 """Chat messages and the template's variables: from wire types to what a chat template expects."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from fastchat_rs.server.bridge import Bridge
 from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import ContentPart, Message
-from fastchat_rs.server.sampling import unsupported
 from fastchat_rs.server.state import Served
 from fastchat_rs.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from fastchat_rs.server.images import Pictures
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _ROLES["function"] = "tool"
 
 
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Checks roles and contents, and mends the history of calls; errors name the place (`messages.<i>.role`)."""
+def template_messages(messages: list[Message], pictures: "Pictures | None" = None) -> list[dict[str, Any]]:
+    """Checks roles and contents, and mends the history of calls; errors name the place (`messages.<i>.role`).
+
+    Without `pictures` a part that is one is refused.
+    """
     if not messages:
         raise bad_field("messages", "messages: at least one is needed")
-    shaped = [_message(index, message) for index, message in enumerate(messages)]
+    shaped = [_message(index, message, pictures) for index, message in enumerate(messages)]
     _repair_ids(shaped)
     return shaped
 
 
-def _message(index: int, message: Message) -> dict[str, Any]:
+def _message(index: int, message: Message, pictures: "Pictures | None") -> dict[str, Any]:
     place = f"messages.{index}"
     role = _ROLES.get(message.role)
     if role is None:
         raise bad_field(f"{place}.role", f"{place}.role: must be one of {', '.join(_ROLES)}")
-    content = _content(place, message.content)
+    content = _content(place, message.content, pictures)
     if content is None and role not in ("assistant", "tool"):
         raise bad_field(f"{place}.content", f"{place}.content: is needed for role {message.role}")
     # Templates add it to other text: null would print as None.
@@ -51,20 +56,28 @@ def _message(index: int, message: Message) -> dict[str, Any]:
     return shaped
 
 
-def _content(place: str, content: str | list[ContentPart] | None) -> str | None:
+def _content(
+    place: str, content: str | list[ContentPart] | None, pictures: "Pictures | None"
+) -> str | list[dict[str, Any]] | None:
     if not isinstance(content, list):
         return content
-    texts: list[str] = []
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         where = f"{place}.content.{index}"
         if part.type == "image_url":
-            unsupported(f"{where}.image_url", "an image with this model")
+            if pictures is None:
+                field = f"{where}.image_url"
+                raise bad_field(field, f"{field}: this route does not support image input", "unsupported")
+            parts.append(pictures.part(where, part))
+            continue
         if part.type != "text":
             raise bad_field(f"{where}.type", f"{where}.type: must be text or image_url")
         if part.text is None:
             raise bad_field(f"{where}.text", f"{where}.text: is needed")
-        texts.append(part.text)
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": part.text})
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
 
 
 def _tool_call(place: str, number: int, call: dict[str, Any]) -> dict[str, Any]:

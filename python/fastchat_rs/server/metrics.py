@@ -71,6 +71,23 @@ class _EngineCollector(Collector):
             for name, text, value in _counters(now):
                 family = families.setdefault(name, CounterMetricFamily(f"fastchat_{name}", text, labels=["model_name"]))
                 family.add_sample(f"fastchat_{name}_total", {"model_name": model}, value)
+        for name, text, value in (
+            ("stream_bytes_open", "Bytes that open streams have sent", self._state.stream_bytes),
+            ("resume_bytes", "Events kept for clients that come back", self._state.resume_bytes),
+            ("response_cache_bytes", "Answers kept", self._state.cache_bytes),
+            ("memory_used_bytes", "Memory that only the end of the process gives back", self._state.memory_used),
+            ("memory_pressure", "0 none, 1 soft, 2 hard: new work is refused", self._state.pressure.value),
+        ):
+            families[name] = GaugeMetricFamily(f"fastchat_{name}", text, value)
+        for name, text, value in (
+            ("response_cache_hits", "Requests answered with kept answers", self._state.cache_hits),
+            ("response_cache_misses", "Requests whose answer was not kept", self._state.cache_misses),
+        ):
+            family = families[name] = CounterMetricFamily(f"fastchat_{name}", text)
+            family.add_metric([], value)
+        dropped = CounterMetricFamily("fastchat_log_lines_dropped", "Lines that could not be written")
+        dropped.add_metric([], self._state.log_lines_dropped())
+        families["log_lines_dropped"] = dropped
         streams = GaugeMetricFamily("fastchat_requests_open", "HTTP requests being answered", self._state.in_flight)
         return [*families.values(), streams]
 
@@ -134,6 +151,8 @@ class Metrics:
         )
         self.whole = Histogram("fastchat_request_seconds", "Submit to last token", buckets=_WHOLE, registry=registry)
         self.finished = Counter("fastchat_finished", "Choices that ended", ["finished_reason"], registry=registry)
+        refused = "Requests that got 401, 408, 413, 429, 503 or 504"
+        self.refused = Counter("fastchat_refused", refused, ["code"], registry=registry)
         self._registry.register(_EngineCollector(state))
         self._aliases = CollectorRegistry()
         self._aliases.register(_AliasCollector(self._registry))

@@ -15,12 +15,13 @@ async def list_models(context: Context, request: Request) -> Reply:
     """Every name that a request may use."""
     context.state.must_serve()
     everything = {**context.state.models, **context.state.embeddings}
-    return json_reply(ModelList([_card(name, served) for name, served in everything.items()]))
+    return json_reply(ModelList([_card(name, served) for name, served in everything.items() if request.may_use(name)]))
 
 
 async def get_model(context: Context, request: Request) -> Reply:
     """One of them."""
     asked = request.scope.path.partition("/models/")[2]
+    context.state.must_allow(request, asked)
     find = context.state.find_embedding if asked in context.state.embeddings else context.state.find
     name, served = find(asked)
     return json_reply(_card(name, served))

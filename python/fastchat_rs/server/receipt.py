@@ -49,6 +49,9 @@ class Notes:
 
     def announce(self, request: Request) -> None:
         """Adds the header: `max_tokens=clamped(1990), user=ignored`."""
+        for line in self.applied:
+            line.field = request.name_of(line.field)
+        self.applied = [line for line in self.applied if line.field]
         if self.applied:
             request.headers_out.append((HEADER, ", ".join(map(_worded, self.applied))))
 

@@ -76,6 +76,22 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         raise bad_field(None, str(error)) from error
 
 
+# Every property is a keyword of the constructor.
+_FIELDS = [name for name in dir(SamplingParams) if not name.startswith("_") and name != "max_tokens"]
+
+
+def with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
+    """The same parameters with another length."""
+    values: dict[str, Any] = {name: getattr(params, name) for name in _FIELDS}
+    values["min_tokens"] = min(params.min_tokens, max_tokens)
+    return SamplingParams(**values, max_tokens=max_tokens)
+
+
+def deterministic(params: SamplingParams) -> bool:
+    """Whether the same request always has the same answer."""
+    return params.temperature == 0 or params.seed is not None
+
+
 def cache_salt(tenant: str | None, salt: str | None) -> str | None:
     """Callers with different keys never share cached prompts, whatever salt they send."""
     parts = [part for part in (tenant, salt) if part]

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,8 +21,10 @@ from granian.server.embed import Server
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.errors import ConfigError, FastchatError
+from fastchat_rs.server import logs
 from fastchat_rs.server.app import App
-from fastchat_rs.server.bridge import EngineError
+from fastchat_rs.server.bridge import EngineError, __version__
+from fastchat_rs.server.guard import Guard
 from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.loading import load_models
 from fastchat_rs.server.state import Limits, Phase, State
@@ -29,6 +32,7 @@ from fastchat_rs.server.state import Limits, Phase, State
 log = logging.getLogger("fastchat_rs")
 
 _BACKLOG = 2048
+_MAX_CONNECTIONS = 65536
 # Files that are not connections: weights, logs, the doorbell, spare.
 _RESERVED_FILES = 256
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 15, 5, 3
@@ -68,6 +72,9 @@ def listening_sockets(port: int) -> Iterator[socket.socket]:
     """Our own listening sockets on the port, found among the open files; granian does not hand them out."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         try:
+            # Never a copy of anything else: closing it would drop the process's locks on that file, SQLite's too.
+            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{name}").st_mode):
+                continue
             number = os.dup(int(name))
         except OSError:
             continue
@@ -104,19 +111,20 @@ class Process:
     def __init__(self, config: ServeConfig, announce: Callable[[int, State], None]) -> None:
         self._config = config
         self._announce = announce
-        self._state = State(config, Limits.of(config))
         self._port, self._lock = claim_port(config.host, config.port)
+        self.state = State(config, Limits.of(config), port=self._port)
+        self._app = App(self.state)
         self._signalled = asyncio.Event()
         self._signals = 0
         self._server = Server(
-            App(self._state),
+            self._app,
             address=config.host,
             port=self._port,
             interface=Interfaces.RSGI,
             http=HTTPModes.http1,
             websockets=False,
             backlog=_BACKLOG,
-            backpressure=raise_file_limit(),
+            backpressure=min(raise_file_limit(), config.max_connections or _MAX_CONNECTIONS),
             http1_settings=HTTP1Settings(
                 header_read_timeout=15_000,
                 keep_alive=True,
@@ -133,7 +141,9 @@ class Process:
         serving = loop.create_task(self._server.serve())
         tuning = loop.create_task(tune_listener(self._port, self._config.stall_timeout))
         signalled = loop.create_task(self._signalled.wait())
-        loading = loop.create_task(load_models(self._state))
+        loading = loop.create_task(load_models(self.state))
+        # Work from here on is watched; the task ends when the engine is dead.
+        dead = loop.create_task(Guard(self._app.context).watch())
         await asyncio.wait({loading, serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done() and not signalled.done():
             try:
@@ -141,9 +151,12 @@ class Process:
             except (EngineError, FastchatError) as error:
                 print(f"fastchat-rs: {' '.join(str(error).split())}", file=sys.stderr)
                 return 1
-            self._state.phase = Phase.READY
-            self._announce(self._port, self._state)
-            await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            self.state.phase = Phase.READY
+            self._announce(self._port, self.state)
+            await asyncio.wait({serving, signalled, dead}, return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            dead.result()
+            return 1
         if not signalled.done():
             # granian ended by itself; its exception, when there is one, says why.
             serving.result()
@@ -152,21 +165,23 @@ class Process:
         self._server.stop()
         # granian waits for its connections without a limit; a stalled reader must not hold us.
         await asyncio.wait({serving}, timeout=1)
-        tuning.cancel()
+        for task in (tuning, dead):
+            task.cancel()
+        await self._app.accounts.close()
         return 0
 
     async def _drain(self) -> None:
         """New work gets 503, running requests get their time, then an error event."""
-        self._state.phase = Phase.DRAINING
+        self.state.phase = Phase.DRAINING
         loop = asyncio.get_running_loop()
         until = loop.time() + self._config.drain
-        while self._state.in_flight and loop.time() < until and self._signals < 2:
+        while self.state.in_flight and loop.time() < until and self._signals < 2:
             await asyncio.sleep(0.02)
-        bridges = {served.bridge for served in self._state.models.values()}
+        bridges = {served.bridge for served in self.state.models.values()}
         for generation in {generation for bridge in bridges for generation in bridge.generations()}:
             generation.stop(lambda: ApiError(503, "The server is shutting down", code="draining"))
         for _ in range(50):
-            if not self._state.in_flight:
+            if not self.state.in_flight:
                 break
             await asyncio.sleep(0.01)
 
@@ -186,8 +201,18 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 def serve(config: ServeConfig, announce: Callable[[int, State], None]) -> None:
     """Runs the server and ends the process. `announce` is told the port when requests are served."""
 
+    writer = logs.start(config)
+    found = logs.settings(config, everything=config.log_format == "json")
+    if config.log_format == "json":
+        log.info("start", extra={"fields": {"version": __version__, "settings": found}})
+    else:
+        shown = ", ".join(f"{name}={value!r}" for name, value in found.items() if name != "model")
+        writer.put(f"fastchat-rs {__version__}: loading {config.model}{' with ' if shown else ''}{shown}")
+
     async def main() -> int:
-        return await Process(config, announce).run()
+        process = Process(config, announce)
+        process.state.log_lines_dropped = lambda: writer.dropped
+        return await process.run()
 
     try:
         status = _run(main())
@@ -197,6 +222,7 @@ def serve(config: ServeConfig, announce: Callable[[int, State], None]) -> None:
     except Exception:
         log.exception("the server failed")
         status = 1
+    writer.flush()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

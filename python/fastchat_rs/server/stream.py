@@ -7,7 +7,7 @@ its socket.
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from msgspec import Struct
@@ -19,23 +19,18 @@ from fastchat_rs.server.http import (
     HTTPProtocol,
     ProtocolClosed,
     Request,
-    encode_json,
     json_reply,
 )
-from fastchat_rs.server.metrics import Metrics
-from fastchat_rs.server.state import State
+from fastchat_rs.server.metrics import Observation
+from fastchat_rs.server.outlet import Outlet
+from fastchat_rs.server.state import Limits, State
 from fastchat_rs.server.usage import UsageCounter
-
-_EVENT_STREAM = [("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
-_PING = b": ping\n\n"
-_DONE = b"data: [DONE]\n\n"
 
 
 class Shape(Protocol):
-    """How a route words its answer: streams call `opening`, `chunks`, `usage_chunk`; others `collect`, `whole`."""
+    """How a route words its answer: streams call `opening`, `chunks`, `closing`; others `collect`, `whole`."""
 
     usage: UsageCounter
-    include_usage: bool
 
     def opening(self) -> list[Struct]:
         """Chunks that go out with the headers."""
@@ -45,8 +40,8 @@ class Shape(Protocol):
         """What a delta becomes; nothing when there is nothing to tell yet."""
         ...
 
-    def usage_chunk(self) -> Struct:
-        """The last chunk, when usage was asked for."""
+    def closing(self) -> list[Struct]:
+        """What comes when every choice has ended."""
         ...
 
     def collect(self, prompt: int, delta: Delta) -> None:
@@ -58,21 +53,15 @@ class Shape(Protocol):
         ...
 
 
-def event(value: Struct) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encode_json(value) + b"\n\n"
+class Leaver:
+    """Aborts a generation when nobody wants it any more, also before there is one."""
 
-
-class Watcher:
-    """Aborts a generation when its client leaves, also before there is one."""
-
-    def __init__(self, proto: HTTPProtocol) -> None:
+    def __init__(self) -> None:
         self.gone = False
         self._generation: Generation | None = None
-        self._task = asyncio.get_running_loop().create_task(self._watch(proto.client_disconnect()))
 
-    async def _watch(self, disconnect: Awaitable[None]) -> None:
-        await disconnect
+    def leave(self) -> None:
+        """Nobody does."""
         self.gone = True
         if self._generation is not None:
             self._generation.abort()
@@ -83,6 +72,18 @@ class Watcher:
         if self.gone:
             generation.abort()
 
+
+class Watcher(Leaver):
+    """Leaves with its client."""
+
+    def __init__(self, proto: HTTPProtocol) -> None:
+        super().__init__()
+        self._task = asyncio.get_running_loop().create_task(self._watch(proto.client_disconnect()))
+
+    async def _watch(self, disconnect: Awaitable[None]) -> None:
+        await disconnect
+        self.leave()
+
     def cancel(self) -> None:
         """Must be called: a watcher left alone is never freed by granian."""
         self._task.cancel()
@@ -91,88 +92,125 @@ class Watcher:
 class Answer:
     """Sends one generation to one client."""
 
-    def __init__(self, request: Request, state: State, metrics: Metrics, generation: Generation, shape: Shape) -> None:
+    def __init__(
+        self, request: Request, state: State, observed: Observation, generation: Generation, shape: Shape
+    ) -> None:
         self._request = request
         self._state = state
         self._generation = generation
         self._shape = shape
-        self._deadline = request.started + state.limits.request_seconds
-        self._observed = metrics.observe(generation.submitted_at)
+        self._deadlines = Deadlines(request.started, state.limits)
+        self._observed = observed
 
-    async def whole(self) -> None:
-        """Waits for everything, then replies."""
+    async def whole(self) -> bytes | None:
+        """Waits for everything, then replies. The bytes of the reply; None when the client left."""
         while not self._generation.finished:
             await self._collect()
             if self._generation.aborted:
-                return
-        self._request.send(json_reply(self._shape.whole()))
+                return None
+        reply = json_reply(self._shape.whole())
+        await self._settle()
+        self._request.send(reply)
         self._observed.done(self._shape.usage)
+        return reply.body
+
+    async def _settle(self) -> None:
+        """Before the last byte leaves: what a client has whole is booked."""
+        if self._request.lease is not None:
+            usage = self._shape.usage
+            await self._request.lease.settle(usage.prompt_tokens, usage.completion_tokens)
 
     async def _collect(self) -> None:
         for prompt, delta in await self._news(self._state.limits.heartbeat_seconds):
             self._shape.collect(prompt, delta)
 
     async def _news(self, patience: float) -> list[tuple[int, Delta]]:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise ApiError(504, "The request took longer than the server's deadline", code="deadline_exceeded")
+        left = self._deadlines.left(self._generation.started, self._shape.usage.begun)
         news = await self._generation.news(min(left, patience))
         for prompt, delta in news:
             self._shape.usage.add(prompt, delta)
             self._observed.delta(delta)
         return news
 
-    async def stream(self) -> None:
-        """Server-sent events. Until the first news (or heartbeat) an error is still a status."""
+    async def stream(self, out: Outlet, keep: Callable[[bytes], None]) -> bool:
+        """Events, and a copy of them to `keep`. Whether all were sent.
+
+        Until the first news (or heartbeat) an error is still a status.
+        """
         limits = self._state.limits
         if self._state.stream_bytes > limits.stream_bytes:
             raise ApiError(503, "Too much is queued for slow readers", code="overloaded", retry_after=2)
         news = await self._news(limits.heartbeat_seconds)
         if self._generation.aborted:
-            return
-        request = self._request
-        request.status = 200
-        transport = request.proto.response_stream(200, [*request.headers_out, *_EVENT_STREAM])
+            return False
+        wording = self._request.wording
+        out.begin()
         sent = 0
         try:
-            data = b"".join(event(chunk) for chunk in self._shape.opening())
+            data = b"".join(map(wording.chunk, self._shape.opening()))
             while True:
                 data += self._events(news)
+                keep(data)
                 if self._generation.finished:
                     break
-                await transport.send_bytes(data or _PING)
+                data = data or wording.ping
+                if data:
+                    await out.send(data)
                 sent += len(data)
                 self._state.stream_bytes += len(data)
+                if sent > limits.one_stream_bytes:
+                    message = f"The stream is longer than {limits.one_stream_bytes} bytes"
+                    raise ApiError(503, message, code="stream_too_large")
                 # granian's send does not yield; other tasks get their turn by our own decision.
                 await asyncio.sleep(0)
                 news = await self._news(limits.heartbeat_seconds)
                 data = b""
                 if self._generation.aborted:
-                    return
-            if self._shape.include_usage:
-                data += event(self._shape.usage_chunk())
-            await transport.send_bytes(data + _DONE)
+                    return False
+            last = b"".join(map(wording.chunk, self._shape.closing())) + wording.last
+            keep(last)
+            await self._settle()
+            await out.send(data + last)
             self._observed.done(self._shape.usage)
+            return True
         except ProtocolClosed:
             self._generation.abort()
         except Exception as error:
-            await self._fail(transport.send_bytes, error)
+            await self._fail(out, error)
         finally:
             self._state.stream_bytes -= sent
+        return False
 
     def _events(self, news: list[tuple[int, Delta]]) -> bytes:
-        return b"".join(event(chunk) for prompt, delta in news for chunk in self._shape.chunks(prompt, delta))
+        chunks = (chunk for prompt, delta in news for chunk in self._shape.chunks(prompt, delta))
+        return b"".join(map(self._request.wording.chunk, chunks))
 
-    async def _fail(self, send: "Send", error: Exception) -> None:
-        failure = to_api_error(error, self._request.id)
+    async def _fail(self, out: Outlet, error: Exception) -> None:
+        failure = self._request.renamed(to_api_error(error, self._request.id))
         self._request.status = failure.status
         try:
-            await send(event(failure.body))
+            await out.send(self._request.wording.chunk(self._request.wording.stream_error(failure)))
         except ProtocolClosed:
             self._generation.abort()
 
 
-class Send(Protocol):
-    """`send_bytes` of a stream."""
+class Deadlines:
+    """Of one request, on the monotonic clock: to leave the queue, to write something, to end."""
 
-    def __call__(self, data: bytes) -> Awaitable[None]: ...
+    def __init__(self, started: float, limits: Limits) -> None:
+        self._whole = (started + limits.request_seconds, f"took longer than {limits.request_seconds:g} s")
+        self._first = (started + limits.first_token_seconds, f"wrote nothing for {limits.first_token_seconds:g} s")
+        self._queue = (started + limits.queue_seconds, f"waited longer than {limits.queue_seconds:g} s to begin")
+
+    def left(self, started: bool, begun: bool) -> float:
+        """Seconds until the next one; 504 when it has passed."""
+        ahead = [self._whole]
+        if not begun:
+            ahead.append(self._first)
+        if not started:
+            ahead.append(self._queue)
+        at, what = min(ahead)
+        left = at - time.monotonic()
+        if left <= 0:
+            raise ApiError(504, f"The request {what}, the server's limit", code="deadline_exceeded")
+        return left

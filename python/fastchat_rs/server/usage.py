@@ -24,6 +24,11 @@ class UsageCounter:
         self._cached[prompt] = max(self._cached.get(prompt, 0), delta.cached_tokens)
 
     @property
+    def begun(self) -> bool:
+        """Whether the engine has read a prompt and written something."""
+        return bool(self._completion)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens written so far."""
         return 0 if self.only_prompt else sum(self._completion.values())

@@ -6,7 +6,7 @@ use tokenizers::{Model, NormalizedString};
 use super::TextError;
 use super::byte_level::ByteAlphabet;
 use super::split::Splitter;
-use super::split_patterns::WordRules;
+use super::split_patterns::{Spelling, WordRules};
 
 /// Space as vocabularies without a byte alphabet write it.
 pub(crate) const SPACE: &str = "\u{2581}";
@@ -17,6 +17,8 @@ pub(crate) struct BytePairs {
     model: BPE,
     splitter: Splitter,
     alphabet: Option<ByteAlphabet>,
+    /// Spaces only part words.
+    drops_spaces: bool,
     composes: bool,
 }
 
@@ -48,11 +50,12 @@ impl BytePairs {
         let model = BPE::builder()
             .vocab_and_merges(vocab, pairs)
             .ignore_merges(rules.whole_words)
-            .byte_fallback(!rules.byte_level)
+            .byte_fallback(rules.spelling != Spelling::Bytes)
             .build()
             .map_err(|e| TextError::vocabulary(field, e.to_string()))?;
-        let alphabet = rules.byte_level.then(ByteAlphabet::new);
-        Ok(Self { model, splitter: Splitter::new(rules.patterns)?, alphabet, composes: rules.composes })
+        let alphabet = (rules.spelling == Spelling::Bytes).then(ByteAlphabet::new);
+        let drops_spaces = rules.spelling == Spelling::Words;
+        Ok(Self { model, splitter: Splitter::new(rules.patterns)?, alphabet, drops_spaces, composes: rules.composes })
     }
 
     /// Appends the tokens of `text`.
@@ -77,6 +80,7 @@ impl BytePairs {
         };
         match &self.alphabet {
             Some(_) => self.splitter.for_each(text, &mut each),
+            None if self.drops_spaces => text.split_whitespace().try_for_each(each),
             None => self.splitter.for_each(&text.replace(' ', SPACE), &mut each),
         }
     }

@@ -8,6 +8,7 @@ use super::sentencepiece::{SentencePiece, token_bytes};
 use super::special_tokens::{Fragment, SpecialTokens};
 use super::split_patterns;
 use super::tokenizer::TokenTable;
+use super::unigram::Unigrams;
 use super::wordpiece::WordPieces;
 
 /// GGUF's numbers for kinds of tokens.
@@ -29,6 +30,7 @@ pub(crate) struct GgufTokenizer {
 enum Algorithm {
     BytePairs(Box<BytePairs>),
     SentencePiece { model: SentencePiece, space_before: bool },
+    Unigrams(Box<Unigrams>),
     WordPieces(WordPieces),
 }
 
@@ -49,7 +51,7 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
         }
     }
     let model = match vocab.model.as_str() {
-        "gpt2" | "gemma4" => {
+        "gpt2" | "gemma4" | "whitespace" => {
             let pre = if vocab.model == "gemma4" { "gemma4" } else { vocab.pre.as_str() };
             Algorithm::BytePairs(Box::new(BytePairs::new(tokens, &vocab.merges, split_patterns::rules(pre)?)?))
         }
@@ -57,9 +59,10 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
             model: SentencePiece::new(tokens, &vocab.scores, vocab.unk)?,
             space_before: vocab.add_space_prefix,
         },
+        "t5" => Algorithm::Unigrams(Box::new(Unigrams::new(vocab)?)),
         "bert" => Algorithm::WordPieces(WordPieces::new(tokens, vocab.unk)?),
         other => {
-            let message = format!("unknown model '{other}'; known: gpt2, gemma4, llama, bert");
+            let message = format!("unknown model '{other}'; known: gpt2, gemma4, whitespace, llama, t5, bert");
             return Err(TextError::vocabulary("tokenizer.ggml.model", message));
         }
     };
@@ -77,7 +80,12 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
 }
 
 fn token_table(vocab: &GgufVocab, model: &Algorithm) -> TokenTable {
-    let strips = matches!(model, Algorithm::SentencePiece { space_before: true, .. } | Algorithm::WordPieces(_));
+    let strips = match model {
+        Algorithm::SentencePiece { space_before, .. } => *space_before,
+        Algorithm::Unigrams(_) => vocab.add_space_prefix || vocab.remove_extra_whitespaces,
+        Algorithm::WordPieces(_) => true,
+        Algorithm::BytePairs(_) => false,
+    };
     let mut table = TokenTable::new(strips);
     for (id, token) in vocab.tokens.iter().enumerate() {
         let kind = vocab.token_types.get(id).copied().unwrap_or(1);
@@ -86,7 +94,7 @@ fn token_table(vocab: &GgufVocab, model: &Algorithm) -> TokenTable {
             _ if special || kind == USER_DEFINED => token.clone().into_bytes(),
             Algorithm::BytePairs(_) if kind == BYTE => token_bytes(token),
             Algorithm::BytePairs(pairs) => pairs.bytes(token),
-            Algorithm::SentencePiece { .. } | Algorithm::WordPieces(_) => token_bytes(token),
+            Algorithm::SentencePiece { .. } | Algorithm::Unigrams(_) | Algorithm::WordPieces(_) => token_bytes(token),
         };
         table.push(token.clone(), &bytes, special);
     }
@@ -106,6 +114,7 @@ impl GgufTokenizer {
                     Algorithm::SentencePiece { model, space_before } => {
                         model.encode(text, *space_before && after_token, &mut ids);
                     }
+                    Algorithm::Unigrams(model) => model.encode(text, &mut ids)?,
                     Algorithm::WordPieces(model) => model.encode(text, &mut ids)?,
                 },
             }

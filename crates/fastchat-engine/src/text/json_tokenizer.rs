@@ -145,15 +145,41 @@ impl JsonTokenizer {
         Ok(begin.into_iter().chain(ids.get_ids().iter().copied()).chain(end).collect())
     }
 
+    /// Texts of clients: control tokens are not read out of them.
+    pub(crate) fn encode_pair(
+        &self,
+        a: &str,
+        b: &str,
+        most: Option<usize>,
+    ) -> Result<Option<(Vec<u32>, usize)>, TextError> {
+        if self.inner.get_post_processor().is_none() {
+            return Ok(None);
+        }
+        let framed = || -> tokenizers::Result<Encoding> {
+            let first = self.unframed(a, false)?;
+            let mut second = self.unframed(b, false)?;
+            if let Some(most) = most {
+                second.truncate(most, 0, tokenizers::TruncationDirection::Right);
+            }
+            self.inner.post_process(first, Some(second), true)
+        };
+        let pair = framed().map_err(|e| TextError::Encode(e.to_string()))?;
+        let second = pair.get_type_ids().iter().position(|&kind| kind == 1).unwrap_or(pair.len());
+        Ok(Some((pair.get_ids().to_vec(), second)))
+    }
+
     fn pieces(&self, text: &str, add_special: bool, parse_special: bool) -> tokenizers::Result<Encoding> {
+        self.inner.post_process(self.unframed(text, parse_special)?, None, add_special)
+    }
+
+    fn unframed(&self, text: &str, parse_special: bool) -> tokenizers::Result<Encoding> {
         let added = if parse_special { self.inner.get_added_vocabulary() } else { &self.unparsed };
         let mut words = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(cutter) = self.inner.get_pre_tokenizer() {
             cutter.pre_tokenize(&mut words)?;
         }
         words.tokenize(|word| self.inner.get_model().tokenize(word.get()))?;
-        let encoding = words.into_encoding(None, 0, OffsetType::None)?;
-        self.inner.post_process(encoding, None, add_special)
+        words.into_encoding(None, 0, OffsetType::None)
     }
 }
 

@@ -30,6 +30,7 @@ mod test_vocabulary;
 mod thinking;
 mod tokenizer;
 pub mod tools;
+mod unigram;
 mod wordpiece;
 
 pub use chat::{ChatFormat, ChatParser};

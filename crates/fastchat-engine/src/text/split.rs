@@ -14,19 +14,43 @@ pub(crate) struct Splitter {
 #[derive(Debug)]
 struct Stage {
     regex: Regex,
-    /// Whether a run of spaces before a word leaves its last character to that word.
-    gives_last_space: bool,
+    runs: Runs,
+}
+
+/// What becomes of a run of spaces or digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runs {
+    /// One word.
+    Whole,
+    /// A run of spaces before a word leaves its last character to that word.
+    GiveLastSpace,
+    /// The same, and what is left is cut into powers of two, the largest first, and a pair or one.
+    PowersOfTwo,
+    /// Digits are grouped by three from the right.
+    Threes,
 }
 
 /// Written at the end of a pattern in place of `\s+(?!\S)|\s+`.
 pub(crate) const SPACES: &str = r"|\s+";
+/// Written at the end of a pattern in place of `\s{512}(?!\S)|\s{256}(?!\S)|...|\s{1,2}(?!\S)|\s{1}`.
+pub(crate) const HALVED_SPACES: &str = r"|\s{1,}";
+/// In place of `\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))`.
+pub(crate) const THREES: &str = r"(?:\p{N})+";
+/// In place of `\d{1,3}(?=(?:\d{3})*\b)`.
+pub(crate) const BOUNDED_THREES: &str = r"(?:\d)+\b";
 
 impl Splitter {
     /// Compiles `patterns`; one that ends in [`SPACES`] gets the lookahead rule.
     pub(crate) fn new(patterns: &[&str]) -> Result<Self, TextError> {
         let stage = |pattern: &&str| {
             let regex = Regex::new(pattern).map_err(|e| TextError::vocabulary("tokenizer.ggml.pre", e.to_string()))?;
-            Ok(Stage { regex, gives_last_space: pattern.ends_with(SPACES) })
+            let runs = match *pattern {
+                THREES | BOUNDED_THREES => Runs::Threes,
+                pattern if pattern.ends_with(SPACES) => Runs::GiveLastSpace,
+                pattern if pattern.ends_with(HALVED_SPACES) => Runs::PowersOfTwo,
+                _ => Runs::Whole,
+            };
+            Ok(Stage { regex, runs })
         };
         Ok(Self { stages: patterns.iter().map(stage).collect::<Result<_, TextError>>()? })
     }
@@ -56,7 +80,20 @@ impl Stage {
     fn next_match(&self, text: &str, from: usize) -> Option<(usize, usize)> {
         let found = self.regex.find_at(text, from).filter(|found| !found.is_empty())?;
         let (start, end) = (found.start(), found.end());
-        if self.gives_last_space && end < text.len() {
+        match self.runs {
+            Runs::Whole => return Some((start, end)),
+            Runs::Threes => {
+                let count = found.as_str().chars().count();
+                let first = if count.is_multiple_of(3) { 3 } else { count % 3 };
+                let len = found.as_str().char_indices().nth(first).map_or(end - start, |(at, _)| at);
+                return Some((start, start + len));
+            }
+            Runs::PowersOfTwo if is_spaces(found.as_str()) => {
+                return Some((start, start + halved(found.as_str(), end == text.len())));
+            }
+            Runs::GiveLastSpace | Runs::PowersOfTwo => {}
+        }
+        if self.runs == Runs::GiveLastSpace && end < text.len() {
             let mut letters = text[start..end].chars();
             let last = letters.next_back()?;
             // A run that ends in a line break was matched by an earlier alternative, which gives nothing back, unless
@@ -74,9 +111,23 @@ impl Stage {
     }
 }
 
+/// Spaces that no earlier alternative, which ends in a line break, has matched.
+fn is_spaces(found: &str) -> bool {
+    found.chars().all(char::is_whitespace) && !found.ends_with(['\r', '\n'])
+}
+
+/// Bytes of the first word of a run of spaces; a word after the run is left at least one.
+fn halved(run: &str, at_end: bool) -> usize {
+    let count = run.chars().count();
+    let room = if at_end { count } else { count - 1 };
+    let sizes = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+    let first = sizes.into_iter().find(|size| *size <= room).unwrap_or(1);
+    run.char_indices().nth(first).map_or(run.len(), |(at, _)| at)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Splitter;
+    use super::{BOUNDED_THREES, Splitter, THREES};
 
     fn words(patterns: &[&str], text: &str) -> Vec<String> {
         let mut out = Vec::new();
@@ -96,6 +147,22 @@ mod tests {
         assert_eq!(words(&gpt2, "a\n\nb  "), ["a", "\n", "\n", "b", "  "]);
         let llama = [r"[^\r\n\p{L}]?\p{L}+|\s*[\r\n]+|\s+"];
         assert_eq!(words(&llama, "a \n\n  b"), ["a", " \n\n", " ", " b"]);
+    }
+
+    #[test]
+    fn runs_of_spaces_are_halved() {
+        let pattern = [r"[^\r\n\p{L}]?\p{L}+|\s*[\r\n]+|\s{1,}"];
+        let lengths = |text: &str| words(&pattern, text).iter().map(|word| word.chars().count()).collect::<Vec<_>>();
+        assert_eq!(lengths(&format!("a{}b", " ".repeat(14))), [1, 8, 4, 1, 2]);
+        assert_eq!(lengths(&format!("a{}", " ".repeat(7))), [1, 4, 2, 1]);
+        assert_eq!(words(&pattern, "a \n  b"), ["a", " \n", " ", " b"]);
+    }
+
+    #[test]
+    fn digits_are_grouped_from_the_right() {
+        assert_eq!(words(&[THREES], "a1234567b12"), ["a", "1", "234", "567", "b", "12"]);
+        assert_eq!(words(&[THREES], "123456"), ["123", "456"]);
+        assert_eq!(words(&[BOUNDED_THREES], "1234 1234a 12"), ["1", "234", " 1234a ", "12"]);
     }
 
     #[test]

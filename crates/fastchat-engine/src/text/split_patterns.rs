@@ -2,6 +2,7 @@
 //! Each is the pattern of the model's own tokenizer.json, its last two alternatives `\s+(?!\S)|\s+` written as `\s+`.
 
 use super::TextError;
+use super::split::{BOUNDED_THREES, THREES};
 
 /// How text becomes words and words become tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,10 +10,21 @@ pub(crate) struct WordRules {
     pub patterns: &'static [&'static str],
     /// A word that is a token as a whole is not merged from its parts.
     pub whole_words: bool,
-    /// GPT-2's alphabet for bytes; otherwise the vocabulary is UTF-8 with `▁` for a space and byte tokens.
-    pub byte_level: bool,
+    /// How the vocabulary spells text.
+    pub spelling: Spelling,
     /// Text is composed (Unicode NFC) first.
     pub composes: bool,
+}
+
+/// How a vocabulary spells text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// In GPT-2's alphabet for bytes.
+    Bytes,
+    /// In UTF-8, with `▁` for a space and byte tokens.
+    Pieces,
+    /// In UTF-8, without the spaces between words.
+    Words,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
@@ -22,6 +34,10 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const QWEN35: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const JAIS2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{1,}";
+const AFMOE_SCRIPTS: &str =
+    "[一-鿿㐀-䶿豈-\u{faff}぀-ゟ゠-ヿ･-ﾟ⼀-\u{2fdf}เ-\u{e7f}\u{e80}-\u{eff}ក-\u{17ff}က-႟ꩠ-ꩿꧠ-\u{a9ff}가-\u{d7af}ᄀ-ᇿ]+";
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const MINICPM5: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
@@ -46,7 +62,8 @@ const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const NAMES: &str = "default, llama-bpe, llama3, falcon3, pixtral, lfm2, dbrx, smaug-bpe, chatglm-bpe, glm4, minicpm5, qwen2, qwen35, \
                      stablelm2, megrez, hunyuan, grok-2, solar-open, gpt-2, phi-2, mpt, olmo, jais, exaone4, trillion, starcoder, refact, \
                      command-r, smollm, codeshell, exaone, minerva-7b, falcon, deepseek-llm, deepseek-coder, deepseek-v3, hunyuan-dense, \
-                     tekken, gpt-4o, llama4, kimi-k2, bloom, poro-chat, viking, bailingmoe, seed-coder, exaone-moe, youtu, gemma4";
+                     tekken, gpt-4o, llama4, kimi-k2, bloom, poro-chat, viking, bailingmoe, seed-coder, exaone-moe, youtu, gemma4, \
+                     jais-2, tiny_aya, superbpe, afmoe, chameleon, whitespace";
 
 /// Rules for the name `pre`; the empty name is what files older than the field mean: `default`.
 pub(crate) fn rules(pre: &str) -> Result<WordRules, TextError> {
@@ -81,6 +98,14 @@ pub(crate) fn rules(pre: &str) -> Result<WordRules, TextError> {
         "seed-coder" => &[SEED_CODER],
         "exaone-moe" => &[EXAONE_MOE],
         "gemma4" | "granite-embed-multi-311m" | "sarvam-moe" => &[r"[^\n]+|[\n]+"],
+        "jais-2" => &[JAIS2],
+        "tiny_aya" | "cohere2moe" => &[BOUNDED_THREES, GPT4O],
+        "superbpe" => &[THREES],
+        "afmoe" => &[THREES, AFMOE_SCRIPTS, DEEPSEEK3],
+        "chameleon" => {
+            &["<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2]
+        }
+        "whitespace" => &[r"\S+"],
         other => {
             let message = format!("unknown pre-tokenizer '{other}'; known: {NAMES}");
             return Err(TextError::vocabulary("tokenizer.ggml.pre", message));
@@ -104,9 +129,13 @@ pub(crate) fn rules(pre: &str) -> Result<WordRules, TextError> {
             | "youtu"
             | "granite-embed-multi-97m"
     );
-    let byte_level = !matches!(pre, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe");
+    let spelling = match pre {
+        "gemma4" | "granite-embed-multi-311m" | "sarvam-moe" => Spelling::Pieces,
+        "whitespace" => Spelling::Words,
+        _ => Spelling::Bytes,
+    };
     let composes = pre == "qwen2";
-    Ok(WordRules { patterns, whole_words, byte_level, composes })
+    Ok(WordRules { patterns, whole_words, spelling, composes })
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use fastchat_models::{GgufVocab, TokenizerSource};
 
 use super::TextError;
@@ -14,6 +16,8 @@ use super::json_tokenizer::{self, JsonTokenizer};
 pub struct Tokenizer {
     encoder: Encoder,
     table: TokenTable,
+    /// Built for the first text that is fenced.
+    control_names: OnceLock<Option<AhoCorasick>>,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,7 @@ impl Tokenizer {
             TokenizerSource::Gguf(vocab) => Self::from_gguf(vocab),
             TokenizerSource::Json(file, config) => {
                 let (encoder, table) = json_tokenizer::build(file, config.as_deref())?;
-                Ok(Self { encoder: Encoder::Json(Box::new(encoder)), table })
+                Ok(Self { encoder: Encoder::Json(Box::new(encoder)), table, control_names: OnceLock::new() })
             }
         }
     }
@@ -71,7 +75,7 @@ impl Tokenizer {
     /// Builds the tokenizer of a GGUF file.
     pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, TextError> {
         let (encoder, table) = gguf_tokenizer::build(vocab)?;
-        Ok(Self { encoder: Encoder::Gguf(Box::new(encoder)), table })
+        Ok(Self { encoder: Encoder::Gguf(Box::new(encoder)), table, control_names: OnceLock::new() })
     }
 
     /// Token ids of `text`. `add_special` frames it as the model was trained (begin and end tokens); `parse_special`
@@ -80,6 +84,15 @@ impl Tokenizer {
         match &self.encoder {
             Encoder::Json(tokenizer) => tokenizer.encode(text, add_special, parse_special),
             Encoder::Gguf(tokenizer) => tokenizer.encode(text, add_special, parse_special),
+        }
+    }
+
+    /// Two texts framed as one, and where the second begins: the first token of a type of its own, or, where types are
+    /// alike, the end. `most` cuts the second text. None without a frame for pairs.
+    pub fn encode_pair(&self, a: &str, b: &str, most: Option<usize>) -> Result<Option<(Vec<u32>, usize)>, TextError> {
+        match &self.encoder {
+            Encoder::Json(tokenizer) => tokenizer.encode_pair(a, b, most),
+            Encoder::Gguf(_) => Ok(None),
         }
     }
 
@@ -115,6 +128,30 @@ impl Tokenizer {
     /// Whether `id` is a control token, which ordinary text cannot contain.
     pub fn is_special(&self, id: u32) -> bool {
         self.table.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The text with every name of a control token between two marks.
+    pub fn fence(&self, text: &str, mark: &str) -> String {
+        let names = self.control_names.get_or_init(|| {
+            let control = self
+                .table
+                .names
+                .iter()
+                .zip(&self.table.special)
+                .filter(|(name, special)| **special && !name.is_empty());
+            let names = control.map(|(name, _)| name.as_bytes());
+            // A vocabulary too large to be searched was refused when the tokenizer was built.
+            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names).ok()
+        });
+        let mut fenced = String::with_capacity(text.len());
+        let mut done = 0;
+        for found in names.iter().flat_map(|names| names.find_iter(text)) {
+            fenced.push_str(&text[done..found.start()]);
+            fenced.extend([mark, &text[found.range()], mark]);
+            done = found.end();
+        }
+        fenced.push_str(&text[done..]);
+        fenced
     }
 
     /// Number of token ids; a model's output may have more rows than this.

@@ -51,5 +51,6 @@ pub fn gguf_vocab(path: &Path) -> GgufVocab {
         add_eos: flag("add_eos_token").unwrap_or(false),
         add_space_prefix: flag("add_space_prefix").unwrap_or(model == "llama"),
         model,
+        ..GgufVocab::default()
     }
 }

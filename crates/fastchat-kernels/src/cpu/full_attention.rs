@@ -1,5 +1,5 @@
 //! Attention in both directions by way of the paged kernels: keys and values go to a cache that lives for this call, and
-//! every query claims its sequence's last position, from where causal attention sees all of it.
+//! every query reaches to its sequence's last position, from where causal attention sees all of it.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -18,7 +18,8 @@ pub(super) fn full_attention(
     let mut num_blocks = 0;
     plan.batch.slot_mapping.clear();
     plan.batch.block_tables.clear();
-    let mut last = Vec::with_capacity(plan.batch.num_tokens());
+    let mut reach = Vec::with_capacity(plan.batch.num_tokens());
+    plan.batch.positions.clear();
     for s in 0..plan.batch.num_sequences() {
         let tokens = plan.batch.query_range(s).len() as u32;
         let blocks = tokens.div_ceil(BLOCK_SIZE as u32);
@@ -26,7 +27,8 @@ pub(super) fn full_attention(
         plan.batch.slot_mapping.extend(first..first + tokens);
         plan.batch.block_tables.push((num_blocks..num_blocks + blocks).collect());
         plan.batch.context_lens[s] = tokens;
-        last.extend((0..tokens).map(|_| tokens - 1));
+        plan.batch.positions.extend(0..tokens);
+        reach.extend((0..tokens).map(|_| tokens - 1));
         num_blocks += blocks;
     }
     let layout = KvLayout {
@@ -37,6 +39,8 @@ pub(super) fn full_attention(
     };
     let cache = KvCache::new(layout, num_blocks as usize, &Device::Cpu)?;
     let q = qkv::qk_norm_rope_write(kernels, qkv, parts, &cache, &plan)?;
-    plan.batch.positions = last;
+    if plan.batch.reach.is_empty() {
+        plan.batch.reach = reach;
+    }
     attention::attention(kernels, &q, spec, &cache, &plan)
 }

@@ -6,6 +6,7 @@ use super::CpuKernels;
 use super::host::{Disjoint, for_rows, slice};
 use super::simd::{LANES, Simd, Task, dispatch, gelu, gelu_tanh, sigmoid};
 use crate::Activation;
+use crate::ops::mlp::QUICK_GELU;
 
 /// `act(gate)`, times `up` where there is one.
 #[inline(always)]
@@ -14,6 +15,7 @@ fn lanes<S: Simd>(simd: S, act: Activation, gate: S::V, up: Option<S::V>) -> S::
         Activation::Silu => simd.mul(gate, sigmoid(simd, gate)),
         Activation::Gelu => gelu(simd, gate),
         Activation::GeluTanh => gelu_tanh(simd, gate),
+        Activation::QuickGelu => simd.mul(gate, sigmoid(simd, simd.mul(gate, simd.splat(QUICK_GELU as f32)))),
         Activation::Relu2 => {
             let positive = simd.max(gate, simd.splat(0.));
             simd.mul(positive, positive)

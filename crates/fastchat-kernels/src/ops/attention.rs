@@ -1,5 +1,7 @@
 //! Paged causal attention and the write of keys and values, in plain candle.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::{BLOCK_SIZE, KvCache, Plan};
@@ -13,7 +15,7 @@ pub struct AttentionSpec {
     pub v_head_dim: usize,
     /// Factor on `q . k`.
     pub scale: f32,
-    /// A token sees itself and the `window - 1` before it.
+    /// A token sees itself and the `window - 1` before it (and what `ForwardBatch::reach` adds after it).
     pub window: Option<usize>,
     /// `cap * tanh(score / cap)` of the scaled score (arXiv 2408.00118).
     pub softcap: Option<f32>,
@@ -74,7 +76,7 @@ pub(super) fn attention(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan:
         if let Some(cap) = spec.softcap {
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
-        let mask = causal_mask(&plan.batch.positions[range], context, spec.window);
+        let mask = causal_mask(plan, range, context, spec.window);
         let mask = Tensor::from_vec(mask, (1, tokens, context), q.device())?;
         let scores = scores.reshape((heads, tokens, context))?.broadcast_add(&mask)?;
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
@@ -124,12 +126,12 @@ fn gather(cache: &KvCache, table: &[u32], context: usize, v_dim: usize) -> Resul
 }
 
 /// `[tokens, context]`: 0 where the token sees the key, minus infinity elsewhere.
-fn causal_mask(positions: &[u32], context: usize, window: Option<usize>) -> Vec<f32> {
-    let mut mask = Vec::with_capacity(positions.len() * context);
-    for &position in positions {
-        let position = position as usize;
+fn causal_mask(plan: &Plan, tokens: Range<usize>, context: usize, window: Option<usize>) -> Vec<f32> {
+    let mut mask = Vec::with_capacity(tokens.len() * context);
+    for token in tokens {
+        let (position, last) = (plan.batch.positions[token] as usize, plan.batch.last_seen(token) as usize);
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        mask.extend((0..context).map(|key| if (first..=position).contains(&key) { 0. } else { f32::NEG_INFINITY }));
+        mask.extend((0..context).map(|key| if (first..=last).contains(&key) { 0. } else { f32::NEG_INFINITY }));
     }
     mask
 }
@@ -165,7 +167,7 @@ mod tests {
             ..ForwardBatch::default()
         };
         batch.check(3).unwrap();
-        Plan { batch, rope: vec![] }
+        Plan::new(batch, vec![])
     }
 
     fn cache(v_head_dim: usize, dtype: DType) -> KvCache {
@@ -212,6 +214,27 @@ mod tests {
         let sinks = Some(Tensor::new(&[1f32], &Device::Cpu).unwrap());
         let out = attention(&q, &AttentionSpec { sinks, ..spec() }, &cache, &plan).unwrap().to_vec2::<f32>().unwrap();
         assert!((out[0][1] - 0.5).abs() < 1e-6 && (out[9][1] - 10. / 11.).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_reach_shows_later_tokens_of_the_same_sequence() {
+        let (cache, mut plan) = (cache(2, DType::F32), plan());
+        write_kv(&rows(|_| [1., 0.]), Some(&rows(|t| [t as f32, 1.])), &cache, &plan).unwrap();
+        plan.batch.reach = (0..18).map(|t| if (4..8).contains(&t) { 7 } else { t }).chain([0]).collect();
+        plan.batch.check(3).unwrap();
+        let seen = |window| {
+            let spec = AttentionSpec { window, ..spec() };
+            attention(&rows(|_| [1., 1.]), &spec, &cache, &plan).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let (all, near) = (seen(None), seen(Some(3)));
+        for (t, expected) in [(3, 1.5), (4, 3.5), (7, 3.5), (8, 4.)] {
+            assert!((all[t][0] - expected).abs() < 1e-5, "token {t}: {:?}", all[t]);
+        }
+        for (t, expected) in [(3, 2.), (4, 4.5), (7, 6.), (8, 7.)] {
+            assert!((near[t][0] - expected).abs() < 1e-5, "token {t}: {:?}", near[t]);
+        }
+        plan.batch.reach[2] = 18;
+        assert!(plan.batch.check(3).is_err());
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub(crate) fn full_attention(qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec
             let mask = Tensor::from_vec(window_mask(tokens, window), (1, tokens, tokens), scores.device())?;
             scores = scores.broadcast_add(&mask)?;
         }
+        if !plan.batch.reach.is_empty() {
+            let mask = Tensor::from_vec(reach_mask(&plan.batch.reach[range]), (1, tokens, tokens), scores.device())?;
+            scores = scores.broadcast_add(&mask)?;
+        }
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
         let out = weights.reshape((kv_heads, group * tokens, tokens))?.matmul(&v)?;
         outputs.push(out.reshape((heads, tokens, dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?);
@@ -47,6 +51,15 @@ pub(crate) fn full_attention(qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec
 fn window_mask(tokens: usize, window: usize) -> Vec<f32> {
     let seen = |i: usize, j: usize| if i.abs_diff(j) < window { 0. } else { f32::NEG_INFINITY };
     (0..tokens).flat_map(|i| (0..tokens).map(move |j| seen(i, j))).collect()
+}
+
+/// 0 up to the last token that a token sees, minus infinity after it.
+fn reach_mask(reach: &[u32]) -> Vec<f32> {
+    let keys = 0..reach.len() as u32;
+    reach
+        .iter()
+        .flat_map(|last| keys.clone().map(move |key| if key <= *last { 0. } else { f32::NEG_INFINITY }))
+        .collect()
 }
 
 #[cfg(test)]
@@ -67,7 +80,7 @@ mod tests {
             context_lens: lengths.to_vec(),
             ..ForwardBatch::default()
         };
-        Plan { batch, rope: Vec::new() }
+        Plan::new(batch, vec![])
     }
 
     /// One head of one element whose queries and keys are zero: every token gets the mean of the values it sees.
@@ -91,6 +104,21 @@ mod tests {
         assert_eq!(means(&[4], Some(2)), [0.5, 1., 2., 2.5]);
         assert_eq!(means(&[4], Some(1)), [0., 1., 2., 3.]);
         assert_eq!(means(&[4], Some(4)), means(&[4], None));
+    }
+
+    #[test]
+    fn a_reach_hides_what_follows() {
+        let mut plan = plan(&[3]);
+        plan.batch.reach = vec![2, 0, 1];
+        let rows: Vec<f32> = (0..3).flat_map(|t| [0., 0., t as f32]).collect();
+        let qkv = Tensor::from_vec(rows, (3, 3), &Device::Cpu).unwrap();
+        let parts = QkvSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
+        let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
+        for kernels in [&crate::DefaultKernels(Device::Cpu) as &dyn crate::Kernels, &crate::cpu::CpuKernels::new(None)]
+        {
+            let out = kernels.full_attention(&qkv, &parts, &spec, &plan).unwrap();
+            assert_eq!(out.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1., 0., 0.5], "{}", kernels.name());
+        }
     }
 
     #[test]

@@ -138,10 +138,8 @@ mod tests {
         }));
         let token_ids = vec![0; lens.iter().sum()];
         let context_lens = lens.iter().map(|&len| len as u32).collect();
-        Plan {
-            batch: ForwardBatch { token_ids, query_start, context_lens, states, ..ForwardBatch::default() },
-            rope: vec![],
-        }
+        let batch = ForwardBatch { token_ids, query_start, context_lens, states, ..ForwardBatch::default() };
+        Plan::new(batch, vec![])
     }
 
     fn step(source: Option<u32>, target: u32, snapshots: &[(u32, u32)]) -> StateStep {

@@ -11,6 +11,8 @@ pub enum Activation {
     Gelu,
     /// GELU by tanh.
     GeluTanh,
+    /// `x sigmoid(1.702 x)`.
+    QuickGelu,
     /// `max(x, 0)^2`.
     Relu2,
     /// gpt-oss, only as a gated activation: with gate capped at `limit` and up clamped to `-limit ..= limit`,
@@ -22,6 +24,9 @@ pub enum Activation {
         limit: f32,
     },
 }
+
+/// Slope by which `x sigmoid(slope x)` comes near GELU (arXiv 1606.08415).
+pub(crate) const QUICK_GELU: f64 = 1.702;
 
 pub(super) fn gated_act(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
     let width = gate_up.dim(D::Minus1)?;
@@ -46,6 +51,7 @@ pub(super) fn act(x: &Tensor, act: Activation) -> Result<Tensor> {
         Activation::Silu => x.silu(),
         Activation::Gelu => x.gelu_erf(),
         Activation::GeluTanh => x.gelu(),
+        Activation::QuickGelu => x * sigmoid(&(x * QUICK_GELU)?)?,
         Activation::Relu2 => x.relu()?.sqr(),
         Activation::SwigluOai { .. } => bail!("{act:?} needs a gate: it is not an elementwise activation"),
     }
@@ -72,6 +78,7 @@ mod tests {
             (Activation::Silu, 0.731_058_6, -0.238_405_84),
             (Activation::Gelu, 0.841_344_7, -0.045_500_26),
             (Activation::GeluTanh, 0.841_192, -0.045_402_3),
+            (Activation::QuickGelu, 0.845_795_8, -0.064_341_38),
             (Activation::Relu2, 1., 0.),
         ] {
             assert!((apply(1., activation) - one).abs() < 2e-6, "{activation:?}");

@@ -6,14 +6,14 @@ pub(crate) mod embed;
 pub(crate) mod full_attention;
 pub(crate) mod gated_delta;
 pub(crate) mod linear;
-mod mlp;
+pub(crate) mod mlp;
 pub(crate) mod moe;
 mod norm;
-mod qkv;
+pub(crate) mod qkv;
 
 use std::fmt::Debug;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 pub use attention::AttentionSpec;
 pub use gated_delta::GatedDeltaSpec;
@@ -22,7 +22,7 @@ pub use moe::{MoeSpec, MoeWeights, RouterScore};
 pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
 
-use crate::{ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
+use crate::{DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
 
 /// Fused operations over flat `[tokens, ..]` f32 activations. All results of a row depend on that row's sequence only:
 /// never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on one backend).
@@ -32,6 +32,17 @@ pub trait Kernels: Send + Sync + Debug {
 
     /// What serves the calls, for logs, `doctor` and the system fingerprint, e.g. `cpu-avx512-vnni`.
     fn name(&self) -> String;
+
+    /// Memory of the device as it is now; `None` where tensors lie in the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error of one of these operations says about the device.
+    fn fault(&self, error: &Error) -> Fault {
+        let _ = error;
+        Fault::Plain
+    }
 
     /// Packs weights that share an input into one layer; outputs are stacked in order. `bias` is f32 `[sum of rows]`.
     /// Called once per layer at load; the stored bytes may be dropped afterwards.
@@ -88,13 +99,15 @@ pub trait Kernels: Send + Sync + Debug {
         attention::write_kv(k, v, cache, plan)
     }
 
-    /// Causal paged attention of `q [tokens, heads * head_dim]` over the cache: `[tokens, heads * v_head_dim]`.
+    /// Paged attention of `q [tokens, heads * head_dim]` over the cache, causal but for `ForwardBatch::reach`:
+    /// `[tokens, heads * v_head_dim]`.
     fn attention(&self, q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Plan) -> Result<Tensor> {
         attention::attention(q, spec, cache, plan)
     }
 
     /// Cuts, norms and rotates `qkv` as `qk_norm_rope_write` does, then attends over each sequence of the plan in both
-    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side.
+    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side;
+    /// `ForwardBatch::reach`, counted from the sequence's first token, hides what follows.
     fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
         full_attention::full_attention(qkv, parts, spec, plan)
     }
@@ -102,6 +115,11 @@ pub trait Kernels: Send + Sync + Debug {
     /// `act(gate) * up` of `gate_up [tokens, 2 * inter]` (gate first): `[tokens, inter]`.
     fn gated_act(&self, gate_up: &Tensor, act: Activation) -> Result<Tensor> {
         mlp::gated_act(gate_up, act)
+    }
+
+    /// `gated_act(linear(x, gate_up), act)`: `[tokens, inter]`.
+    fn gated_linear(&self, x: &Tensor, gate_up: &Linear, act: Activation) -> Result<Tensor> {
+        self.gated_act(&self.linear(x, gate_up)?, act)
     }
 
     /// `act(x)`, element by element.

@@ -50,7 +50,7 @@ pub struct MoeWeights {
 }
 
 /// Experts are visited in ascending order and add to their tokens in that order, whoever else is in the batch.
-pub(super) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     check(spec, weights)?;
     let logits = kernels.linear(x, &weights.router)?.to_vec2::<f32>()?;

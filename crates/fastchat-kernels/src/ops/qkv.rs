@@ -24,6 +24,8 @@ pub struct Rope {
     pub layout: RopeLayout,
     /// `[rotary_dim / 2]` angle per position.
     pub inv_freq: Vec<f32>,
+    /// Axis of `ForwardBatch::rope_positions` by which each pair turns `[rotary_dim / 2]`; empty: the first.
+    pub axes: Vec<u8>,
     /// Factor on cos and sin (yarn, longrope), 1 otherwise.
     pub attention_factor: f32,
 }
@@ -50,22 +52,33 @@ pub struct QkvSpec {
     pub rope: Option<Rope>,
 }
 
-pub(super) fn plan(batch: &ForwardBatch, ropes: &[Rope], device: &Device) -> Result<Plan> {
+pub(crate) fn plan(batch: &ForwardBatch, ropes: &[Rope], device: &Device) -> Result<Plan> {
     let mut tables = Vec::with_capacity(ropes.len());
     for (i, rope) in ropes.iter().enumerate() {
         if rope.index != i {
             bail!("ropes[{i}] has index {}: the tables must be given in the order of their indices", rope.index);
         }
+        if ![0, rope.inv_freq.len()].contains(&rope.axes.len()) || rope.axes.iter().any(|&axis| axis > 2) {
+            bail!("ropes[{i}] has axes {:?}, expected one of 0 to 2 for each pair", rope.axes);
+        }
+        if ![0, batch.positions.len()].contains(&batch.rope_positions.len()) {
+            bail!("{} rope positions for {} tokens", batch.rope_positions.len(), batch.positions.len());
+        }
         let (cos, sin) = rope_table(batch, rope);
         let shape = (batch.positions.len(), rope.inv_freq.len());
         tables.push((Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?));
     }
-    Ok(Plan { batch: batch.clone(), rope: tables })
+    Ok(Plan::new(batch.clone(), tables))
 }
 
 /// cos and sin `[tokens, rotary_dim / 2]` of one rope. The angle is one f32 product, as in Hugging Face's models.
 fn rope_table(batch: &ForwardBatch, rope: &Rope) -> (Vec<f32>, Vec<f32>) {
-    let angles = batch.positions.iter().flat_map(|&p| rope.inv_freq.iter().map(move |f| p as f32 * f));
+    let axis = |pair: usize| rope.axes.get(pair).copied().unwrap_or(0) as usize;
+    let on_axes = |t: usize| batch.rope_positions.get(t).copied().unwrap_or([batch.positions[t]; 3]);
+    let angles = (0..batch.positions.len()).flat_map(|t| {
+        let position = on_axes(t);
+        rope.inv_freq.iter().enumerate().map(move |(pair, f)| position[axis(pair)] as f32 * f)
+    });
     angles.map(|angle| (angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor)).unzip()
 }
 
@@ -153,7 +166,7 @@ mod tests {
     }
 
     fn table(layout: RopeLayout, inv_freq: &[f32]) -> Rope {
-        Rope { index: 0, layout, inv_freq: inv_freq.to_vec(), attention_factor: 1. }
+        Rope { index: 0, layout, inv_freq: inv_freq.to_vec(), axes: Vec::new(), attention_factor: 1. }
     }
 
     fn close(actual: &Tensor, expected: &[f32]) {
@@ -172,6 +185,22 @@ mod tests {
         let (cos, sin) = &plan.rope[0];
         close(cos, &[2., 2., 2. * 1f32.cos(), 0., 2. * 2f32.cos(), -2.]);
         close(sin, &[0., 0., 2. * 1f32.sin(), 2., 2. * 2f32.sin(), 0.]);
+    }
+
+    #[test]
+    fn pairs_turn_by_the_positions_of_their_axes() {
+        let mut rope = table(RopeLayout::HalfSplit, &[1., 1., 0.5]);
+        rope.axes = vec![0, 2, 1];
+        let mut batch = batch(&[7, 8]);
+        let plain = plan(&batch, std::slice::from_ref(&rope), &Device::Cpu).unwrap();
+        close(&plain.rope[0].0, &[7f32.cos(), 7f32.cos(), 3.5f32.cos(), 8f32.cos(), 8f32.cos(), 4f32.cos()]);
+        batch.rope_positions = vec![[3, 4, 5], [6, 8, 9]];
+        let turned = plan(&batch, std::slice::from_ref(&rope), &Device::Cpu).unwrap();
+        close(&turned.rope[0].1, &[3f32.sin(), 5f32.sin(), 2f32.sin(), 6f32.sin(), 9f32.sin(), 4f32.sin()]);
+        batch.rope_positions.pop();
+        assert!(plan(&batch, std::slice::from_ref(&rope), &Device::Cpu).is_err());
+        rope.axes = vec![0, 3, 1];
+        assert!(plan(&super::tests::batch(&[1]), &[rope], &Device::Cpu).is_err());
     }
 
     #[test]

@@ -20,6 +20,8 @@ struct Case {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: bool,
+    /// Tokens see to the end of their stretch of so many.
+    stretch: Option<u32>,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -33,8 +35,9 @@ fn cases() -> impl Strategy<Value = Case> {
     let dtype = prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)];
     let window = prop_oneof![Just(None), (1..400usize).prop_map(Some)];
     let softcap = prop_oneof![Just(None), (0.5..50f32).prop_map(Some)];
-    (any::<u64>(), prop::collection::vec(sequence, 1..5), shape, dtype, window, softcap, any::<bool>()).prop_map(
-        |(seed, sequences, (kv_heads, group, dim, v_dim), dtype, window, softcap, sinks)| Case {
+    let extras = (any::<bool>(), prop_oneof![Just(None), (2..90u32).prop_map(Some)]);
+    (any::<u64>(), prop::collection::vec(sequence, 1..5), shape, dtype, window, softcap, extras).prop_map(
+        |(seed, sequences, (kv_heads, group, dim, v_dim), dtype, window, softcap, (sinks, stretch))| Case {
             seed,
             sequences,
             kv_heads,
@@ -45,6 +48,7 @@ fn cases() -> impl Strategy<Value = Case> {
             window,
             softcap,
             sinks,
+            stretch,
         },
     )
 }
@@ -57,7 +61,15 @@ fn check(case: &Case) {
         v_head_dim: case.v_dim.unwrap_or(0),
         dtype: case.dtype,
     };
-    let (batch, num_blocks) = batch(&case.sequences, &mut random);
+    let (mut batch, num_blocks) = batch(&case.sequences, &mut random);
+    if let Some(stretch) = case.stretch {
+        for s in 0..batch.num_sequences() {
+            let last = batch.context_lens[s] - 1;
+            let positions = &batch.positions[batch.query_range(s)];
+            batch.reach.extend(positions.iter().map(|p| (p / stretch * stretch + stretch - 1).min(last)));
+        }
+        batch.check(num_blocks).unwrap();
+    }
     let cache = cache(layout, num_blocks, &batch, &mut random);
     let num_heads = case.kv_heads * case.group;
     let q = random.tensor(&[batch.num_tokens(), num_heads * case.dim], 3.);
@@ -116,6 +128,7 @@ fn usual_shapes() {
         window: None,
         softcap: None,
         sinks: false,
+        stretch: None,
     };
     check(&case);
     check(&Case { kv_heads: 1, group: 4, dim: 256, v_dim: Some(256), window: Some(512), ..case.clone() });

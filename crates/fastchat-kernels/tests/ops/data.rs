@@ -66,16 +66,22 @@ pub fn alone(batch: &ForwardBatch, s: usize, range: std::ops::Range<usize>) -> F
     ForwardBatch {
         token_ids: batch.token_ids[range.clone()].to_vec(),
         positions: batch.positions[range.clone()].to_vec(),
+        reach: batch.reach.get(range.clone()).unwrap_or_default().to_vec(),
         slot_mapping: batch.slot_mapping[range.clone()].to_vec(),
         query_start: vec![0, range.len() as u32],
-        context_lens: vec![batch.positions[range.end - 1] + 1],
+        // What sees later tokens finds them in the cache.
+        context_lens: vec![if batch.reach.is_empty() {
+            batch.positions[range.end - 1] + 1
+        } else {
+            batch.context_lens[s]
+        }],
         block_tables: vec![batch.block_tables[s].clone()],
         ..ForwardBatch::default()
     }
 }
 
 pub fn plan(batch: ForwardBatch) -> Plan {
-    Plan { batch, rope: vec![] }
+    Plan::new(batch, vec![])
 }
 
 /// A cache full of random numbers, with NaN wherever no sequence of the batch has a token.

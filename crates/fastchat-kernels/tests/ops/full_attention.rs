@@ -23,7 +23,7 @@ proptest! {
         let (batch, _) = batch(&sequences, &mut random);
         let inv_freq = random.floats(half_dim, 1.);
         let layout = RopeLayout::HalfSplit;
-        let rope = rotated.then_some(Rope { index: 0, layout, inv_freq, attention_factor: 1. });
+        let rope = rotated.then_some(Rope { index: 0, layout, inv_freq, axes: Vec::new(), attention_factor: 1. });
         let ropes: Vec<Rope> = rope.iter().cloned().collect();
         let parts = QkvSpec { num_heads, num_kv_heads, head_dim, qk_norm: None, rope };
         let scale = (head_dim as f32).powf(-0.5);

@@ -28,7 +28,7 @@ proptest! {
         let (batch, num_blocks) = batch(&sequences, &mut random);
         let layout = if interleaved { RopeLayout::Interleaved } else { RopeLayout::HalfSplit };
         let inv_freq = random.floats(half, 1.);
-        let rope = (half > 0).then_some(Rope { index: 0, layout, inv_freq, attention_factor: 1.25 });
+        let rope = (half > 0).then_some(Rope { index: 0, layout, inv_freq, axes: Vec::new(), attention_factor: 1.25 });
         let plan = match &rope {
             Some(rope) => DEFAULT.plan(&batch, std::slice::from_ref(rope)).unwrap(),
             None => plan(batch),

@@ -44,6 +44,7 @@ pub fn body(m: &Meta, norm: Norm, mixers: Vec<Mixer>, rope: rope::Rope) -> Resul
     };
     let spec = DecoderSpec {
         vocab_size: vocab_size(m)?,
+        added_rows: 0,
         hidden_size: hidden,
         max_positions: rope.reach,
         embed_scale: 1.0,

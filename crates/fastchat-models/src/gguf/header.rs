@@ -36,6 +36,8 @@ pub type Metadata<'a> = BTreeMap<&'a str, Value<'a>>;
 #[derive(Debug)]
 pub struct Header<'a> {
     pub metadata: Metadata<'a>,
+    /// Keys in the order of the file, with type and value as stored.
+    pub stored: Raw<'a>,
     pub tensors: TensorMap,
 }
 
@@ -59,16 +61,20 @@ pub fn read(file: &Arc<MappedFile>) -> Result<Header<'_>, ModelError> {
     }
     let tensors = cursor.count(MAX_TENSORS, LEAST_TENSOR).map_err(|problem| bad("tensor count", problem))?;
     let keys = cursor.count(MAX_KEYS, LEAST_ENTRY).map_err(|problem| bad("key count", problem))?;
-    let metadata = metadata(&mut cursor, keys, path)?;
+    let (metadata, stored) = metadata(&mut cursor, keys, path)?;
     let infos = (0..tensors).map(|index| Info::read(&mut cursor, index, path)).collect::<Result<Vec<_>, _>>()?;
     let alignment = alignment(&metadata, path)?;
     let start = cursor.position().next_multiple_of(alignment);
     let tensors = place(infos, file, start, alignment)?;
-    Ok(Header { metadata, tensors })
+    Ok(Header { metadata, stored, tensors })
 }
 
-fn metadata<'a>(cursor: &mut Cursor<'a>, count: usize, path: &Path) -> Result<Metadata<'a>, ModelError> {
-    let mut map = Metadata::new();
+/// Keys and values as stored.
+type Raw<'a> = Vec<(&'a str, &'a [u8])>;
+
+/// Reads `count` keys with their values.
+pub fn metadata<'a>(cursor: &mut Cursor<'a>, count: usize, path: &Path) -> Result<(Metadata<'a>, Raw<'a>), ModelError> {
+    let (mut map, mut stored) = (Metadata::new(), Vec::new());
     for index in 0..count {
         let field = format!("key {index}");
         let bad = |field: &str, problem: Problem| ModelError::field(path, field, problem.value, problem.expected);
@@ -78,12 +84,15 @@ fn metadata<'a>(cursor: &mut Cursor<'a>, count: usize, path: &Path) -> Result<Me
         let Some(key) = printable else {
             return Err(bad(&field, Problem::new(String::from_utf8_lossy(text), "printable ASCII")));
         };
+        let mut from = cursor.clone();
         let value = cursor.u32().and_then(|kind| Value::read(kind, cursor)).map_err(|problem| bad(key, problem))?;
+        let len = cursor.position() - from.position();
+        stored.push((key, from.take(len as u64).map_err(|problem| bad(key, problem))?));
         if map.insert(key, value).is_some() {
             return Err(ModelError::field(path, key, "two values", "each key once"));
         }
     }
-    Ok(map)
+    Ok((map, stored))
 }
 
 fn alignment(metadata: &Metadata, path: &Path) -> Result<usize, ModelError> {
@@ -180,38 +189,47 @@ fn place(
     Ok(map)
 }
 
+/// GGML's numbers for the kinds that layers are packed from.
+const KINDS: [(u32, WeightKind); 24] = {
+    use WeightKind as W;
+    [
+        (0, W::F32),
+        (1, W::F16),
+        (2, W::Q4_0),
+        (3, W::Q4_1),
+        (6, W::Q5_0),
+        (7, W::Q5_1),
+        (8, W::Q8_0),
+        (10, W::Q2_K),
+        (11, W::Q3_K),
+        (12, W::Q4_K),
+        (13, W::Q5_K),
+        (14, W::Q6_K),
+        (15, W::Q8_K),
+        (16, W::IQ2_XXS),
+        (17, W::IQ2_XS),
+        (18, W::IQ3_XXS),
+        (19, W::IQ1_S),
+        (20, W::IQ4_NL),
+        (21, W::IQ3_S),
+        (22, W::IQ2_S),
+        (23, W::IQ4_XS),
+        (29, W::IQ1_M),
+        (30, W::BF16),
+        (39, W::MXFP4),
+    ]
+};
+
+/// GGML's number of a kind.
+pub fn number(kind: WeightKind) -> Option<u32> {
+    KINDS.iter().find(|(_, known)| *known == kind).map(|(number, _)| *number)
+}
+
 /// Element kind by GGML's number: (kind, elements of a block, bytes of a block).
 fn kind(number: u32) -> Result<(StoredKind, u64, u64), Problem> {
-    use WeightKind as W;
-    let weight = match number {
-        0 => W::F32,
-        1 => W::F16,
-        2 => W::Q4_0,
-        3 => W::Q4_1,
-        6 => W::Q5_0,
-        7 => W::Q5_1,
-        8 => W::Q8_0,
-        10 => W::Q2_K,
-        11 => W::Q3_K,
-        12 => W::Q4_K,
-        13 => W::Q5_K,
-        14 => W::Q6_K,
-        15 => W::Q8_K,
-        16 => W::IQ2_XXS,
-        17 => W::IQ2_XS,
-        18 => W::IQ3_XXS,
-        19 => W::IQ1_S,
-        20 => W::IQ4_NL,
-        21 => W::IQ3_S,
-        22 => W::IQ2_S,
-        23 => W::IQ4_XS,
-        29 => W::IQ1_M,
-        30 => W::BF16,
-        39 => W::MXFP4,
-        _ => return other(number),
-    };
+    let Some((_, weight)) = KINDS.iter().find(|(known, _)| *known == number) else { return other(number) };
     let (elements, bytes) = weight.block();
-    Ok((StoredKind::Weight(weight), elements as u64, bytes as u64))
+    Ok((StoredKind::Weight(*weight), elements as u64, bytes as u64))
 }
 
 /// Kinds of known size that no layer is packed from.

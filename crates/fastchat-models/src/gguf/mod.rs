@@ -3,12 +3,16 @@
 
 mod base;
 mod cursor;
+mod export;
+mod export_text;
 mod header;
+mod keys;
 mod meta;
 mod rope;
 mod shards;
 mod value;
 mod vocab;
+mod writer;
 
 mod cohere2;
 mod deepseek2;
@@ -40,8 +44,11 @@ use fastchat_kernels::MappedFile;
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::description::Description;
+pub(crate) use export::layout;
+pub(crate) use export_text::entries as text_entries;
 use meta::Meta;
 pub(crate) use shards::one_model;
+pub(crate) use writer::{Entries, Entry, Planned, write};
 
 type Architecture = fn(&Meta) -> Result<Description, ModelError>;
 
@@ -91,5 +98,19 @@ pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoi
     };
     let description = describe(&meta)?;
     let text = vocab::read(&meta, description.spec.vocab_size)?;
-    Ok(Checkpoint { format: "gguf", description, tensors: header.tensors, text })
+    let family = meta.arch.to_owned();
+    Ok(Checkpoint { format: "gguf", family, vision: None, description, tensors: header.tensors, text })
+}
+
+/// The metadata of a file as stored, without what is said of its kinds and its parts.
+pub(crate) fn stored_entries(path: &Path) -> Result<Entries, ModelError> {
+    let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
+    let header = header::read(&file)?;
+    let first = match shards::place(&header, path)? {
+        Some(place) if place.0 > 0 => return stored_entries(&shards::files(path, place)?[0]),
+        _ => header,
+    };
+    let dropped = ["general.file_type", "general.quantization_version", "general.alignment"];
+    let kept = first.stored.iter().filter(|(key, _)| !dropped.contains(key) && !key.starts_with("split."));
+    Ok(kept.map(|(key, value)| ((*key).to_owned(), Entry::Raw(value.to_vec()))).collect())
 }

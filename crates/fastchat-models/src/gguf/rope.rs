@@ -26,8 +26,11 @@ fn table(theta: f32, dim: usize, layout: RopeLayout, scaling: &Scaling) -> RopeS
     RopeSpec {
         kind: scaling.kind(),
         layout,
+        axes: Vec::new(),
         inv_freq: frequencies(theta, dim, scaling),
         attention_factor: scaling.attention_factor(),
+        theta,
+        scaling: scaling.clone(),
     }
 }
 

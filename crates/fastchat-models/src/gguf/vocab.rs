@@ -12,6 +12,23 @@ const MAX_TOKEN: usize = 4096;
 /// Most merges; the largest tables have 600,000.
 const MAX_MERGES: usize = 1 << 22;
 
+/// Most bytes of a table of normal forms; those in use have 240,000.
+const MAX_TABLE: usize = 1 << 22;
+/// Pre-tokenizers of models whose texts begin with a token where the file does not say, as llama.cpp has it.
+const BEGINNING: [&str; 11] = [
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+    "tekken",
+    "chameleon",
+];
+
 /// Everything the text side needs; `vocab_size` is the number of embedding rows.
 pub fn read(m: &Meta, vocab_size: usize) -> Result<TextSide, ModelError> {
     let vocab = vocab(m, vocab_size)?;
@@ -62,12 +79,14 @@ fn vocab(m: &Meta, vocab_size: usize) -> Result<Option<GgufVocab>, ModelError> {
     }
     // What llama.cpp assumes of files that say nothing.
     let by_pieces = model == "llama";
+    let pre = m.text(&key("pre"))?.unwrap_or("default");
+    let begins = model == "gpt2" && BEGINNING.contains(&pre);
     let special = |name| special(m, name, tokens.len());
     let (bos, eos) = (special("bos_token_id")?, special("eos_token_id")?);
     let (unk, pad) = (special("unknown_token_id")?, special("padding_token_id")?);
     Ok(Some(GgufVocab {
         model: model.to_owned(),
-        pre: m.text(&key("pre"))?.unwrap_or("default").to_owned(),
+        pre: pre.to_owned(),
         scores,
         token_types,
         merges: m.texts(&key("merges"), MAX_MERGES, 2 * MAX_TOKEN)?,
@@ -75,8 +94,14 @@ fn vocab(m: &Meta, vocab_size: usize) -> Result<Option<GgufVocab>, ModelError> {
         eos: eos.or(by_pieces.then_some(2)),
         unk: unk.or(by_pieces.then_some(0)),
         pad,
-        add_bos: m.flag_or(&key("add_bos_token"), by_pieces)?,
-        add_eos: m.flag_or(&key("add_eos_token"), false)?,
+        add_bos: m.flag_or(&key("add_bos_token"), by_pieces || begins)?,
+        add_eos: m.flag_or(&key("add_eos_token"), model == "t5")?,
+        remove_extra_whitespaces: m.flag_or(&key("remove_extra_whitespaces"), false)?,
+        precompiled_charsmap: m
+            .wholes(&key("precompiled_charsmap"), MAX_TABLE)?
+            .into_iter()
+            .map(|byte| byte as u8)
+            .collect(),
         add_space_prefix: m.flag_or(&key("add_space_prefix"), by_pieces)?,
         tokens,
     }))

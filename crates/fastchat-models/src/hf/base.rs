@@ -33,6 +33,7 @@ pub fn standard(c: &Config) -> Result<Description, ModelError> {
     };
     let spec = DecoderSpec {
         vocab_size: c.size("vocab_size")?,
+        added_rows: 0,
         hidden_size: hidden,
         max_positions: rope.reach,
         embed_scale: 1.0,
@@ -83,9 +84,23 @@ pub fn attention(c: &Config, hidden: usize) -> Result<(Attention, rope::Rope), M
 
 /// Hugging Face's names for everything that several families store the same way.
 fn names() -> Names {
-    let roots =
-        vec![("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""), ("", "")];
-    let ignored = ["rotary_emb.inv_freq", "mtp.", "vision_tower.", "visual.", "multi_modal_projector."];
+    let roots = vec![
+        ("model.", ""),
+        ("language_model.model.", "language_model."),
+        ("model.language_model.", ""),
+        ("model.text_model.", ""),
+        ("", ""),
+    ];
+    // What belongs to towers of other senses is accounted for there.
+    let ignored = [
+        "rotary_emb.inv_freq",
+        "mtp.",
+        "vision_tower.",
+        "vision_model.",
+        "visual.",
+        "multi_modal_projector.",
+        "connector.",
+    ];
     let mut names = Names { roots, ignored: ignored.map(str::to_owned).to_vec(), ..Names::default() };
     names.set(Slot::Embed, Source::stem("embed_tokens"));
     names.set(Slot::Head, Source::stem("lm_head"));

@@ -25,6 +25,8 @@ pub struct Config {
     fields: Map<String, Value>,
     /// Longest sequence to serve, where the caller limits it.
     pub max_model_len: Option<usize>,
+    /// `model_type` of the whole where a part has its own.
+    pub outer: Option<String>,
 }
 
 impl Config {
@@ -32,16 +34,17 @@ impl Config {
     pub fn read(folder: &Path, max_model_len: Option<usize>) -> Result<Self, ModelError> {
         let file = folder.join("config.json");
         let mut fields = read_json(&file)?;
+        let outer = fields.get("model_type").and_then(Value::as_str).map(str::to_owned);
         if let Some(Value::Object(text)) = fields.remove("text_config") {
             fields.extend(text);
         }
-        Ok(Self { file, prefix: String::new(), fields, max_model_len })
+        Ok(Self { file, prefix: String::new(), fields, max_model_len, outer })
     }
 
     /// A JSON file beside config.json.
     pub fn table_file(file: PathBuf) -> Result<Self, ModelError> {
         let fields = read_json(&file)?;
-        Ok(Self { file, prefix: String::new(), fields, max_model_len: None })
+        Ok(Self { file, prefix: String::new(), fields, max_model_len: None, outer: None })
     }
 
     /// A nested table, if there is one.
@@ -53,6 +56,7 @@ impl Config {
                 prefix: format!("{}{field}.", self.prefix),
                 fields: fields.clone(),
                 max_model_len: self.max_model_len,
+                outer: None,
             })),
             Some(other) => Err(self.bad(field, other, "a table")),
         }
@@ -212,8 +216,9 @@ impl Config {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "quick_gelu" => Ok(Activation::QuickGelu),
             "relu2" => Ok(Activation::Relu2),
-            _ => Err(self.unsupported(field, name, "silu, gelu, gelu_pytorch_tanh and relu2 are")),
+            _ => Err(self.unsupported(field, name, "silu, gelu, gelu_pytorch_tanh, quick_gelu and relu2 are")),
         }
     }
 

@@ -15,8 +15,11 @@ use crate::weights::TensorMap;
 pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let config = Config::read(folder, max_model_len)?;
     let description = super::describe(&config)?;
+    let vision = super::describe_vision(&config, &description.spec, || processor(folder, &config))?;
     let tensors = tensors(folder, &config)?;
-    Ok(Checkpoint { format: "safetensors", description, tensors, text: text_side(folder, &config)? })
+    let family = config.text("model_type")?.unwrap_or_default().to_owned();
+    let text = text_side(folder, &config)?;
+    Ok(Checkpoint { format: "safetensors", family, description, vision, tensors, text })
 }
 
 /// Whether config.json names an encoder.
@@ -36,6 +39,17 @@ pub fn open_encoder(folder: &Path) -> Result<EncoderCheckpoint, ModelError> {
     let tensors = tensors(folder, &config)?;
     let tokenizer = text_side(folder, &config)?.tokenizer;
     Ok(EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer })
+}
+
+/// The fields of the image processor, in a file of their own or within those of all processors.
+fn processor(folder: &Path, config: &Config) -> Result<Config, ModelError> {
+    let own = folder.join("preprocessor_config.json");
+    if own.is_file() {
+        return Config::table_file(own);
+    }
+    let all = folder.join("processor_config.json");
+    let table = if all.is_file() { Config::table_file(all)?.table("image_processor")? } else { None };
+    Ok(table.unwrap_or_else(|| config.empty()))
 }
 
 fn tensors(folder: &Path, config: &Config) -> Result<TensorMap, ModelError> {

@@ -62,7 +62,10 @@ fn spec(theta: f32, dim: usize, scaling: &Scaling) -> RopeSpec {
         kind: scaling.kind(),
         layout: RopeLayout::HalfSplit,
         inv_freq: frequencies(theta, dim, scaling),
+        axes: Vec::new(),
         attention_factor: scaling.attention_factor(),
+        theta,
+        scaling: scaling.clone(),
     }
 }
 
@@ -107,7 +110,36 @@ fn resolve(c: &Config, t: &Config, theta: f32, dim: usize) -> Result<Rope, Model
     {
         return Err(t.bad("high_freq_factor", high, format!("above low_freq_factor {low}")));
     }
-    Ok(Rope { spec: spec(theta, dim, &scaling), scale, reach })
+    let spec = RopeSpec { axes: axes(t, dim / 2)?, ..spec(theta, dim, &scaling) };
+    Ok(Rope { spec, scale, reach })
+}
+
+/// Axis of each pair by `mrope_section`: in blocks, or interleaved as far as the sections of lines and columns reach.
+fn axes(t: &Config, pairs: usize) -> Result<Vec<u8>, ModelError> {
+    let sections = t.counts("mrope_section")?;
+    let [_, lines, columns] = match sections[..] {
+        [] => return Ok(Vec::new()),
+        [time, lines, columns] if time + lines + columns == pairs => [time, lines, columns],
+        _ => {
+            return Err(t.bad(
+                "mrope_section",
+                format!("{sections:?}"),
+                format!("three counts of {pairs} pairs in all"),
+            ));
+        }
+    };
+    let interleaved = |pair: usize| match pair % 3 {
+        1 if pair < 3 * lines => 1,
+        2 if pair < 3 * columns => 2,
+        _ => 0,
+    };
+    let in_blocks = |pair: usize| match pair + lines + columns {
+        at if at < pairs => 0,
+        at if at < pairs + lines => 1,
+        _ => 2,
+    };
+    let all = t.flag_or("mrope_interleaved", false)?;
+    Ok((0..pairs).map(|pair| if all { interleaved(pair) } else { in_blocks(pair) }).collect())
 }
 
 fn factor(t: &Config) -> Result<f32, ModelError> {
@@ -141,12 +173,17 @@ fn yarn_scale(t: &Config, factor: f32) -> Result<f32, ModelError> {
 }
 
 fn longrope(c: &Config, t: &Config, (dim, max, trained): (usize, usize, usize)) -> Result<Scaling, ModelError> {
-    let field = if c.max_model_len.unwrap_or(max) > trained { "long_factor" } else { "short_factor" };
-    let factors = t.floats(field)?;
-    if factors.len() != dim / 2 {
-        return Err(t.bad(field, format!("{} numbers", factors.len()), format!("{} numbers", dim / 2)));
-    }
+    let factors = |field| match t.floats(field)? {
+        factors if factors.len() == dim / 2 => Ok(factors),
+        factors => Err(t.bad(field, format!("{} numbers", factors.len()), format!("{} numbers", dim / 2))),
+    };
     let stretch = t.float_or("factor", max as f32 / trained as f32)?;
     let by_length = || if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (trained as f32).ln()).sqrt() };
-    Ok(Scaling::Factors(factors, t.float_opt("attention_factor")?.unwrap_or_else(by_length)))
+    Ok(Scaling::LongRope {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+        is_long: c.max_model_len.unwrap_or(max) > trained,
+        original: trained as f32,
+        attention_factor: t.float_opt("attention_factor")?.unwrap_or_else(by_length),
+    })
 }

@@ -3,9 +3,10 @@
 use serde_json::json;
 
 use super::config::Config;
-use super::encoder_base::standard;
+use super::encoder_base::{score, standard};
 use crate::ModelError;
 use crate::encoder_spec::{EncoderDescription, Positions};
+use crate::names::Source;
 
 pub fn describe(c: &Config) -> Result<EncoderDescription, ModelError> {
     c.only("position_embedding_type", &json!("absolute"))?;
@@ -17,5 +18,9 @@ pub fn describe(c: &Config) -> Result<EncoderDescription, ModelError> {
     d.spec.positions = Positions::Learned { rows, first };
     d.spec.max_positions = rows - first;
     d.names.roots = vec![("", ""), ("roberta.", "")];
+    for class in ["XLMRobertaForSequenceClassification", "RobertaForSequenceClassification"] {
+        let head = [Source::stem("classifier.dense"), Source::stem("classifier.out_proj")];
+        score(c, &mut d, class, head)?;
+    }
     Ok(d)
 }

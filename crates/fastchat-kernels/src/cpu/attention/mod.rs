@@ -61,6 +61,7 @@ fn attention_over<E: Element>(
     let job = Job {
         q: slice::<f32>(&q_storage, q_layout)?,
         positions: &plan.batch.positions,
+        reach: if plan.batch.reach.is_empty() { &plan.batch.positions } else { &plan.batch.reach },
         heads: spec.num_heads,
         group: spec.num_heads / layout.num_kv_heads,
         dim: layout.head_dim,
@@ -127,7 +128,7 @@ fn check_tables(cache: &KvCache, plan: &Plan) -> Result<()> {
     let num_blocks = cache.k.dim(0)?;
     for (s, table) in plan.batch.block_tables.iter().enumerate() {
         let range = plan.batch.query_range(s);
-        let Some(&last) = plan.batch.positions[range].iter().max() else { continue };
+        let Some(last) = range.map(|token| plan.batch.last_seen(token)).max() else { continue };
         let needed = last as usize / BLOCK_SIZE + 1;
         if table.len() < needed || table[..needed].iter().any(|&block| block as usize >= num_blocks) {
             bail!("block_tables[{s}] does not cover position {last} in {num_blocks} blocks");

@@ -18,6 +18,8 @@ pub(super) struct Job<'a> {
     /// `[tokens, heads, dim]`.
     pub(super) q: &'a [f32],
     pub(super) positions: &'a [u32],
+    /// Last position that each token sees.
+    pub(super) reach: &'a [u32],
     pub(super) heads: usize,
     /// Query heads per cached head.
     pub(super) group: usize,
@@ -71,7 +73,8 @@ impl Tile {
 impl Job<'_> {
     /// Positions that some of `tokens`, consecutive ones of a sequence, see.
     pub(super) fn visible(&self, tokens: &Range<usize>) -> Range<usize> {
-        let (first, last) = (self.positions[tokens.start] as usize, self.positions[tokens.end - 1] as usize);
+        let first = self.positions[tokens.start] as usize;
+        let last = self.reach[tokens.clone()].iter().max().map_or(0, |&last| last as usize);
         let start = self.window.map_or(0, |window| (first + 1).saturating_sub(window));
         start..last + 1
     }

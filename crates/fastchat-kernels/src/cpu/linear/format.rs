@@ -13,9 +13,9 @@ pub(super) const ROWS: usize = 16;
 /// Columns of a group.
 pub(super) const GROUP: usize = 32;
 
-/// How the codes of a group lie.
+/// How the codes of a group lie. `cuda/linear.cu` numbers them alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plane {
+pub(crate) enum Plane {
     /// 4 lines; line `j` holds quad `j` in its low and quad `j + 4` in its high nibbles.
     Four,
     /// `Four`, then a line whose bit `i` is the fifth bit of quad `i`.
@@ -26,9 +26,9 @@ pub(super) enum Plane {
     Eight,
 }
 
-/// How the scales of a block lie in its header; every entry is one number per row.
+/// How the scales of a block lie in its header; every entry is one number per row. `cuda/linear.cu` numbers them alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scales {
+pub(crate) enum Scales {
     /// Per group f16 scale. 2 groups.
     Half,
     /// Per group f16 scale and f16 shift. 1 group.
@@ -47,16 +47,16 @@ pub(super) enum Scales {
 
 /// The layout of one weight kind.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Format {
+pub(crate) struct Format {
     pub(super) kind: WeightKind,
-    pub(super) plane: Plane,
-    pub(super) scales: Scales,
+    pub(crate) plane: Plane,
+    pub(crate) scales: Scales,
     /// log2 of the offset, if there is one.
     pub(super) offset: Option<u32>,
     /// What the stored nibbles stand for.
-    pub(super) table: Option<[u8; 16]>,
+    pub(crate) table: Option<[u8; 16]>,
     /// The power of two in every block scale.
-    pub(super) unit: f32,
+    pub(crate) unit: f32,
 }
 
 /// All formats; the position is what kernels are compiled for.
@@ -168,7 +168,7 @@ impl Format {
     }
 
     /// The offset itself.
-    pub(super) const fn offset_value(&self) -> i32 {
+    pub(crate) const fn offset_value(&self) -> i32 {
         match self.offset {
             Some(log2) => 1 << log2,
             None => 0,

@@ -25,7 +25,8 @@ use crate::ops::embed::check_ids;
 use crate::ops::linear::stacked_shape;
 use crate::{Linear, Weight, WeightKind};
 use activation::{Activation, RowBlock};
-use format::{Format, ROWS};
+pub(crate) use format::Format;
+use format::ROWS;
 
 /// Bytes of weights below which a chunk is not worth another claim.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -74,6 +75,8 @@ impl<'a> Tiled<'a> {
             Packed::Tiles(tiles) => Ok(Self::Quantised(tiles)),
             Packed::DenseTiles(tiles) => Ok(Self::Dense(tiles)),
             Packed::Dense(_) => bail!("a layer packed by the default was handed to the CPU backend"),
+            #[cfg(emulated)]
+            Packed::Device(_) => bail!("a layer packed by the CUDA backend was handed to the CPU backend"),
         }
     }
 
@@ -110,6 +113,14 @@ struct Call<'a> {
     activation: Option<Activation>,
     bias: Option<&'a [f32]>,
     output: Output,
+}
+
+/// Packs `weight` into tiles for another device: its format and the tiles' bytes. `None` for kinds without tiles.
+#[cfg(emulated)]
+pub(crate) fn tiles(weight: &Weight, pool: &super::Pool) -> Result<Option<(&'static Format, Vec<u8>)>> {
+    let Some(format) = Format::index_of(weight.kind()) else { return Ok(None) };
+    let tiles = Tiles::pack(weight, format, pool, &Arena::default())?;
+    Ok(Some((tiles.layout(), tiles.bytes().to_vec())))
 }
 
 impl CpuKernels {

@@ -53,6 +53,12 @@ impl Tiles {
         self.layout().blocks(self.cols) * self.layout().block_bytes()
     }
 
+    /// The bytes of all tiles.
+    #[cfg(emulated)]
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
     /// The bytes of tile `index`.
     pub(super) fn tile(&self, index: usize) -> &[u8] {
         &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]

@@ -1,0 +1,108 @@
+// The one header that knows which compiler reads it: nvcc, or g++ with the emulator of emu/ in its place. Every kernel is
+// written against what both offer: CUDA's own names, and the macros below where the two differ.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+/// A static shared array. Only at the top of a kernel, where all threads pass.
+#define SHARED(type, name, count) __shared__ type name[count]
+/// The block's dynamic shared memory.
+#define DYNAMIC_SHARED(type, name)                                \
+    extern __shared__ __align__(16) unsigned char fc_dynamic[];   \
+    type* const name = reinterpret_cast<type*>(fc_dynamic)
+/// kernel<<<grid, block, shared, stream>>>(...); a kernel with commas in its template arguments goes into parentheses.
+#define LAUNCH(kernel, grid, block, shared, stream, ...) \
+    (kernel)<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+/// Lets a kernel have more than 48 KiB of dynamic shared memory.
+#define ALLOW_SHARED(kernel, bytes) \
+    static_cast<void>(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
+/// Name of a launcher.
+#define EXPORT(name) fc_##name
+/// Before a loop over registers.
+#define UNROLL _Pragma("unroll")
+
+namespace {
+/// What a launcher returns: 0, or a cudaError_t.
+inline int launched() { return static_cast<int>(cudaGetLastError()); }
+
+/// sum + a . b over four unsigned bytes of a and four signed ones of b.
+__device__ __forceinline__ int dot4(unsigned a, int b, int sum) {
+    int out;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(sum));
+    return out;
+}
+}  // namespace
+
+#else
+#include "emu/emu.h"
+#endif
+
+namespace {
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr int WARP = 32;
+/// Tokens of a cache block.
+constexpr int BLOCK_SIZE = 16;
+
+using half_t = __half;
+using bf16_t = __nv_bfloat16;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(half_t x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(bf16_t x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ half_t from_float<half_t>(float x) {
+    return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ bf16_t from_float<bf16_t>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+/// Sum over a block of up to 32 warps, the same for all its threads. `scratch` holds a float per warp.
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    if (lane == 0) scratch[warp] = x;
+    __syncthreads();
+    x = warp_sum(lane < warps ? scratch[lane] : 0.f);
+    // The next use of the scratch must not overtake these reads.
+    __syncthreads();
+    return x;
+}
+
+/// Element types as the launchers are told them.
+enum class Element : int { F32 = 0, F16 = 1, BF16 = 2 };
+
+inline int ceil_div(long long a, long long b) { return static_cast<int>((a + b - 1) / b); }
+
+}  // namespace
+
+/// Returned by a launcher that is given what no kernel was compiled for: CUDA's invalid value.
+#define INVALID_VALUE 1

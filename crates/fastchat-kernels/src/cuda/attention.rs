@@ -1,0 +1,207 @@
+//! Paged attention: how the work is cut into blocks.
+
+use std::ptr::{null, null_mut};
+
+use candle_core::{Result, Tensor, bail};
+
+use super::CudaKernels;
+use super::launchers::AttentionArgs;
+use super::plan::Arrays;
+use super::weights::element;
+use crate::ops::attention::check;
+use crate::{AttentionSpec, BLOCK_SIZE, KvCache, Plan};
+
+/// Keys of a span; `SPAN` of attention.cu.
+const SPAN: usize = 256;
+/// Bytes of a tile's queries and values above which tiles get fewer rows, so that two blocks fit a multiprocessor.
+const TILE_BYTES: usize = 64 << 10;
+
+/// How a launch is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Rows of a tile: 4, 8 or 16.
+    pub(super) rows: usize,
+    /// Blocks along x; a few may have nothing to do.
+    pub(super) tiles: usize,
+    /// Spans of the longest context.
+    pub(super) spans: usize,
+    /// Blocks that share a walk over the keys, and spans of each.
+    pub(super) splits: usize,
+    pub(super) spans_per_split: usize,
+}
+
+/// Sizes that a cut depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) tokens: usize,
+    pub(super) sequences: usize,
+    /// Tokens of the longest query, and of the longest context.
+    pub(super) longest_query: usize,
+    pub(super) longest_context: usize,
+    pub(super) kv_heads: usize,
+    /// Query heads per cached head.
+    pub(super) group: usize,
+    pub(super) dim: usize,
+    pub(super) v_dim: usize,
+    pub(super) processors: usize,
+}
+
+pub(super) fn cut(sizes: &Sizes) -> Cut {
+    let wanted = match sizes.longest_query * sizes.group {
+        0..=4 => 4,
+        5..=8 => 8,
+        _ => 16,
+    };
+    let fits = |rows: usize| 4 * rows * (sizes.dim + 2 * sizes.v_dim) <= TILE_BYTES;
+    let rows = [16, 8].into_iter().find(|&rows| rows <= wanted && fits(rows)).unwrap_or(4);
+    let tiles = sizes.tokens * sizes.group / rows + sizes.sequences;
+    let spans = sizes.longest_context.div_ceil(SPAN).max(1);
+    // Two blocks per multiprocessor hide each other's waits.
+    let blocks = tiles * sizes.kv_heads;
+    let wanted = (2 * sizes.processors).div_ceil(blocks.max(1)).min(spans);
+    let spans_per_split = spans.div_ceil(wanted);
+    Cut { rows, tiles, spans, splits: spans.div_ceil(spans_per_split), spans_per_split }
+}
+
+pub(super) fn attention(
+    kernels: &CudaKernels,
+    q: &Tensor,
+    spec: &AttentionSpec,
+    cache: &KvCache,
+    plan: &Plan,
+) -> Result<Tensor> {
+    check(q, spec, cache, plan)?;
+    let (batch, layout) = (&plan.batch, &cache.layout);
+    let blocks = cache.k.dim(0)?;
+    let covered = |(table, &len): (&Vec<u32>, &u32)| table.len() * BLOCK_SIZE >= len as usize;
+    let outside = batch.block_tables.iter().flatten().any(|&block| block as usize >= blocks);
+    if outside || !batch.block_tables.iter().zip(&batch.context_lens).all(covered) {
+        bail!("block_tables do not cover the contexts in {blocks} blocks");
+    }
+    let (tokens, v_dim) = (batch.num_tokens(), spec.v_head_dim);
+    let lengths = batch.query_start.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+    let cut = cut(&Sizes {
+        tokens,
+        sequences: batch.num_sequences(),
+        longest_query: lengths.max().unwrap_or(0),
+        longest_context: batch.context_lens.iter().copied().max().unwrap_or(0) as usize,
+        kv_heads: layout.num_kv_heads,
+        group: spec.num_heads / layout.num_kv_heads,
+        dim: layout.head_dim,
+        v_dim,
+        processors: kernels.runtime.processors(),
+    });
+    let q = q.contiguous()?;
+    let out = kernels.empty(&[tokens, spec.num_heads * v_dim])?;
+    let parts = match cut.splits {
+        1 => None,
+        _ => Some(kernels.empty(&[tokens * spec.num_heads * cut.spans * (v_dim + 2)])?),
+    };
+    let sinks = spec.sinks.as_ref().map(Tensor::contiguous).transpose()?;
+    let arrays = Arrays::of(kernels, plan)?;
+    let args = AttentionArgs {
+        q: kernels.floats(&q)?,
+        k_cache: kernels.elements(&cache.k, layout.dtype)?,
+        v_cache: match &cache.v {
+            Some(v) => kernels.elements(v, layout.dtype)?,
+            None => null_mut(),
+        },
+        positions: arrays.positions,
+        query_start: arrays.query_start,
+        table_start: arrays.table_start,
+        tables: arrays.tables,
+        sinks: match &sinks {
+            Some(sinks) if sinks.dims() == [spec.num_heads] => kernels.floats(sinks)?,
+            Some(sinks) => bail!("sinks {:?} for {} heads", sinks.dims(), spec.num_heads),
+            None => null(),
+        },
+        out: kernels.floats(&out)?,
+        parts: parts.as_ref().map_or(Ok(null_mut()), |parts| kernels.floats(parts))?,
+        done: if cut.splits > 1 { kernels.counters()? } else { null_mut() },
+        scale: spec.scale,
+        softcap: spec.softcap.unwrap_or(0.),
+        sequences: i32::try_from(batch.num_sequences())?,
+        tokens: i32::try_from(tokens)?,
+        heads: i32::try_from(spec.num_heads)?,
+        kv_heads: i32::try_from(layout.num_kv_heads)?,
+        dim: i32::try_from(layout.head_dim)?,
+        v_dim: i32::try_from(v_dim)?,
+        window: i32::try_from(spec.window.unwrap_or(0).min(i32::MAX as usize / 2))?,
+        splits: i32::try_from(cut.splits)?,
+        spans_per_split: i32::try_from(cut.spans_per_split)?,
+        spans: i32::try_from(cut.spans)?,
+    };
+    let (element, rows) = (element(layout.dtype)?, cut.rows as i32);
+    kernels.launch("attention", |launchers, stream| {
+        // SAFETY: the tables lie in the cache and cover every position; all shapes were checked against one another.
+        unsafe { (launchers.attention)(&raw const args, element, rows, stream) }
+    })?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cut, SPAN, Sizes, TILE_BYTES, cut};
+
+    /// CUDA's limits on grids along x, and along y and z.
+    const MOST_X: usize = (1 << 31) - 1;
+    const MOST_YZ: usize = 65_535;
+
+    #[test]
+    fn every_shape_fits_a_grid_and_32_bits() {
+        let mut seen = 0;
+        for (dim, v_dim) in [(64, 64), (128, 128), (256, 256), (576, 512)] {
+            for (kv_heads, group) in [(1, 128), (8, 4), (8, 5), (2, 16), (128, 1)] {
+                for (tokens, sequences) in [(1, 1), (256, 256), (8192, 1), (8192, 100), (1 << 20, 1), (1 << 20, 4096)] {
+                    for longest_context in [1, 255, 257, 4096, 131_072, 1 << 20] {
+                        let longest_query = tokens - sequences + 1;
+                        let sizes = Sizes {
+                            tokens,
+                            sequences,
+                            longest_query,
+                            longest_context: longest_context.max(longest_query),
+                            kv_heads,
+                            group,
+                            dim,
+                            v_dim,
+                            processors: 132,
+                        };
+                        let Cut { rows, tiles, spans, splits, spans_per_split } = cut(&sizes);
+                        assert!(tiles <= MOST_X && kv_heads <= MOST_YZ && splits <= MOST_YZ, "{sizes:?}");
+                        // A tile has at most `rows` of a sequence's rows, and every sequence has one more than it needs.
+                        assert!(tiles * rows >= tokens * group, "{sizes:?}");
+                        assert!(splits * spans_per_split >= spans && (splits - 1) * spans_per_split < spans);
+                        assert!(spans * SPAN >= sizes.longest_context);
+                        assert!(4 * rows * (dim + 2 * v_dim) <= TILE_BYTES || rows == 4);
+                        if splits > 1 {
+                            // One counter per tile and head, and parts that a small part of a card's memory holds.
+                            assert!(tiles * kv_heads < 2 * sizes.processors, "{sizes:?}");
+                            let parts = tokens * kv_heads * group * spans * (v_dim + 2);
+                            assert!(4 * parts <= 5 << 30, "{parts} for {sizes:?}");
+                            seen += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen > 20, "{seen} shapes are split");
+    }
+
+    #[test]
+    fn a_short_decode_uses_the_whole_card() {
+        let sizes = Sizes {
+            tokens: 1,
+            sequences: 1,
+            longest_query: 1,
+            longest_context: 4096,
+            kv_heads: 8,
+            group: 4,
+            dim: 128,
+            v_dim: 128,
+            processors: 132,
+        };
+        assert_eq!(cut(&sizes), Cut { rows: 4, tiles: 2, spans: 16, splits: 16, spans_per_split: 1 });
+        let many = Sizes { tokens: 64, sequences: 64, ..sizes };
+        assert_eq!(cut(&many).splits, 1);
+    }
+}

@@ -1,0 +1,255 @@
+//! Products with packed weights, and rows of an embedding table.
+
+use std::ffi::c_void;
+use std::ptr::{null, null_mut};
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use super::CudaKernels;
+use super::launchers::ProductArgs;
+use super::weights::{DeviceWeight, Stored, TILE_ROWS};
+use crate::ops::embed::check_ids;
+use crate::{Activation, Linear};
+
+/// Bytes of a rounded group of 32 columns.
+const ROUNDED: usize = 48;
+/// Shared memory in which a block rounds its inputs itself; `OWN_ROUNDING` of linear.cu.
+const OWN_ROUNDING: usize = 40 << 10;
+
+/// Entries of a chunk for a product of `entries` rows.
+pub(super) fn chunk_size(entries: usize) -> usize {
+    match entries {
+        0 | 1 => 1,
+        2..=4 => 4,
+        _ => 8,
+    }
+}
+
+/// Input rows as a product reads them.
+pub(super) struct Input {
+    /// f32 `[rows, cols]`, contiguous.
+    x: Tensor,
+    cols: usize,
+    /// Rounded to 8 bits, for products whose blocks do not do that themselves.
+    rounded: Option<Tensor>,
+}
+
+impl Input {
+    /// Rows for chunks of `size` entries of a weight stored as `stored`.
+    pub(super) fn new(kernels: &CudaKernels, x: &Tensor, stored: Stored, size: usize) -> Result<Self> {
+        let (x, (rows, cols)) = (x.contiguous()?, x.dims2()?);
+        let inside = size * cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING;
+        // Many chunks would each round what their tiles' neighbours have rounded.
+        if matches!(stored, Stored::Dense(_)) || (inside && rows <= size) {
+            return Ok(Self { x, cols, rounded: None });
+        }
+        let bytes = rows * cols.div_ceil(256) * 8 * ROUNDED;
+        let rounded = kernels.runtime.empty(&[bytes], DType::U8)?;
+        let (from, to) = (kernels.floats(&x)?, kernels.elements::<c_void>(&rounded, DType::U8)?);
+        let cols_i32 = i32::try_from(cols)?;
+        kernels.launch("round_rows", |launchers, stream| {
+            // SAFETY: `rows` rows of `cols`, and as many of rounded groups padded to 256 columns.
+            unsafe { (launchers.round_rows)(from, to, rows as i64, cols_i32, stream) }
+        })?;
+        Ok(Self { x, cols, rounded: Some(rounded) })
+    }
+}
+
+/// Whose rows are multiplied: consecutive ones, or those that chunks of experts name.
+pub(super) struct Experts<'a> {
+    /// i64 addresses of the experts' weights, and of their biases.
+    pub(super) weights: &'a Tensor,
+    pub(super) biases: Option<&'a Tensor>,
+    /// i32-like `[chunks, 3]`.
+    pub(super) chunks: &'a Tensor,
+    pub(super) count: usize,
+    /// u32 `[entries]`.
+    pub(super) gather: Option<&'a Tensor>,
+}
+
+/// One launch of a product.
+pub(super) struct Product<'a> {
+    pub(super) input: &'a Input,
+    /// The weight, or any of the experts'.
+    pub(super) weight: &'a DeviceWeight,
+    pub(super) experts: Option<Experts<'a>>,
+    pub(super) entries: usize,
+    pub(super) size: usize,
+    /// f32, and the first element that belongs to this weight.
+    pub(super) bias: Option<(&'a Tensor, usize)>,
+    pub(super) gated: Option<Activation>,
+    pub(super) out: &'a Tensor,
+    pub(super) out_column: usize,
+}
+
+impl Product<'_> {
+    pub(super) fn run(&self, kernels: &CudaKernels) -> Result<()> {
+        let Self { input, weight, entries, size, .. } = *self;
+        if input.cols != weight.cols {
+            bail!("input rows of {} for a weight of {} columns", input.cols, weight.cols);
+        }
+        let weight_bytes = kernels.elements::<c_void>(&weight.bytes, DType::U8)?;
+        let x = kernels.floats(&input.x)?;
+        let rounded = match &input.rounded {
+            Some(rounded) => kernels.elements::<c_void>(rounded, DType::U8)?,
+            None => null_mut(),
+        };
+        let bias = match self.bias {
+            // Inside the tensor: parts are stacked in the order of their biases.
+            Some((bias, first)) => kernels.floats(bias)?.wrapping_add(first),
+            None => null_mut(),
+        };
+        let mut args = ProductArgs {
+            weight: weight_bytes,
+            experts: null(),
+            chunks: null(),
+            gather: null(),
+            x,
+            rounded,
+            bias,
+            expert_bias: null(),
+            out: kernels.floats(self.out)?,
+            rows: i32::try_from(weight.rows)?,
+            cols: i32::try_from(weight.cols)?,
+            entries: i32::try_from(entries)?,
+            out_stride: i32::try_from(self.out.dim(D::Minus1)?)?,
+            out_column: i32::try_from(self.out_column)?,
+            gated: i32::from(self.gated.is_some()),
+            act: self.gated.unwrap_or(Activation::Silu).into(),
+        };
+        let mut chunks = entries.div_ceil(size);
+        if let Some(experts) = &self.experts {
+            args.weight = null();
+            args.experts = kernels.elements(experts.weights, DType::I64)?;
+            args.chunks = kernels.elements(experts.chunks, DType::U32)?;
+            args.gather = experts.gather.map_or(Ok(null_mut()), |gather| kernels.elements(gather, DType::U32))?;
+            args.expert_bias = experts.biases.map_or(Ok(null_mut()), |biases| kernels.elements(biases, DType::I64))?;
+            chunks = experts.count;
+        }
+        let (chunks, tokens) = (i32::try_from(chunks)?, size as i32);
+        match weight.stored {
+            Stored::Tiles(format) => kernels.launch("multiply", |launchers, stream| {
+                // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
+                unsafe { (launchers.multiply)(&raw const args, &raw const format, chunks, tokens, stream) }
+            }),
+            Stored::Dense(element) => {
+                let bytes = if element == 0 { 4 } else { 2 };
+                let lies = |address: usize, row: usize| address.is_multiple_of(16) && row.is_multiple_of(16);
+                let aligned = weight.cols.is_multiple_of(8)
+                    && lies(weight_bytes.addr(), weight.cols * bytes)
+                    && lies(x.addr(), weight.cols * 4);
+                kernels.launch("dense", |launchers, stream| {
+                    // SAFETY: as above.
+                    unsafe { (launchers.dense)(&raw const args, element, chunks, tokens, i32::from(aligned), stream) }
+                })
+            }
+        }
+    }
+}
+
+fn rows_of(x: &Tensor, layer: &Linear) -> Result<usize> {
+    let (rows, cols) = x.dims2()?;
+    if cols != layer.in_features {
+        bail!("input rows of {cols} for a layer of {} input features", layer.in_features);
+    }
+    Ok(rows)
+}
+
+pub(super) fn linear(kernels: &CudaKernels, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+    let entries = rows_of(x, layer)?;
+    let out = kernels.empty(&[entries, layer.out_features])?;
+    let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
+    let size = chunk_size(entries);
+    let mut input = None;
+    let mut column = 0;
+    for part in &layer.parts {
+        let weight = part.on_device()?;
+        // Tiled parts share the rounded rows, dense parts need none.
+        if input.as_ref().is_none_or(|input: &Input| input.rounded.is_none()) {
+            input = Some(Input::new(kernels, x, weight.stored, size)?);
+        }
+        let Some(input) = &input else { continue };
+        let bias = bias.as_ref().map(|bias| (bias, column));
+        let product =
+            Product { input, weight, experts: None, entries, size, bias, gated: None, out: &out, out_column: column };
+        product.run(kernels)?;
+        column += weight.rows;
+    }
+    Ok(out)
+}
+
+/// Whether one launch can pair the rows of a weight's two halves.
+pub(super) fn pairs(weight: &DeviceWeight) -> bool {
+    let apart = if matches!(weight.stored, Stored::Tiles(_)) { 2 * TILE_ROWS } else { 2 };
+    weight.rows.is_multiple_of(apart)
+}
+
+pub(super) fn gated_linear(
+    kernels: &CudaKernels,
+    x: &Tensor,
+    layer: &Linear,
+    act: Activation,
+) -> Result<Option<Tensor>> {
+    let [part] = &layer.parts[..] else { return Ok(None) };
+    let weight = part.on_device()?;
+    if !pairs(weight) {
+        return Ok(None);
+    }
+    let entries = rows_of(x, layer)?;
+    let out = kernels.empty(&[entries, weight.rows / 2])?;
+    let size = chunk_size(entries);
+    let input = &Input::new(kernels, x, weight.stored, size)?;
+    let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
+    let bias = bias.as_ref().map(|bias| (bias, 0));
+    let gated = Some(act);
+    let product = Product { input, weight, experts: None, entries, size, bias, gated, out: &out, out_column: 0 };
+    product.run(kernels)?;
+    Ok(Some(out))
+}
+
+pub(super) fn embed(kernels: &CudaKernels, table: &Linear, ids: &[u32]) -> Result<Tensor> {
+    check_ids(table, ids)?;
+    let mut pieces = Vec::with_capacity(table.parts.len());
+    let mut order = vec![0u32; ids.len()];
+    let (mut first, mut placed) = (0, 0);
+    for part in &table.parts {
+        let weight = part.on_device()?;
+        let range = first..first + weight.rows;
+        let mut own = Vec::new();
+        for (place, &id) in order.iter_mut().zip(ids) {
+            if range.contains(&(id as usize)) {
+                *place = placed;
+                placed += 1;
+                own.push(id - first as u32);
+            }
+        }
+        pieces.push(rows(kernels, weight, &own)?);
+        first = range.end;
+    }
+    match &pieces[..] {
+        [whole] => Ok(whole.clone()),
+        _ => Tensor::cat(&pieces, 0)?.index_select(&Tensor::new(order, kernels.runtime.device())?, 0),
+    }
+}
+
+fn rows(kernels: &CudaKernels, weight: &DeviceWeight, ids: &[u32]) -> Result<Tensor> {
+    let out = kernels.empty(&[ids.len(), weight.cols])?;
+    if ids.is_empty() {
+        return Ok(out);
+    }
+    let ids_there = Tensor::new(ids, kernels.runtime.device())?;
+    let table = kernels.elements::<c_void>(&weight.bytes, DType::U8)?;
+    let (from, to) = (kernels.elements::<u32>(&ids_there, DType::U32)?, kernels.floats(&out)?);
+    let (count, cols) = (i32::try_from(ids.len())?, i32::try_from(weight.cols)?);
+    match weight.stored {
+        Stored::Tiles(format) => kernels.launch("decode", |launchers, stream| {
+            // SAFETY: the ids are rows of the table; `out` has a row for each.
+            unsafe { (launchers.decode)(table, from, to, count, cols, &raw const format, stream) }
+        })?,
+        Stored::Dense(element) => kernels.launch("gather", |launchers, stream| {
+            // SAFETY: as above.
+            unsafe { (launchers.gather)(table, element, from, to, count, cols, stream) }
+        })?,
+    }
+    Ok(out)
+}

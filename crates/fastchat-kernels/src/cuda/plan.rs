@@ -1,0 +1,82 @@
+//! The arrays of a batch where kernels can read them: one upload per step, in one tensor.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::CudaKernels;
+use crate::{ForwardBatch, Plan, StateStep};
+
+/// Addresses of the arrays.
+#[derive(Clone, Copy)]
+pub(super) struct Arrays {
+    pub(super) positions: *const u32,
+    pub(super) slots: *const u32,
+    pub(super) query_start: *const u32,
+    /// Prefix sums of the block tables' lengths, and the tables one after the other.
+    pub(super) table_start: *const u32,
+    pub(super) tables: *const u32,
+    /// For models with recurrent layers: slots to start from or -1, prefix sums of the saves, (tokens consumed, slot)s.
+    pub(super) sources: *const i32,
+    pub(super) save_start: *const u32,
+    pub(super) saves: *const u32,
+}
+
+/// When a sequence's state is saved, and where: snapshots in order, the target last, since it may be the source.
+fn saves(step: &StateStep, tokens: u32) -> Vec<(u32, u32)> {
+    let wanted = |&&(consumed, slot): &&(u32, u32)| (1..=tokens).contains(&consumed) && slot != step.target;
+    let mut saves: Vec<_> = step.snapshots.iter().filter(wanted).copied().collect();
+    saves.sort_by_key(|&(consumed, _)| consumed);
+    saves.push((tokens, step.target));
+    saves
+}
+
+pub(super) fn upload(kernels: &CudaKernels, batch: &ForwardBatch) -> Result<Tensor> {
+    let mut all = Vec::with_capacity(3 * batch.num_tokens() + 64);
+    all.extend(&batch.positions);
+    all.extend(&batch.slot_mapping);
+    all.extend(&batch.query_start);
+    let mut start = 0;
+    all.push(start);
+    for table in &batch.block_tables {
+        start += u32::try_from(table.len())?;
+        all.push(start);
+    }
+    batch.block_tables.iter().for_each(|table| all.extend(table));
+    if !batch.states.is_empty() {
+        all.extend(batch.states.iter().map(|step| step.source.unwrap_or(u32::MAX)));
+        let lens = batch.query_start.windows(2).map(|pair| pair[1] - pair[0]);
+        let saves: Vec<_> = batch.states.iter().zip(lens).map(|(step, tokens)| saves(step, tokens)).collect();
+        let mut start = 0;
+        all.push(start);
+        for saves in &saves {
+            start += saves.len() as u32;
+            all.push(start);
+        }
+        all.extend(saves.iter().flatten().flat_map(|&(consumed, slot)| [consumed, slot]));
+    }
+    Tensor::new(all, kernels.runtime.device())
+}
+
+impl Arrays {
+    pub(super) fn of(kernels: &CudaKernels, plan: &Plan) -> Result<Self> {
+        let Some(uploaded) = &plan.uploaded else { bail!("the plan was made by another backend") };
+        let batch = &plan.batch;
+        let mut at = kernels.elements::<u32>(uploaded, DType::U32)?.cast_const();
+        let mut next = |len: usize| {
+            let here = at;
+            // Inside the upload or at its end: the lengths are those of `upload`.
+            at = at.wrapping_add(len);
+            here
+        };
+        let steps = batch.states.len();
+        Ok(Self {
+            positions: next(batch.positions.len()),
+            slots: next(batch.slot_mapping.len()),
+            query_start: next(batch.query_start.len()),
+            table_start: next(batch.block_tables.len() + 1),
+            tables: next(batch.block_tables.iter().map(Vec::len).sum()),
+            sources: next(steps).cast(),
+            save_start: next(steps + 1),
+            saves: next(0),
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! What the overrides need of a device: memory, addresses, a stream, and the launchers compiled for it.
+
+#[cfg(emulated)]
+mod emulator;
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+#[cfg(emulated)]
+pub use emulator::Emulator;
+
+pub use super::launchers::{Launchers, Stream};
+
+/// A device that runs the kernels.
+pub trait Runtime: Send + Sync + Debug {
+    /// Where tensors live.
+    fn device(&self) -> &Device;
+
+    /// What serves the calls, for logs and the fingerprint.
+    fn name(&self) -> String;
+
+    /// The kernels compiled for it.
+    fn launchers(&self) -> &Launchers;
+
+    /// Where launches are queued.
+    fn stream(&self) -> Stream;
+
+    /// A tensor of unset elements.
+    ///
+    /// # Errors
+    /// The allocation error of the device.
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
+
+    /// The first element of a contiguous tensor of this device.
+    ///
+    /// # Errors
+    /// For a tensor that is neither.
+    fn address(&self, tensor: &Tensor) -> Result<*mut c_void>;
+
+    /// Tells that the next launch follows addresses into the tensor.
+    ///
+    /// # Errors
+    /// For a tensor that is not contiguous and of this device.
+    fn reach(&self, _tensor: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends one launcher's call, which returned `status`.
+    ///
+    /// # Errors
+    /// What the status says.
+    fn finish(&self, launcher: &'static str, status: i32) -> Result<()>;
+
+    /// Multiprocessors, by which work is cut.
+    fn processors(&self) -> usize;
+}

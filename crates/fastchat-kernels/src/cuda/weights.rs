@@ -1,0 +1,103 @@
+//! Weights in the device's memory: quantised ones in the CPU backend's tiles, floats as they are stored.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::CudaKernels;
+use super::launchers::FormatArgs;
+use crate::cpu::linear::{Format, tiles};
+use crate::linear::{Packed, Part};
+use crate::ops::linear::stacked_shape;
+use crate::{Linear, Weight, WeightKind};
+
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 16;
+
+/// How a weight's bytes are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored {
+    /// Tiles of a format.
+    Tiles(FormatArgs),
+    /// Rows of floats; the launchers' number of their type.
+    Dense(i32),
+}
+
+/// One weight, or several of a kind stacked.
+#[derive(Debug)]
+pub(crate) struct DeviceWeight {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) stored: Stored,
+    /// u8.
+    pub(super) bytes: Tensor,
+}
+
+impl From<&Format> for FormatArgs {
+    fn from(format: &Format) -> Self {
+        let table = format.table.map_or([0; 4], |table| {
+            [0, 4, 8, 12].map(|i| u32::from_le_bytes([table[i], table[i + 1], table[i + 2], table[i + 3]]))
+        });
+        Self {
+            plane: format.plane as i32,
+            scales: format.scales as i32,
+            offset: format.offset_value(),
+            unit: format.unit,
+            has_table: i32::from(format.table.is_some()),
+            table,
+        }
+    }
+}
+
+/// The launchers' number of an element type.
+pub(super) fn element(dtype: DType) -> Result<i32> {
+    match dtype {
+        DType::F32 => Ok(0),
+        DType::F16 => Ok(1),
+        DType::BF16 => Ok(2),
+        other => bail!("f32, f16 and bf16 are known, not {other:?}"),
+    }
+}
+
+/// Joins neighbours of the same kind, so that one launch serves them.
+fn joined(weights: &[Weight]) -> Result<Vec<Weight>> {
+    let mut out: Vec<Weight> = Vec::with_capacity(weights.len());
+    for weight in weights {
+        match out.last_mut() {
+            Some(last) if last.kind() == weight.kind() => {
+                let bytes = [last.bytes(), weight.bytes()].concat();
+                *last = Weight::new(weight.kind(), last.rows() + weight.rows(), weight.cols(), bytes.into())?;
+            }
+            _ => out.push(weight.clone()),
+        }
+    }
+    Ok(out)
+}
+
+fn upload(kernels: &CudaKernels, weight: &Weight) -> Result<DeviceWeight> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let (stored, bytes) = match (weight.kind(), tiles(weight, &kernels.pool)?) {
+        (_, Some((format, bytes))) => (Stored::Tiles(format.into()), bytes),
+        (WeightKind::F32, None) => (Stored::Dense(0), weight.bytes().to_vec()),
+        (WeightKind::F16, None) => (Stored::Dense(1), weight.bytes().to_vec()),
+        (WeightKind::BF16, None) => (Stored::Dense(2), weight.bytes().to_vec()),
+        _ => (Stored::Dense(0), weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect()),
+    };
+    let len = bytes.len();
+    Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, kernels.runtime.device())? })
+}
+
+pub(super) fn pack(kernels: &CudaKernels, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+    let (in_features, out_features) = stacked_shape(weights, bias.as_ref())?;
+    let part = |weight: &Weight| Ok(Part { packed: Packed::Device(upload(kernels, weight)?.into()) });
+    let parts = joined(weights)?.iter().map(part).collect::<Result<_>>()?;
+    Ok(Linear { in_features, out_features, parts, bias })
+}
+
+impl Part {
+    /// The weight as the CUDA backend packs it.
+    pub(super) fn on_device(&self) -> Result<&DeviceWeight> {
+        match &self.packed {
+            Packed::Device(weight) => Ok(weight),
+            _ => bail!("a layer packed by another backend was handed to the CUDA backend"),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+"""Breaks the CUDA kernels, one index, barrier, mask or tail at a time, and runs the emulator's tests on each: all must go red.
+
+Usage: python3 mutants.py TEST_BINARY [NAME ...] (the binary that `cargo test -p fastchat-kernels --test cuda --no-run`
+names). The binary loads its kernels from a shared library; a mutant is that library with one file compiled anew.
+Needs g++ and nothing else; knows no Rust.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+CUDA = pathlib.Path(__file__).resolve().parents[2] / "cuda"
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-xc++"]
+CHECKED = ["-DEMU_CHECKED", "-fsanitize=thread"]
+
+# (name, file, what is there, what comes instead, tests that should notice)
+MUTANTS = [
+    ("norm-index", "norm.cu", "out[start + i] = value / root * weight[i];", "out[start + i] = value / root * weight[0];", "rows::"),
+    ("norm-tail", "norm.cu", "i < width; i += THREADS) {\n        float value", "i < width - 1; i += THREADS) {\n        float value", "rows::"),
+    ("norm-sum-unsaved", "norm.cu", "sum[start + i] = value;", "sum[start] = value;", "rows::"),
+    ("norm-bias", "norm.cu", "(bias != nullptr ? bias[i] : 0.f)", "0.f", "rows::"),
+    ("block-sum-barrier", "rt.cuh", "    if (lane == 0) scratch[warp] = x;\n    __syncthreads();", "    if (lane == 0) scratch[warp] = x;", "rows::"),
+    ("block-sum-second-barrier", "rt.cuh", "    // The next use of the scratch must not overtake these reads.\n    __syncthreads();\n", "", "rows::"),
+    ("act-tail", "activation.cu", "if (i < count) out[i]", "if (i <= count) out[i]", "rows::"),
+    ("gated-act-index", "activation.cu", "i / width * 2 * width + i % width", "i / width * width + i % width", "rows::"),
+    ("act-clamp", "activation.cuh", "fmaxf(up, -act.limit)", "fmaxf(up, act.limit)", "rows::"),
+    ("qkv-head-tail", "qkv.cu", "for (int i = 2 * half + lane; i < dim; i += WARP)", "for (int i = 2 * half + lane; i < dim - 1; i += WARP)", "qkv::"),
+    ("qkv-cache-index", "qkv.cu", "* BLOCK_SIZE + offset) * dim", "* BLOCK_SIZE + offset + 1) * dim", "qkv::"),
+    ("qkv-norm-head", "qkv.cu", "weight += static_cast<size_t>(head) * dim;", "weight += 0;", "qkv::"),
+    ("qkv-interleaved", "qkv.cu", "second = interleaved ? 2 * i + 1 : i + half;", "second = i + half;", "qkv::"),
+    ("rope-start", "qkv.cu", "if (i < start || i >= start + 2 * half)", "if (i < start)", "qkv::"),
+    ("write-kv-head", "qkv.cu", "head = static_cast<int>(item % kv_heads);\n    E", "head = 0;\n    E", "qkv::"),
+    ("linear-tail-rows", "linear.cu", "half_warp < chunk.count && row < (p.gated ? p.rows / 2 : p.rows)", "half_warp < chunk.count", "linear::"),
+    ("linear-tail-tokens", "linear.cu", "half_warp < chunk.count && row", "row", "linear::"),
+    ("linear-group-tail", "linear.cu", "group < groups; group += HALF_WARPS", "group < groups - 1; group += HALF_WARPS", "linear::"),
+    ("linear-round-barrier", "linear.cu", "            round_group(p.x + source_row(p, chunk, t) * p.cols, p.cols, group, own[t * groups + group]);\n        }\n        __syncthreads();", "            round_group(p.x + source_row(p, chunk, t) * p.cols, p.cols, group, own[t * groups + group]);\n        }", "linear::"),
+    ("linear-partial-barrier", "linear.cu", "* ROWS + lane] = sums[t];\n        __syncthreads();", "* ROWS + lane] = sums[t];", "linear::"),
+    ("linear-part-barrier", "linear.cu", "        if (part > 0) __syncthreads();\n", "", "linear::"),
+    ("linear-offset", "linear.cu", "dots[half] - format.offset * totals[half]", "dots[half]", "linear::"),
+    ("linear-fifth-bit", "linear.cu", "(bits >> i & 0x01010101) << 4", "(bits >> (i & 3) & 0x01010101) << 4", "linear::"),
+    ("linear-round-columns", "linear.cu", "column < cols ? row[column] : 0.f", "row[column]", "linear::"),
+    ("linear-decode-tail", "linear.cu", "if (which >= count) return;", "if (which > count) return;", "linear::"),
+    ("linear-source-row", "linear.cuh", "chunk.first + min(t, chunk.count - 1)", "chunk.first + t", "linear::"),
+    ("dense-tail", "dense.cu", "for (int k = lane; k < p.cols; k += WARP) {", "for (int k = lane; k < p.cols - 1; k += WARP) {", "linear::"),
+    ("dense-second-row", "dense.cu", "min(row + apart, p.rows - 1)", "row + apart", "linear::"),
+    ("dense-last-row", "dense.cu", "if (!p.gated && row + 1 < rows)", "if (!p.gated)", "linear::"),
+    ("gather-tail", "dense.cu", "for (int i = threadIdx.x; i < cols; i += THREADS) out", "for (int i = threadIdx.x; i < cols - 1; i += THREADS) out", "linear::"),
+    ("attention-causal", "attention.cu", "first + key <= position &&", "first + key < position &&", "attention::"),
+    ("attention-window", "attention.cu", "first + key > position - a.window", "first + key >= position - a.window", "attention::"),
+    ("attention-until", "attention.cu", "key >= from && key < until && d < width", "key >= from && d < width", "attention::"),
+    ("attention-group", "attention.cu", "head * group + (first_row + row) % group", "head * group", "attention::"),
+    ("attention-block-table", "attention.cu", "table[key / BLOCK_SIZE]", "table[0]", "attention::"),
+    ("attention-load-barrier", "attention.cu", "                           slice);\n                __syncthreads();", "                           slice);", "attention::"),
+    ("attention-score-barrier", "attention.cu", "                scores[row * TILE + key] = seen ? score : -INFINITY;\n            }\n            __syncthreads();", "                scores[row * TILE + key] = seen ? score : -INFINITY;\n            }", "attention::"),
+    ("attention-merge-barrier", "attention.cu", "                values[i] = values[i] * before + span_values[i] * now;\n            }\n            __syncthreads();", "                values[i] = values[i] * before + span_values[i] * now;\n            }", "attention::"),
+    ("attention-fence", "attention.cu", "        __threadfence();\n        __syncthreads();\n        unsigned*", "        __syncthreads();\n        unsigned*", "attention::"),
+    ("attention-counter", "attention.cu", "        if (thread == 0) *done = 0;\n", "", "attention::"),
+    ("attention-split-range", "attention.cu", "min(end_span, (split + 1) * a.spans_per_split)", "min(end_span, split * a.spans_per_split + 1)", "attention::"),
+    ("attention-sink", "attention.cu", "a.sinks[head_of(row)]", "a.sinks[0]", "attention::"),
+    ("attention-softcap", "attention.cu", "if (a.softcap > 0.f)", "if (a.softcap > 1e9f)", "attention::"),
+    ("attention-span-reset", "attention.cu", "        if (thread < ROWS) span_soft[thread] = {-INFINITY, 0.f};\n", "", "attention::"),
+    ("moe-tie", "moe.cu", "other > value || (other == value && at < index)", "other >= value", "moe::"),
+    ("moe-warp-barrier", "moe.cu", "        if (lane == index % WARP) ranks[index] = -INFINITY;\n        __syncwarp();", "        if (lane == index % WARP) ranks[index] = -INFINITY;", "moe::"),
+    ("moe-score-bias", "moe.cu", "(r.bias != nullptr ? r.bias[e] : 0.f)", "0.f", "moe::"),
+    ("moe-groups", "moe.cu", "best : best + second;", "best : best;", "moe::"),
+    ("moe-renormalize", "moe.cu", "if (r.renormalize) own_factor /= total;", "", "moe::"),
+    ("moe-sort-barrier", "moe.cu", "        if (lane == 0) starts[expert + 1] = count;\n    }\n    __syncthreads();", "        if (lane == 0) starts[expert + 1] = count;\n    }", "moe::"),
+    ("moe-sort-tail", "moe.cu", "const bool mine = entry < entries && experts_of", "const bool mine = experts_of", "moe::"),
+    ("moe-chunk-count", "moe.cu", "min(most, starts[expert + 1] - first)", "most", "moe::"),
+    ("moe-combine-barrier", "moe.cu", "top_k + threadIdx.x];\n    }\n    __syncthreads();", "top_k + threadIdx.x];\n    }", "moe::"),
+    ("moe-expert-bias", "linear.cuh", "p.expert_bias[expert]", "p.expert_bias[0]", "moe::"),
+    ("delta-history", "gated_delta.cu", "history(a, sequence, at + i, channel)", "history(a, sequence, at, channel)", "gated_delta::"),
+    ("delta-first-barrier", "gated_delta.cu", "            k[i] = row[(a.k_heads + key_head) * a.k_dim + i];\n        }\n        __syncthreads();", "            k[i] = row[(a.k_heads + key_head) * a.k_dim + i];\n        }", "gated_delta::"),
+    ("delta-second-barrier", "gated_delta.cu", "        // Before others read the state, and before the next token's q and k.\n        __syncthreads();", "", "gated_delta::"),
+    ("delta-key-head", "gated_delta.cu", "head / (a.v_heads / a.k_heads)", "head % a.k_heads", "gated_delta::"),
+    ("delta-save", "gated_delta.cu", "a.saves[2 * save] == token + 1 - start", "a.saves[2 * save] == token - start", "gated_delta::"),
+    ("delta-source", "gated_delta.cu", "source < 0 ? 0.f : a.states[slot(source) + i]", "source < 0 ? 0.f : a.states[slot(0) + i]", "gated_delta::"),
+    ("delta-conv-save", "gated_delta.cu", "* kept + i) * a.channels + channel] = rows[i];", "* kept + i) * a.channels + channel] = rows[0];", "gated_delta::"),
+    ("sample-mask", "sample.cu", "mask[i / 32] >> (i % 32) & 1", "mask[i / 32] >> (i % 31) & 1", "sample::"),
+    ("sample-mask-words", "sample.cu", "i / 32 < s.mask_words &&", "", "sample::"),
+    ("sample-mask-barrier", "sample.cu", "            if (!allowed) logits[i] = -INFINITY;\n        }\n        __syncthreads();", "            if (!allowed) logits[i] = -INFINITY;\n        }", "sample::"),
+    ("sample-bias-barrier", "sample.cu", "s.bias_values[i];\n    __syncthreads();", "s.bias_values[i];", "sample::"),
+    ("sample-penalty", "sample.cu", "logit > 0.f ? logit / row.repetition : logit * row.repetition", "logit / row.repetition", "sample::"),
+    ("sample-philox", "sample.cu", "round < 10", "round < 9", "sample::"),
+    ("sample-top-k", "sample.cu", "true, row.top_k - 1, search", "true, row.top_k, search", "sample::"),
+    ("sample-top-k-ties", "sample.cu", "kept_ties = min(row.top_k - last.count_above, last.ties);", "kept_ties = last.ties;", "sample::"),
+    ("sample-min-p", "sample.cu", "logf(row.min_p) / scale", "logf(row.min_p)", "sample::"),
+    ("sample-histogram-barrier", "sample.cu", "            search.counts[i] = 0;\n        }\n        __syncthreads();", "            search.counts[i] = 0;\n        }", "sample::"),
+    ("sample-tie", "sample.cu", "return nth_of_key(logits, vocab, chosen.key, tie, search);", "return nth_of_key(logits, vocab, chosen.key, 0, search);", "sample::"),
+    ("sample-order-tail", "sample.cu", "target >= before + sum - here && target", "target", "sample::"),
+    ("sample-rank", "sample.cu", "larger += logits[i] > logits[token];", "larger += logits[i] >= logits[token];", "sample::"),
+    ("sample-top-later", "sample.cu", "(x == value && i > index)", "(x == value && i >= index)", "sample::"),
+    ("argmax-piece-tail", "sample.cu", "min(PIECE, vocab - first)", "PIECE", "sample::"),
+    ("argmax-first-of-equals", "sample.cu", "        if (other > value || (other == value && at < index)) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "        if (other >= value) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "sample::"),
+]  # fmt: skip
+
+
+def compile_unit(source: pathlib.Path, include: pathlib.Path, out: pathlib.Path, checked: bool) -> None:
+    extra = CHECKED if checked else []
+    subprocess.run(["g++", *FLAGS, *extra, f"-I{include}", "-c", str(source), "-o", str(out)], check=True)
+
+
+class Objects:
+    """Compiled units of the unbroken kernels."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.units: dict[str, list[pathlib.Path]] = {}
+        for source in sorted([*CUDA.glob("*.cu"), *CUDA.glob("emu/*.cu")]):
+            self.units[source.name] = self.compile(source, CUDA, folder)
+        runtime = folder / "runtime.o"
+        compile_unit(CUDA / "emu/emu.cpp", CUDA, runtime, checked=False)
+        self.units["emu.cpp"] = [runtime]
+
+    @staticmethod
+    def compile(source: pathlib.Path, include: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+        out = [folder / f"{source.stem}.{checked}.o" for checked in (0, 1)]
+        for checked, path in enumerate(out):
+            compile_unit(source, include, path, bool(checked))
+        return out
+
+    def link(self, changed: dict[str, list[pathlib.Path]], folder: pathlib.Path) -> None:
+        paths = [str(path) for unit in {**self.units, **changed}.values() for path in unit]
+        subprocess.run(["g++", "-shared", *paths, "-o", str(folder / "libfastchat_emulated.so")], check=True)
+
+
+def run(binary: str, library: pathlib.Path, tests: str) -> bool:
+    """Whether the tests pass on a library."""
+    env = {**os.environ, "LD_LIBRARY_PATH": str(library), "RUST_BACKTRACE": "0", "PROPTEST_MAX_SHRINK_ITERS": "0"}
+    try:
+        done = subprocess.run([binary, tests], env=env, capture_output=True, timeout=300, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def main() -> int:
+    binary, wanted = sys.argv[1], sys.argv[2:]
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant[0] in wanted]
+    survivors = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        objects = Objects(folder)
+        objects.link({}, folder)
+        for tests in sorted({mutant[4] for mutant in chosen}):
+            if not run(binary, folder, tests):
+                print(f"{tests} fails without a mutant")
+                return 1
+        for title, file, old, new, tests in chosen:
+            text = (CUDA / file).read_text()
+            if text.count(old) == 0:
+                print(f"{title}: not found in {file}: {old!r}")
+                return 1
+            mutated = folder / title
+            mutated.mkdir()
+            for path in [*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")]:
+                (mutated / path.name).write_text(text.replace(old, new, 1) if path.name == file else path.read_text())
+            (mutated / "emu").symlink_to(CUDA / "emu")
+            # A header's mutant shows in the units that the tests are about.
+            by_tests = {"rows::": ["norm.cu", "activation.cu"], "linear::": ["linear.cu", "dense.cu"], "moe::": ["linear.cu", "dense.cu"]}
+            units = [file] if file.endswith(".cu") else by_tests[tests]
+            changed = {unit: objects.compile(mutated / unit, mutated, mutated) for unit in units}
+            objects.link(changed, mutated)
+            killed = not run(binary, mutated, tests)
+            print(f"{title}: {'red' if killed else 'SURVIVED'}", flush=True)
+            if not killed:
+                survivors.append(title)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants found" + (f", not {survivors}" if survivors else ""))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+//! Checkpoints written as GGUF files: the same logits as the folder they came from for every family, whatever order of rows
+//! the architecture stores, and the kinds that were asked for.
+#![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
+
+mod checkpoints;
+mod rows;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use checkpoints::Folder;
+use fastchat_kernels::DefaultKernels;
+use fastchat_models::{Converted, FileKind, LoadOptions, LoadedModel, convert, inspect, load};
+use rows::{chunked, difference};
+
+/// Largest difference of a logit; both sides have the same weights, but rows of heads, and so sums, in another order.
+const TOLERANCE: f32 = 1e-4;
+
+/// Families of the reference models whose logits amplify rounding; `parity.rs` says why.
+const AMPLIFIED: &[(&str, f32)] = &[("qwen3_5", 5e-4), ("qwen3_next", 5e-4)];
+
+fn open(path: &Path, quantize: Option<&str>) -> LoadedModel {
+    let options = LoadOptions { quantize: quantize.map(|name| name.parse().unwrap()), ..LoadOptions::default() };
+    load(path, Arc::new(DefaultKernels(Device::Cpu)), &options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn kind(name: &str) -> Option<FileKind> {
+    Some(name.parse().unwrap())
+}
+
+fn written(from: &Path, to: &Folder, name: &str, kind: Option<FileKind>) -> (PathBuf, Converted) {
+    let file = to.0.join(name);
+    let converted = convert(from, &file, kind).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(converted.bytes, std::fs::metadata(&file).unwrap().len());
+    assert!(!to.0.join(format!("{name}.partial")).exists());
+    (file, converted)
+}
+
+fn logits(model: &LoadedModel) -> Vec<Vec<f32>> {
+    let vocab = model.decoder.spec().vocab_size as u32;
+    let ids: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % vocab.min(256)).collect();
+    chunked(&model.decoder, &ids, ids.len())
+}
+
+/// f32 and as stored: the same model; and written again from the file: the same file.
+fn round_trip(name: &str, from: &Path) {
+    let folder = Folder::new(&format!("convert-{name}"));
+    let expected = logits(&open(from, None));
+    let tolerance = AMPLIFIED.iter().find(|(family, _)| *family == name).map_or(TOLERANCE, |(_, most)| *most);
+    for (label, kind) in [("f32", kind("f32")), ("stored", None)] {
+        let (file, _) = written(from, &folder, &format!("{label}.gguf"), kind);
+        let model = open(&file, None);
+        let most = difference(&logits(&model), &expected);
+        assert!(most <= tolerance, "{name} as {label}: logits differ by {most}");
+        let (again, _) = written(&file, &folder, "again.gguf", kind);
+        assert_eq!(open(&again, None).fingerprint, model.fingerprint, "{name} as {label}");
+    }
+}
+
+fn reference(name: &str) {
+    if let Some(shared) = rows::shared() {
+        round_trip(name, &shared.join("text").join(name));
+    }
+}
+
+macro_rules! references {
+    ($($name:ident)*) => { $(#[test] fn $name() { reference(stringify!($name)); })* };
+}
+
+macro_rules! random {
+    ($($name:ident)*) => {
+        $(#[test] fn $name() {
+            let folder = checkpoints::random(stringify!($name), "convert-source");
+            round_trip(stringify!($name), &folder.0);
+        })*
+    };
+}
+
+references! {
+    llama3 llama_tied_bias mistral_window mixtral qwen2 qwen2_yarn qwen3 qwen3_moe qwen3_next qwen3_5 gemma2 gemma3 phi3
+    phi3_longrope gpt_oss deepseek_v3
+}
+
+random! {
+    cohere2 ernie4_5 exaone4 glm4 glm4_moe granite olmo2 olmo3 olmoe qwen2_moe seed_oss starcoder2
+}
+
+/// The reference model has three layers, which the architecture cannot say the positions of.
+#[test]
+fn what_the_format_has_no_key_for_is_refused() {
+    let Some(shared) = rows::shared() else { return };
+    let folder = Folder::new("convert-refused");
+    let error = convert(&shared.join("text/smollm3"), &folder.0.join("a.gguf"), None).unwrap_err().to_string();
+    assert!(error.contains("rope") && error.contains("the architecture smollm3 of GGUF would read it as"), "{error}");
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0, "a refused model leaves no file");
+    let error = convert(&shared.join("text/llama3"), &folder.0.join("a.bin"), None).unwrap_err().to_string();
+    assert!(error.contains("ends in .gguf"), "{error}");
+}
+
+/// Rounding at load and in a file is the same rounding.
+#[test]
+fn quantised_at_load_is_quantised_in_a_file() {
+    let source = checkpoints::random("granite", "convert-quantised");
+    let folder = Folder::new("convert-quantised");
+    for name in ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] {
+        let at_load = open(&source.0, Some(name));
+        let (file, converted) = written(&source.0, &folder, &format!("{name}.gguf"), kind(name));
+        assert!(converted.kinds.keys().any(|kind| kind.eq_ignore_ascii_case(name)), "{:?}", converted.kinds);
+        let most = difference(&logits(&open(&file, None)), &logits(&at_load));
+        assert!(most <= TOLERANCE, "{name}: logits differ by {most}");
+        let plain = difference(&logits(&open(&source.0, None)), &logits(&at_load));
+        assert!(plain > TOLERANCE, "{name} rounds nothing: {plain}");
+        assert_eq!(at_load.decoder.default_kv_dtype(), candle_core::DType::F16);
+    }
+}
+
+#[test]
+fn nothing_to_round_is_an_error() {
+    let source = checkpoints::random("granite", "convert-rounded");
+    let folder = Folder::new("convert-rounded");
+    let (file, _) = written(&source.0, &folder, "q8_0.gguf", kind("q8_0"));
+    let options = LoadOptions { quantize: Some("q4_0".parse().unwrap()), ..LoadOptions::default() };
+    let error = load(&file, Arc::new(DefaultKernels(Device::Cpu)), &options).unwrap_err().to_string();
+    assert_eq!(error, "quantize = q4_0: no matrix of this model is stored as floats in rows of whole blocks");
+}
+
+/// Keys that no description holds come through: sampling defaults, end tokens, the template.
+#[test]
+fn the_text_side_is_written() {
+    let source = checkpoints::random("granite", "convert-text");
+    source.write("generation_config.json", r#"{"temperature": 0.5, "top_k": 20, "eos_token_id": [3, 5]}"#);
+    source.write("chat_template.jinja", "{{ messages[0].content }} ü");
+    let vocab: String = (0..60).map(|id| format!("\"t{id}\": {id}, ")).collect();
+    source.write(
+        "tokenizer.json",
+        format!(
+            r#"{{"added_tokens": [{{"id": 61, "content": "<end>", "special": true}}], "normalizer": null,
+            "pre_tokenizer": {{"type": "ByteLevel", "use_regex": true, "add_prefix_space": false}},
+            "post_processor": {{"type": "TemplateProcessing", "single": [{{"SpecialToken": {{"id": "<end>"}}}}]}},
+            "model": {{"type": "BPE", "vocab": {{{vocab}"t 0": 60}}, "merges": ["t 1", ["t", "2"]]}}}}"#
+        ),
+    );
+    let folder = Folder::new("convert-text");
+    let (file, _) = written(&source.0, &folder, "text.gguf", None);
+    let (one, other) = (open(&source.0, None), open(&file, None));
+    assert_eq!(one.chat_template, other.chat_template);
+    assert_eq!(one.generation, other.generation);
+    assert_eq!(&other.eos_token_ids[..2], [3, 5]);
+    let Some(fastchat_models::TokenizerSource::Gguf(vocab)) = other.tokenizer else { panic!("no tables") };
+    assert_eq!((vocab.model.as_str(), vocab.pre.as_str()), ("gpt2", "gpt-2"));
+    assert_eq!((vocab.tokens[7].as_str(), vocab.tokens[61].as_str()), ("t7", "<end>"));
+    assert_eq!((vocab.token_types[7], vocab.token_types[61], vocab.token_types[62]), (1, 3, 5));
+    assert_eq!(vocab.merges, ["t 1", "t 2"]);
+    assert!(vocab.add_bos && vocab.add_eos);
+    assert_eq!(inspect(&file).unwrap().spec.vocab_size, vocab.tokens.len());
+}
+
+/// A reference folder with other fields and tensors.
+fn derived(
+    name: &str,
+    from: &str,
+    edit: impl Fn(&mut serde_json::Value, &mut std::collections::HashMap<String, candle_core::Tensor>),
+) -> Option<Folder> {
+    let from = rows::shared()?.join("text").join(from);
+    let folder = Folder::new(&format!("convert-source-{name}"));
+    let mut config = serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    let mut tensors = candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    edit(&mut config, &mut tensors);
+    folder.write("config.json", config.to_string());
+    candle_core::safetensors::save(&tensors, folder.0.join("model.safetensors")).unwrap();
+    Some(folder)
+}
+
+/// DeepSeek-V2 from the weights of its successor: softmax scores, with and without groups.
+#[test]
+fn deepseek_v2() {
+    let mut seen = Vec::new();
+    for (method, kept) in [("greedy", 1), ("group_limited_greedy", 1), ("group_limited_greedy", 2)] {
+        let Some(folder) = derived("deepseek_v2", "deepseek_v3", |config, tensors| {
+            config["model_type"] = "deepseek_v2".into();
+            config["topk_method"] = method.into();
+            config["topk_group"] = kept.into();
+            config["norm_topk_prob"] = false.into();
+            tensors.retain(|name, _| !name.contains("e_score_correction_bias"));
+        }) else {
+            return;
+        };
+        round_trip("deepseek_v2", &folder.0);
+        let spec = inspect(&folder.0).unwrap().spec;
+        let moe = spec.layers.iter().find_map(|layer| match &layer.mlp {
+            fastchat_models::spec::Mlp::Moe(moe) => Some(moe.clone()),
+            _ => None,
+        });
+        let groups = moe.unwrap().groups;
+        assert_eq!(groups.map(|(_, kept)| kept), (method != "greedy").then_some(kept));
+        seen.push(logits(&open(&folder.0, None)));
+    }
+    assert!(difference(&seen[0], &seen[1]) > 1e-2, "groups choose other experts");
+}
+
+/// Qwen3.5 with experts, from the dense weights: every expert is another scale of the dense MLP.
+#[test]
+fn qwen3_5_moe() {
+    let Some(folder) = derived("qwen3_5_moe", "qwen3_5", |config, tensors| {
+        config["model_type"] = "qwen3_5_moe_text".into();
+        for (field, value) in [
+            ("num_experts", 4),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 128),
+            ("shared_expert_intermediate_size", 128),
+        ] {
+            config[field] = value.into();
+        }
+        config.as_object_mut().unwrap().remove("intermediate_size");
+        for layer in 0..4 {
+            let mlp = format!("model.layers.{layer}.mlp");
+            let mut take = |name: &str| {
+                tensors.remove(&format!("{mlp}.{name}.weight")).unwrap().to_dtype(candle_core::DType::F32).unwrap()
+            };
+            let (gate, up, down) = (take("gate_proj"), take("up_proj"), take("down_proj"));
+            let both = candle_core::Tensor::cat(&[&gate, &up], 0).unwrap();
+            let scaled = |of: &candle_core::Tensor| {
+                let parts: Vec<_> = (1..=4).map(|i| (of * (0.4 * f64::from(i))).unwrap()).collect();
+                candle_core::Tensor::stack(&parts, 0).unwrap()
+            };
+            let mut put = |name: &str, tensor: candle_core::Tensor| tensors.insert(format!("{mlp}.{name}"), tensor);
+            put("experts.gate_up_proj", scaled(&both));
+            put("experts.down_proj", scaled(&down));
+            put("gate.weight", gate.narrow(0, 0, 4).unwrap().contiguous().unwrap());
+            put("shared_expert_gate.weight", up.narrow(0, 0, 1).unwrap().contiguous().unwrap());
+            put("shared_expert.gate_proj.weight", gate);
+            put("shared_expert.up_proj.weight", up);
+            put("shared_expert.down_proj.weight", down);
+        }
+    }) else {
+        return;
+    };
+    round_trip("qwen3_5", &folder.0);
+    let file = Folder::new("convert-qwen3_5_moe");
+    let (path, _) = written(&folder.0, &file, "experts.gguf", None);
+    let text = std::fs::read(&path).unwrap();
+    assert!(text.windows(9).any(|window| window == b"qwen35moe"));
+}
+
+/// The reader of the `gguf` package finds every tensor, and reads blocks as this project does.
+#[test]
+fn the_gguf_package_reads_it() {
+    let found = std::process::Command::new("python3").args(["-c", "import gguf"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("SKIPPED: python3 cannot import gguf; pip install gguf");
+        }
+        return;
+    }
+    let source = checkpoints::random("granite", "convert-package");
+    let folder = Folder::new("convert-package");
+    for name in ["f32", "bf16", "q8_0", "q5_1"] {
+        let (file, converted) = written(&source.0, &folder, &format!("{name}.gguf"), kind(name));
+        let script = "import sys, gguf, numpy as np\n\
+            r = gguf.GGUFReader(sys.argv[1])\n\
+            t = next(t for t in r.tensors if t.name == 'blk.0.ffn_down.weight')\n\
+            v = gguf.quants.dequantize(t.data, t.tensor_type)\n\
+            print(len(r.tensors), r.fields['general.architecture'].contents(), v.shape, float(np.abs(v).sum()))";
+        let output = std::process::Command::new("python3").args(["-c", script]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let expected = format!("{} granite (", converted.tensors);
+        assert!(text.starts_with(&expected), "{text} does not start with {expected}");
+        let sum: f64 = text.rsplit(' ').next().unwrap().trim().parse().unwrap();
+        assert!(sum > 0.0 && sum.is_finite());
+    }
+}

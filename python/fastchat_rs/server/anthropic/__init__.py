@@ -1,0 +1,1 @@
+"""Anthropic's messages API, put into the chat route's words and back."""

@@ -1,0 +1,1 @@
+"""Ollama's API, put into the chat route's words and back."""

@@ -1,0 +1,120 @@
+"""Requests and tokens a minute, counted by the `limits` library in memory or in Redis. Knows no keys' records, no HTTP.
+
+Requests use a sliding window, so that no 60 seconds see much more than the limit. Tokens use a fixed window, because
+only there a reservation can be given back. When Redis fails, this process counts alone until it answers again.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+
+from fastchat_rs.errors import ConfigError
+
+log = logging.getLogger("fastchat_rs")
+
+T = TypeVar("T")
+
+# Redis must not hold a request for longer, and is left alone for a while once it failed.
+_REDIS_SECONDS = 0.5
+_AWAY_SECONDS = 5.0
+_REQUESTS, _TOKENS = "requests", "tokens"
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a limit stands."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset_at: float
+    """Seconds since 1970."""
+
+    @property
+    def reset_seconds(self) -> int:
+        """From now, rounded up."""
+        return max(0, int(self.reset_at - time.time() + 0.999))
+
+
+class _Counters:
+    """Both strategies over one storage."""
+
+    def __init__(self, storage: MemoryStorage | RedisStorage) -> None:
+        self.storage = storage
+        self.requests: RateLimiter = SlidingWindowCounterRateLimiter(storage)
+        self.tokens: RateLimiter = FixedWindowRateLimiter(storage)
+
+
+class RateLimits:
+    """Counts by key. `url` is redis://... (shared by replicas), or None for this process alone."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self._alone = _Counters(MemoryStorage())
+        self._shared = None if url is None else _Counters(_redis(url))
+        self._away_until = 0.0
+
+    async def request(self, key: str, limit: int) -> Window:
+        """One request of a key."""
+        item = RateLimitItemPerMinute(limit)
+
+        async def hit(counters: _Counters) -> Window:
+            allowed = await counters.requests.hit(item, _REQUESTS, key)
+            stats = await counters.requests.get_window_stats(item, _REQUESTS, key)
+            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time)
+
+        return await self._counted(hit)
+
+    async def tokens(self, key: str, limit: int, cost: int) -> Window:
+        """Takes `cost` tokens, or nothing when they do not fit."""
+        item = RateLimitItemPerMinute(limit)
+
+        async def take(counters: _Counters) -> Window:
+            allowed = await counters.tokens.test(item, _TOKENS, key, cost=cost)
+            if allowed and not await counters.tokens.hit(item, _TOKENS, key, cost=cost):
+                # Somebody was faster between the two.
+                allowed = False
+                await counters.storage.incr(item.key_for(_TOKENS, key), item.get_expiry(), amount=-cost)
+            stats = await counters.tokens.get_window_stats(item, _TOKENS, key)
+            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time)
+
+        return await self._counted(take)
+
+    async def correct(self, key: str, window: Window, difference: int) -> None:
+        """After the fact: more tokens than taken, or fewer (below 0), which count only while their window lasts."""
+        if difference == 0 or (difference < 0 and time.time() >= window.reset_at):
+            return
+        item = RateLimitItemPerMinute(window.limit)
+
+        async def change(counters: _Counters) -> None:
+            await counters.storage.incr(item.key_for(_TOKENS, key), item.get_expiry(), amount=difference)
+
+        await self._counted(change)
+
+    async def _counted(self, work: Callable[[_Counters], Awaitable[T]]) -> T:
+        if self._shared is not None and time.monotonic() >= self._away_until:
+            try:
+                return await work(self._shared)
+            except self._shared.storage.base_exceptions as error:
+                self._away_until = time.monotonic() + _AWAY_SECONDS
+                log.error("limits_url: Redis failed (%s); limits count for this process alone", type(error).__name__)
+        return await work(self._alone)
+
+
+def _redis(url: str) -> RedisStorage:
+    try:
+        return RedisStorage(
+            f"async+{url}",
+            implementation="redispy",
+            key_prefix="fastchat",
+            socket_timeout=_REDIS_SECONDS,
+            socket_connect_timeout=_REDIS_SECONDS,
+        )
+    except Exception as error:
+        # The library's errors for a missing package and for a bad URL have no common base.
+        raise ConfigError(f"limits_url: {error}; Redis needs `pip install fastchat-rs[redis]`") from error

@@ -1,0 +1,1 @@
+"""OpenAI's responses API, put into the chat route's words and back."""

@@ -1,0 +1,67 @@
+"""Pictures through `LLM.chat`: every form of the same picture gives the same answer."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastchat_rs import LLM, SamplingParams
+from fastchat_rs.errors import ConfigError
+from tiny_vision import IMAGE_TOKENS, data_url, vision_model
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def png(pixels: Any) -> bytes:
+    """A PNG of a uint8 array `[height, width, 3]`."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM(str(vision_model(tmp_path_factory.mktemp("vision") / "tiny-vl")), kv_memory="64MiB") as llm:
+        yield llm
+
+
+def ask(picture: Any, kind: str = "image") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": kind, kind: picture}, {"type": "text", "text": "What is it?"}]}]
+
+
+def test_every_form_of_a_picture_is_the_same_picture(llm: LLM, tmp_path: Path) -> None:
+    pixels = np.ndarray((70, 100, 3), np.uint8, bytes(i % 256 for i in range(100 * 70 * 3)))
+    file = png(pixels)
+    path = tmp_path / "picture.png"
+    path.write_bytes(file)
+    forms = [file, path, str(path), pixels, data_url(file)]
+    outputs = llm.chat([ask(form) for form in forms], GREEDY)
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+    text = llm.chat([{"role": "user", "content": "What is it?"}], GREEDY)[0]
+    # Start, rows and end.
+    assert len(outputs[0].prompt_token_ids) == len(text.prompt_token_ids) + IMAGE_TOKENS + 2
+    openai = llm.chat(ask({"url": data_url(file), "detail": "high"}, "image_url"), GREEDY)[0]
+    assert openai.outputs[0].token_ids == outputs[0].outputs[0].token_ids
+    streamed = "".join(chunk.text for chunk in llm.chat_stream(ask(pixels), GREEDY))
+    assert streamed == outputs[0].outputs[0].text
+
+
+def test_what_is_no_picture_is_refused_by_place(llm: LLM, demo_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"messages\.0\.content\.0"):
+        llm.chat(ask("https://host.example/picture.png"), GREEDY)
+    with pytest.raises(Exception, match=r"images\.0: .*of another kind"):
+        llm.chat(ask(b"text"), GREEDY)
+    with (
+        LLM(str(demo_model), kv_memory="64MiB") as text,
+        pytest.raises(ConfigError, match=r"messages\.0\.content\.0: .*does not support image"),
+    ):
+        text.chat(ask(b"never looked at"), GREEDY)
