@@ -21,7 +21,7 @@ from where import models
 
 @dataclass(frozen=True)
 class Asset:
-    """The members of a package's file below `inside`, kept as a folder of the same tree."""
+    """The members of a package's file whose names begin with `inside`, kept as a folder of the same tree."""
 
     folder: str
     package: str
@@ -29,6 +29,7 @@ class Asset:
     sha256: str
     inside: str
     required: bool = False
+    on_demand: bool = False
 
 
 ASSETS = {
@@ -46,6 +47,15 @@ ASSETS = {
         "bfcl_eval-2026.3.23-py3-none-any.whl",
         "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
         "bfcl_eval/data/",
+    ),
+    # Seventy megabytes for one file, so only when asked for by name.
+    "chat-cases": Asset(
+        "llama-chat-tests",
+        "llama-cpp-python==0.3.36",
+        "llama_cpp_python-0.3.36.tar.gz",
+        "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+        "llama_cpp_python-0.3.36/vendor/llama.cpp/tests/test-chat.",
+        on_demand=True,
     ),
 }
 
@@ -67,7 +77,7 @@ def fetch(asset: Asset) -> Path:
         tree = Path(work) / "tree"
         for member, content in _members(Path(work) / asset.archive):
             if member.startswith(asset.inside) and not member.endswith("/"):
-                place = tree / member.removeprefix(asset.inside)
+                place = tree / member.removeprefix(asset.inside.rpartition("/")[0] + "/")
                 if tree not in place.resolve().parents:
                     raise OSError(f"{asset.package} has a file at '{member}'")
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +101,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 def main(names: Sequence[str]) -> int:
     status = 0
-    for name in names or list(ASSETS):
+    for name in names or [name for name, asset in ASSETS.items() if not asset.on_demand]:
         try:
             print(fetch(ASSETS[name]))
         except (OSError, subprocess.CalledProcessError) as error:
