@@ -272,3 +272,33 @@ fn the_gguf_package_reads_it() {
         assert!(sum > 0.0 && sum.is_finite());
     }
 }
+
+/// The error that docs/models.md states for every kind: root mean square over normally distributed weights.
+#[test]
+fn rounding_stays_in_its_budget() {
+    use fastchat_kernels::{WeightKind as W, quantize};
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let values: Vec<f32> = (0..256 * 256).map(|_| (0..12).map(|_| uniform()).sum()).collect();
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+    for (kind, budget) in [
+        (W::Q8_0, 0.007),
+        (W::Q6_K, 0.022),
+        (W::Q5_K, 0.04),
+        (W::Q5_1, 0.045),
+        (W::Q5_0, 0.055),
+        (W::Q4_K, 0.08),
+        (W::Q4_1, 0.09),
+        (W::Q4_0, 0.11),
+    ] {
+        let decoded = quantize(kind, 256, 256, &values).unwrap().to_f32().unwrap();
+        let error = square(&mut decoded.iter().zip(&values).map(|(a, b)| a - b)) / square(&mut values.iter().copied());
+        let error = error.sqrt();
+        assert!(error < budget && error > budget / 2.0, "{kind:?}: {error} of {budget}");
+    }
+}
