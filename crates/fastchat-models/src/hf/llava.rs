@@ -173,7 +173,8 @@ fn pixtral(parts: &Parts) -> Result<VisionDescription, ModelError> {
     let size = v.size("patch_size")?;
     let rule = SizeRule::WithinThenPatches { longest: base::size(p, "size", v.size("image_size")?)?.0, patch: size };
     // Lines turn by every other frequency from the first on, columns by the others.
-    let all_freqs = frequencies(v.positive_or("rope_theta", 10_000.0)?, hidden / heads.min(hidden), &Scaling::Default);
+    let theta = v.positive_or("rope_theta", 10_000.0)?;
+    let all_freqs = frequencies(theta, hidden / heads.min(hidden), &Scaling::Default);
     let every_other = |from: usize| all_freqs.iter().skip(from).step_by(2).copied();
     let axes = [vec![1; every_other(0).count()], vec![2; every_other(1).count()]].concat();
     let rope = RopeSpec {
@@ -182,6 +183,8 @@ fn pixtral(parts: &Parts) -> Result<VisionDescription, ModelError> {
         inv_freq: every_other(0).chain(every_other(1)).collect(),
         axes,
         attention_factor: 1.0,
+        theta,
+        scaling: Scaling::Default,
     };
     let shape = Shape {
         patch: PatchSpec { size, frames: 1, group: 1, bias: Bias::Absent, window: None },

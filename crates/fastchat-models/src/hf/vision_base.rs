@@ -156,6 +156,8 @@ pub fn two_axes(theta: f32, head_dim: usize) -> RopeSpec {
         axes: [vec![1; half.len()], vec![2; half.len()]].concat(),
         inv_freq: half.repeat(2),
         attention_factor: 1.0,
+        theta,
+        scaling: Scaling::Default,
     }
 }
 
