@@ -14,7 +14,8 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint test test-rust test-python clients bench mutants clean
+.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench mutants clean
+.PHONY: cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
 	$(BIN)/fastchat-rs serve $(MODEL) --port $(PORT)
@@ -71,7 +72,7 @@ lint: $(VENV)/dev $(VENV)/built
 	$(BIN)/python -m mypy.stubtest fastchat_rs._engine --allowlist tests/stubtest-allow.txt
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
 
-test: lint models test-rust test-python
+test: lint lint-cuda check-cuda models test-rust test-python
 
 test-rust:
 	$(CARGO) test --release --locked
@@ -87,7 +88,30 @@ clients: dev models
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-clients/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(VENV)-clients/bin/python -m pip install --quiet --group clients --group dev
-	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients
+	PYTHONPATH=python $(VENV)-clients/bin/python -m pytest -m clients \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+
+# nvcc out of PyPI wheels, into .cuda. Status 3 means that they cannot be had here, which was said; that skips, and does
+# not fail, what needs them.
+cuda-toolkit: $(BIN)/python
+	$(BIN)/python scripts/cuda_toolkit.py || test $$? -eq 3
+
+# Every .cu file for every architecture, warnings as errors; registers and spills as recorded.
+check-cuda: cuda-toolkit
+	$(BIN)/python scripts/check_cuda.py || test $$? -eq 3
+
+bless-cuda: cuda-toolkit
+	$(BIN)/python scripts/check_cuda.py --bless
+
+# The Rust half of feature `cuda`, with a stand-in for nvcc whose outputs are empty: no toolkit, no ten minutes.
+lint-cuda:
+	env -u CUDA_HOME -u CUDA_PATH NVCC=$(CURDIR)/scripts/nvcc/empty CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
+		$(CARGO) clippy --release --locked --target-dir target/cuda-lint -p fastchat-kernels --features cuda -- -D warnings
+
+# The one wheel for CPU and CUDA, and what can be proved of it without a GPU. The first build compiles candle's kernels.
+wheel-cuda: dev
+	$(BIN)/python scripts/cuda_toolkit.py
+	$(BIN)/python scripts/wheel_cuda.py
 
 bench: dev models
 	$(BIN)/python benches/compare.py

@@ -4,7 +4,7 @@ from typing import Any
 
 Message = dict[str, Any]
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -20,7 +20,7 @@ WEATHER = {
         },
     },
 }
-SEARCH = {
+SEARCH: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "search",
@@ -35,8 +35,8 @@ SEARCH = {
         },
     },
 }
-TOOLS = [WEATHER, SEARCH]
-ODD_TOOLS = [
+TOOLS: list[dict[str, Any]] = [WEATHER, SEARCH]
+ODD_TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {

@@ -450,6 +450,8 @@ class Engine:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -466,6 +468,7 @@ class Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(
         self,
@@ -504,6 +507,8 @@ class Embedder:
         cls,
         model: str,
         *,
+        device: str = "auto",
+        cuda_libraries: Sequence[str] = [],
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,
@@ -541,6 +546,20 @@ class Embedder:
 
 def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
+
+def check_kernels(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, list[tuple[str, float, float, str | None]]]:
+    """Every operation of a device's kernels against the plain default on the CPU.
+
+    The name of the kernels, and per operation its name, largest relative difference, what that may be, and its error.
+    """
+
+def probe_device(
+    device: str, *, cuda_libraries: Sequence[str] = []
+) -> tuple[str, float, float, tuple[int, int] | None]:
+    """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
+    bytes of the device's own memory."""
 
 def automatic_kv_memory(weights: int) -> int:
     """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""

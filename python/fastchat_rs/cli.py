@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastchat_rs import keycommands
-from fastchat_rs.config import ConfigError, EngineConfig, ServeConfig
+from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
+from fastchat_rs.convert import FileKind
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
-from fastchat_rs.convert import FileKind
 from fastchat_rs.options import with_settings
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def load(config: EngineConfig) -> LLM:
             raise ConfigError(f"chat_template: cannot read {config.chat_template}: {error}") from error
     return LLM(
         config.model,
+        device=config.device,
         dtype=config.cache_dtype,
         max_model_len=config.max_model_len,
         kv_memory=config.kv_memory,
@@ -208,12 +209,20 @@ def convert(
 
 
 @app.command(epilog=_PRECEDENCE)
-@with_settings(EngineConfig)
-def doctor(config: EngineConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails."""
-    from fastchat_rs.doctor import examine
+@with_settings(DoctorConfig)
+def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
+    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
 
-    checks = examine(config.model, lambda: load(config))
+    Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
+    """
+    if config.model:
+        from fastchat_rs.doctor import examine
+
+        checks = examine(config.model, lambda: load(config))
+    else:
+        from fastchat_rs.device_check import examine_device
+
+        checks = examine_device(config.device, config.parity)
     if as_json:
         print(
             json.dumps({"ok": all(check.ok for check in checks), "checks": [check.row() for check in checks]}, indent=1)

@@ -40,6 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What every command that loads a model can be told. The text beside each field is its help."""
 
     model: Annotated[str, Meta(description="Path of a .gguf file or model folder, Hugging Face id, or demo name")]
+    device: Annotated[str, Meta(description="auto (a GPU if one can be used), cpu, cuda or cuda:N")] = "auto"
     max_model_len: Annotated[Count | None, Meta(description="Longest context in tokens (default: the model's)")] = None
     kv_memory: Annotated[str | None, Meta(description="Memory of the KV cache, as 512MiB or 2GiB (default: auto)")] = (
         None
@@ -69,10 +70,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return names[self.kv_dtype]
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for field in SIZES & set(self.__struct_fields__):
             value = getattr(self, field)
             if value is not None:
                 parse_bytes(value, field)
+
+
+class DoctorConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `fastchat-rs doctor` can be told."""
+
+    model: Annotated[str, Meta(description="What is to be checked; without it the device alone is")] = ""
+    parity: Annotated[
+        str | None, Meta(description="Folder with families of the parity set, to check the device with")
+    ] = None
 
 
 class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +173,12 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
         parse_prices(self.price)
 
 
+def check_device(device: str) -> None:
+    """Refuses a device that no machine has."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise ConfigError(f"device: '{device}' is not auto, cpu, cuda or cuda:N")
+
+
 def parse_bytes(text: str, field: str) -> int:
     """`512MiB` -> 536870912. Units: none or B, KiB, MiB, GiB (and KB, MB, GB in tens)."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?)?B?\s*", text, re.IGNORECASE)
@@ -214,7 +231,7 @@ def load_config(
         if environment.get(variable):
             values[field.name] = _from_text(variable, environment[variable], field.type)
     values.update(command_line)
-    if "model" not in values:
+    if "model" not in values and kind is not DoctorConfig:
         raise ConfigError("no model given: name one on the command line, in FASTCHAT_MODEL or in the file")
     try:
         return msgspec.convert(values, kind)

@@ -29,7 +29,7 @@ class Check:
 
 def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
     """Runs all checks that the model allows."""
-    checks = [_check("machine", _machine), _check("files", lambda: _files(model))]
+    checks = [check("machine", _machine), check("files", lambda: _files(model))]
     if not checks[-1].ok:
         return checks
     loaded: list[LLM] = []
@@ -38,26 +38,27 @@ def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
         loaded.append(load())
         return f"complete, none left over; kernels {loaded[0].info.kernels}"
 
-    checks.append(_check("tensors", tensors))
+    checks.append(check("tensors", tensors))
     if not checks[-1].ok:
         return checks
     with loaded[0] as llm:
         parts: list[tuple[str, Callable[[LLM], str]]] = [("numbers", _numbers)]
         if llm.info.has_tokenizer:
             parts += [("tokenizer", _tokenizer), ("template", _template), ("text", _text)]
-        checks += [_check(name, lambda part=part: part(llm)) for name, part in parts]
-        checks.append(_check("memory", lambda: _memory(llm, model)))
+        checks += [check(name, lambda part=part: part(llm)) for name, part in parts]
+        checks.append(check("memory", lambda: _memory(llm, model)))
     return checks
 
 
-def _check(name: str, work: Callable[[], str]) -> Check:
+def check(name: str, work: Callable[[], str]) -> Check:
+    """What `work` says, or why it failed."""
     try:
         return Check(name, True, work())
-    except (FastchatError, EngineError, _FailedError) as error:
+    except (FastchatError, EngineError, FailedError) as error:
         return Check(name, False, " ".join(str(error).split()))
 
 
-class _FailedError(Exception):
+class FailedError(Exception):
     """A check that ran and did not like what it saw."""
 
 
@@ -78,13 +79,13 @@ def _numbers(llm: LLM) -> str:
     output = llm.generate(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, ignore_eos=True))[0]
     matrix = output.prompt_logprobs
     if not isinstance(matrix, np.ndarray):
-        raise _FailedError("the engine gave no matrix of log-probabilities")
+        raise FailedError("the engine gave no matrix of log-probabilities")
     bad = int(np.count_nonzero(~np.isfinite(matrix)))
     if bad:
-        raise _FailedError(f"{bad} of {matrix.size} log-probabilities are not finite")
+        raise FailedError(f"{bad} of {matrix.size} log-probabilities are not finite")
     off = float(np.abs(np.exp(matrix.astype(np.float64)).sum(axis=1) - 1).max())
     if off > 1e-3:
-        raise _FailedError(f"probabilities of a step sum to 1 only within {off:.2g}")
+        raise FailedError(f"probabilities of a step sum to 1 only within {off:.2g}")
     return f"{matrix.size} log-probabilities finite, rows sum to 1 within {off:.1g}"
 
 
@@ -93,7 +94,7 @@ def _tokenizer(llm: LLM) -> str:
     back = llm.decode(ids)
     # SentencePiece models may put one blank in front.
     if back.removeprefix(" ") != _TEXT:
-        raise _FailedError(f"round trip gives {back!r}")
+        raise FailedError(f"round trip gives {back!r}")
     return f"round trip of {len(ids)} tokens"
 
 
@@ -102,7 +103,7 @@ def _template(llm: LLM) -> str:
         return "none in the model: chat needs --chat-template"
     text = llm.render([{"role": "user", "content": "Hello"}])
     if "Hello" not in text:
-        raise _FailedError("the template does not print the user's message")
+        raise FailedError("the template does not print the user's message")
     return f"renders {len(text)} characters for one message"
 
 

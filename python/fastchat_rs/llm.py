@@ -34,6 +34,7 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.batches import conversations, progress_bar, several
 from fastchat_rs.config import Quantize, parse_bytes
+from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -95,7 +96,8 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `kv_memory` is a number of bytes or a text such as "512MiB".
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
+    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB".
     `quantize` rounds matrices stored as floats to blocks of few bits while they are read.
     `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
     `shutdown`, to give the memory back.
@@ -105,7 +107,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        device: Literal["auto", "cpu"] = "auto",
+        device: str = "auto",
         dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
@@ -119,8 +121,6 @@ class LLM:
         chat_template: str | None = None,
         quantize: Quantize | None = None,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise ConfigError(f"device: '{device}' is not auto or cpu")
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
             raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
@@ -134,18 +134,19 @@ class LLM:
         self._decoder: Engine | None = None
         self._encoder: Embedder | None = None
         path = str(located.path)
+        both: dict[str, Any] = {
+            **placement(device),
+            "max_model_len": max_model_len,
+            "threads": threads,
+            "quantize": quantize,
+        }
+        both["skip_tokenizer_init"] = skip_tokenizer_init
         if is_encoder(path):
-            self._encoder = Embedder(
-                path,
-                max_model_len=max_model_len,
-                threads=threads,
-                skip_tokenizer_init=skip_tokenizer_init,
-                quantize=quantize,
-            )
+            self._encoder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
-            max_model_len=max_model_len,
+            **both,
             kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
             # Weights keep their stored type; `dtype` is that of the cache.
             kv_dtype=cast(Any, kinds[dtype]),
@@ -154,9 +155,6 @@ class LLM:
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
             speculation=speculation,
-            threads=threads,
-            skip_tokenizer_init=skip_tokenizer_init,
-            quantize=quantize,
         )
 
     def __enter__(self) -> "LLM":

@@ -1,5 +1,8 @@
 """The official client of Anthropic, unchanged: messages, stream helper, a loop of tools, token counts, errors."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from live import Live
@@ -10,15 +13,16 @@ TOOL = {"name": "get_weather", "description": "The weather of a city", "input_sc
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-def client(live: Live):
+@pytest.fixture
+def api(live: Live) -> Iterator[Any]:
+    """The client, checking every reply against its own types."""
     anthropic = need_package("anthropic")
-    return anthropic.Anthropic(
-        base_url=live.url, api_key="any", max_retries=0, timeout=60, _strict_response_validation=True
-    )
+    options: dict[str, Any] = {"_strict_response_validation": True, "max_retries": 0, "timeout": 60}
+    with anthropic.Anthropic(base_url=live.url, api_key="any", **options) as client:
+        yield client
 
 
-def test_messages_whole_and_streamed(live: Live) -> None:
-    api = client(live)
+def test_messages_whole_and_streamed(live: Live, api: Any) -> None:
     fields = {"model": live.model, "max_tokens": 16, "messages": ASK, "system": "Be brief.", "temperature": 0}
     whole = api.messages.create(**fields)
     assert whole.content[0].text and whole.stop_reason in ("end_turn", "max_tokens")
@@ -32,8 +36,7 @@ def test_messages_whole_and_streamed(live: Live) -> None:
     assert count.input_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
 
 
-def test_a_loop_of_tools(live: Live) -> None:
-    api = client(live)
+def test_a_loop_of_tools(live: Live, api: Any) -> None:
     fields = {"model": live.model, "max_tokens": 64, "tools": [TOOL], "temperature": 0}
     first = api.messages.create(messages=ASK, tool_choice={"type": "any", "disable_parallel_tool_use": True}, **fields)
     (call,) = first.content
@@ -46,9 +49,8 @@ def test_a_loop_of_tools(live: Live) -> None:
     assert last.content[0].text
 
 
-def test_errors_are_its_own(live: Live) -> None:
+def test_errors_are_its_own(live: Live, api: Any) -> None:
     anthropic = need_package("anthropic")
-    api = client(live)
     with pytest.raises(anthropic.NotFoundError, match="not found"):
         api.messages.create(model="nobody", max_tokens=1, messages=ASK)
     with pytest.raises(anthropic.BadRequestError, match="stop_sequences"):

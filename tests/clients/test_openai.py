@@ -1,8 +1,10 @@
 """The official client of OpenAI, unchanged: chat, stream helper, parse, a loop of tools, embeddings, responses."""
 
 import json
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
+import pytest
 from pydantic import BaseModel
 
 from live import Live
@@ -25,13 +27,25 @@ CITY = {
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-def client(live: Live, **options):
+@pytest.fixture
+def api(live: Live) -> Iterator[Any]:
+    """The client as it comes."""
     openai = need_package("openai")
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=60, **options)
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        yield client
 
 
-def test_chat_whole_and_streamed(live: Live) -> None:
-    api = client(live, _strict_response_validation=True)
+@pytest.fixture
+def strict(live: Live) -> Iterator[Any]:
+    """The client, checking every reply against its own types."""
+    openai = need_package("openai")
+    options: dict[str, Any] = {"_strict_response_validation": True, "max_retries": 0, "timeout": 60}
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", **options) as client:
+        yield client
+
+
+def test_chat_whole_and_streamed(live: Live, strict: Any) -> None:
+    api = strict
     whole = api.chat.completions.create(model=live.model, messages=ASK, temperature=0, max_tokens=16)
     text = whole.choices[0].message.content
     chunks = api.chat.completions.create(model=live.model, messages=ASK, temperature=0, max_tokens=16, stream=True)
@@ -42,15 +56,14 @@ def test_chat_whole_and_streamed(live: Live) -> None:
     assert live.model in {model.id for model in api.models.list()}
 
 
-def test_parse_gives_objects(live: Live) -> None:
-    reply = client(live).chat.completions.parse(
+def test_parse_gives_objects(live: Live, api: Any) -> None:
+    reply = api.chat.completions.parse(
         model=live.model, messages=ASK, response_format=Weather, temperature=0, max_tokens=100
     )
     assert isinstance(reply.choices[0].message.parsed, Weather)
 
 
-def test_a_loop_of_tools(live: Live) -> None:
-    api = client(live)
+def test_a_loop_of_tools(live: Live, api: Any) -> None:
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": CITY, "strict": True}}]
     fields = {"model": live.model, "tools": tools, "temperature": 0, "max_tokens": 64}
     first = api.chat.completions.create(messages=ASK, tool_choice="required", parallel_tool_calls=False, **fields)
@@ -61,14 +74,14 @@ def test_a_loop_of_tools(live: Live) -> None:
     assert last.choices[0].message.content and not last.choices[0].message.tool_calls
 
 
-def test_embeddings(live: Live, embedder: str) -> None:
-    reply = client(live).embeddings.create(model=embedder, input=["A cat sleeps.", "A cat is sleeping."])
+def test_embeddings(api: Any, embedder: str) -> None:
+    reply = api.embeddings.create(model=embedder, input=["A cat sleeps.", "A cat is sleeping."])
     first, second = (item.embedding for item in reply.data)
     assert len(first) == 384 and sum(a * b for a, b in zip(first, second, strict=True)) > 0.9
 
 
-def test_responses(live: Live) -> None:
-    api = client(live, _strict_response_validation=True)
+def test_responses(live: Live, strict: Any) -> None:
+    api = strict
     fields = {"model": live.model, "temperature": 0, "max_output_tokens": 24}
     whole = api.responses.create(input="Say hello.", **fields)
     assert whole.output_text and whole.usage.output_tokens <= 24
@@ -84,8 +97,7 @@ def test_responses(live: Live) -> None:
     assert begun.status == "in_progress" and api.responses.cancel(begun.id).status == "cancelled"
 
 
-def test_responses_parse_and_call(live: Live) -> None:
-    api = client(live)
+def test_responses_parse_and_call(live: Live, api: Any) -> None:
     fields = {"model": live.model, "input": "What is the weather in Paris?", "temperature": 0}
     parsed = api.responses.parse(text_format=Weather, max_output_tokens=100, **fields)
     assert isinstance(parsed.output_parsed, Weather)

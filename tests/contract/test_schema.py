@@ -89,9 +89,14 @@ def bodies(path: str) -> st.SearchStrategy[dict[str, Any]]:
 
     def drawn(names: dict[str, None]) -> st.SearchStrategy[dict[str, Any]]:
         changed = {name: st.one_of(values(properties[name]), values(properties[name]), JSON) for name in names}
-        return st.builds(lambda base, more: {**base, **more}, st.sampled_from(examples), st.fixed_dictionaries(changed))
+        return st.builds(merged, st.sampled_from(examples), st.fixed_dictionaries(changed))
 
     return fields.flatmap(drawn)
+
+
+def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """An example with some of its fields replaced."""
+    return {**base, **more}
 
 
 def bounded(value: Any) -> Any:

@@ -149,7 +149,7 @@ def test_errors_are_typed(llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         LLM("nowhere")
     with pytest.raises(ConfigError, match="device"):
-        LLM(tmp_path, device="tpu")  # pyright: ignore[reportArgumentType]
+        LLM(tmp_path, device="tpu")
     with pytest.raises(TemplateError):
         llm.chat([{"role": "user", "content": {"not": "text"}}], GREEDY)
     broken = tmp_path / "broken.gguf"

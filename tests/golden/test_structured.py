@@ -119,7 +119,8 @@ def test_thoughts_are_cut_at_their_budget(engine: Engine) -> None:
         thinking = form.thinking_budget(opened, tokens)
         assert thinking is not None and thinking.tokens == tokens
         handle = engine.submit(opened, SamplingParams(thinking=thinking, temperature=0, max_tokens=40))
-        deltas = [delta for _ in iter(lambda: handle.finished, True) for delta in handle.wait()]
-        text = "".join(delta.text for delta in deltas)
+        text = ""
+        while not handle.finished:
+            text += "".join(delta.text for delta in handle.wait())
         thoughts, closed, _ = text.partition("</think>")
         assert closed and len(engine.encode(thoughts, add_special_tokens=False)) <= tokens

@@ -13,9 +13,11 @@ from fastchat_rs import ledger
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.keystore import KeyRecord
 from fastchat_rs.ledger import UNITS, Entry, Ledger, Price
+from fastchat_rs.llm import SamplingParams, StructuredOutput
 from fastchat_rs.server.accounts import Accounts, Cost, Headers
 from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.ratelimits import RateLimits
+from fastchat_rs.server.sampling import with_max_tokens
 
 
 def record(**limits: Any) -> KeyRecord:
@@ -218,3 +220,22 @@ def test_without_redis_a_process_counts_alone() -> None:
         assert [window.allowed for window in windows] == [True, True, False]
 
     run(main())
+
+
+def test_a_budget_changes_nothing_but_the_length() -> None:
+    names = [name for name in dir(SamplingParams) if not name.startswith("_")]
+    params = SamplingParams(
+        n=2, temperature=0.5, top_p=0.75, top_k=7, min_p=0.25, presence_penalty=0.5, frequency_penalty=-0.5,
+        repetition_penalty=1.5, seed=3, stop=["a"], stop_token_ids=[5], include_stop_str_in_output=True,
+        ignore_eos=True, max_tokens=50, min_tokens=9, logprobs=2, logit_bias={4: 1.5}, skip_special_tokens=False,
+        structured=StructuredOutput.json_object(),
+    )  # fmt: skip
+    shorter = with_max_tokens(params, 7)
+    assert (shorter.max_tokens, shorter.min_tokens) == (7, 7)
+    plain = SamplingParams()
+    changed = {name for name in names if getattr(params, name) != getattr(plain, name)}
+    # Every field but those that need a model or another route has a value of its own here.
+    assert set(names) - changed <= {"prompt_logprobs", "thinking"}
+    for name in set(names) - {"max_tokens", "min_tokens", "structured"}:
+        assert getattr(shorter, name) == getattr(params, name), name
+    assert shorter.structured is not None

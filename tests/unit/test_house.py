@@ -24,9 +24,9 @@ def imports(tree: ast.AST) -> set[str]:
     return found
 
 
-def test_only_the_bridge_convert_and_llm_import_the_engine() -> None:
+def test_four_modules_import_the_engine() -> None:
     users = {path.name for path in FILES if "fastchat_rs._engine" in imports(ast.parse(path.read_text("utf-8")))}
-    assert users == {"bridge.py", "convert.py", "llm.py"}
+    assert users == {"bridge.py", "convert.py", "device.py", "llm.py"}
 
 
 def test_nothing_below_the_server_knows_it() -> None:
@@ -36,7 +36,11 @@ def test_nothing_below_the_server_knows_it() -> None:
         }
         if "server" not in path.relative_to(PACKAGE).parts:
             # llm.py's async twins use the bridge; the command line starts the server.
-            allowed = {"llm.py": "fastchat_rs.server.bridge", "cli.py": "fastchat_rs.server.serve"}.get(path.name, "-")
+            allowed = {
+                "llm.py": "fastchat_rs.server.bridge",
+                "cli.py": "fastchat_rs.server.serve",
+                "ray.py": "fastchat_rs.server",
+            }.get(path.name, "-")
             assert all(name.startswith(allowed) for name in modules), path
 
 

@@ -1,6 +1,7 @@
 //! What the engine is given: its configuration, and requests.
 
 use candle_core::DType;
+use fastchat_kernels::DeviceChoice;
 use fastchat_models::Quantize;
 
 use crate::error::EngineError;
@@ -10,6 +11,8 @@ use crate::params::SamplingParams;
 /// How to load a model and how much to run at once.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Tokens of a sequence, prompt and completion together; `None` is the model's own, or what the cache can hold.
     pub max_model_len: Option<usize>,
     /// Bytes for the cache; `None` is a share of the free memory.
@@ -39,6 +42,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: DeviceChoice::Auto,
             max_model_len: None,
             kv_memory: None,
             kv_dtype: None,

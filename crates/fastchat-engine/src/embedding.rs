@@ -8,12 +8,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fastchat_kernels::Kernels;
-use fastchat_kernels::cpu::CpuKernels;
+use fastchat_kernels::{DeviceChoice, Kernels};
 use fastchat_models::{LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
 use crate::config::Prompt;
+use crate::device::open_device;
 use crate::embedding_worker::{Answer, Command, Job, Sequence, Worker};
 use crate::error::EngineError;
 use crate::text::Tokenizer;
@@ -21,6 +21,8 @@ use crate::text::Tokenizer;
 /// How to load an encoder and how much to run at once.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingConfig {
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Tokens of a text; `None` is what the model's authors allow.
     pub max_model_len: Option<usize>,
     /// Tokens per step; a longer text has a step of its own.
@@ -38,6 +40,7 @@ pub struct EmbeddingConfig {
 impl Default for EmbeddingConfig {
     fn default() -> Self {
         Self {
+            device: DeviceChoice::Auto,
             max_model_len: None,
             max_batch_tokens: 2048,
             max_queue: 1 << 16,
@@ -101,13 +104,13 @@ pub struct EmbeddingEngine {
 }
 
 impl EmbeddingEngine {
-    /// Loads an encoder onto the CPU and starts its thread.
+    /// Loads an encoder onto `config.device` and starts its thread.
     ///
     /// # Errors
-    /// What is wrong with the configuration or the model.
+    /// What is wrong with the configuration or the model, or missing of the device.
     pub fn load(path: &Path, config: EmbeddingConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, Arc::new(CpuKernels::new(config.threads)))
+        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
     }
 
     /// As `load`, on the given kernels.

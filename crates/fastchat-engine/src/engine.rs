@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use fastchat_kernels::Kernels;
-use fastchat_kernels::cpu::CpuKernels;
 use fastchat_models::vision::VisionSpec;
 use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
@@ -19,6 +18,7 @@ use crate::block_manager::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::Constraint;
+use crate::device::open_device;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::handle::{RequestHandle, Subscription};
@@ -56,14 +56,13 @@ pub(crate) struct Front {
 }
 
 impl Engine {
-    /// Loads a model onto the CPU and starts its thread.
+    /// Loads a model onto `config.device` and starts its thread.
     ///
     /// # Errors
-    /// What is wrong with the configuration, the model, or the memory there is.
+    /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        let kernels = Arc::new(CpuKernels::new(config.threads));
-        Self::load_with(path, config, kernels)
+        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
     }
 
     /// As `load`, on the given kernels.
@@ -74,10 +73,10 @@ impl Engine {
         config.check()?;
         let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
         let name = kernels.name();
-        let model = load(path, kernels, &options)?;
+        let model = load(path, kernels.clone(), &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?.map(Arc::new);
-        let memory = MemoryPlan::new(&model.decoder, &config)?;
+        let memory = MemoryPlan::new(&model.decoder, kernels.as_ref(), &config)?;
         let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
         let scheduler = Scheduler::new(SchedulerConfig {
             num_blocks: memory.num_blocks,
@@ -87,7 +86,7 @@ impl Engine {
             max_model_len: memory.max_model_len,
             enable_prefix_caching: config.enable_prefix_caching,
         });
-        let runner = Runner::new(model.decoder, &memory)?;
+        let runner = Runner::new(model.decoder, kernels, &memory)?;
         let (sender, commands) = channel();
         let total_blocks = memory.num_blocks;
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };

@@ -3,8 +3,8 @@
 use std::fs;
 
 use candle_core::DType;
-use fastchat_kernels::BLOCK_SIZE;
-use fastchat_models::Decoder;
+use fastchat_kernels::{BLOCK_SIZE, DeviceMemory, ForwardBatch, Kernels, StateStep};
+use fastchat_models::{Decoder, ModelError};
 
 use crate::config::EngineConfig;
 use crate::error::EngineError;
@@ -14,6 +14,9 @@ use crate::error::EngineError;
 const SHARE: u64 = 4;
 /// Most that the engine takes of its own accord.
 const MOST: u64 = 4 << 30;
+/// One part in this many of a device's memory stays free of its own accord: for fragments, and for libraries that take
+/// workspaces when they are first used.
+const SPARE: u64 = 32;
 
 /// Sizes of the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +36,23 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Divides `kv_memory`, or a share of what is free but no more than `max_num_seqs` full sequences could use.
+    /// Divides `kv_memory`, or a share of what is free but no more than `max_num_seqs` full sequences could use. On a
+    /// device with memory of its own, all that the largest step leaves.
     ///
     /// # Errors
     /// When not even one sequence of the length asked for fits.
-    pub fn new(decoder: &Decoder, config: &EngineConfig) -> Result<Self, EngineError> {
+    pub fn new(decoder: &Decoder, kernels: &dyn Kernels, config: &EngineConfig) -> Result<Self, EngineError> {
         let kv_dtype = config.kv_dtype.unwrap_or_else(|| decoder.default_kv_dtype());
         let (block, slot) = (decoder.bytes_per_block(kv_dtype) as u64, decoder.bytes_per_state_slot() as u64);
         let per_sequence = decoder.max_model_len().div_ceil(BLOCK_SIZE);
         let wanted = (per_sequence as u64).saturating_mul(config.max_num_seqs as u64);
-        let available = available_bytes();
-        let budget = config.kv_memory.unwrap_or_else(|| share(available));
+        let own = left_on_device(decoder, kernels, config, kv_dtype)?;
+        let available = own.map_or_else(available_bytes, |memory| Some(memory.free));
+        let automatic = match own {
+            Some(memory) => memory.free.saturating_sub(memory.total / SPARE),
+            None => share(available),
+        };
+        let budget = config.kv_memory.unwrap_or(automatic);
         let mut num_state_slots = None;
         let mut left = budget;
         if decoder.has_recurrent_state() {
@@ -67,6 +76,40 @@ impl MemoryPlan {
         let bytes = num_blocks as u64 * block + num_state_slots.unwrap_or(0) as u64 * slot;
         Ok(Self { kv_dtype, num_blocks, num_state_slots, bytes, available, max_model_len })
     }
+}
+
+/// Memory of a device with memory of its own after the largest step that can come: what that took is not given back
+/// before the end. `None` where tensors lie in the host's memory.
+fn left_on_device(
+    decoder: &Decoder,
+    kernels: &dyn Kernels,
+    config: &EngineConfig,
+    kv_dtype: DType,
+) -> Result<Option<DeviceMemory>, EngineError> {
+    if kernels.memory().is_none() || config.kv_memory.is_some() || config.num_blocks.is_some() {
+        return Ok(kernels.memory());
+    }
+    let tokens = config.max_batch_tokens.min(decoder.max_model_len()) as u32;
+    let blocks = (tokens as usize).div_ceil(BLOCK_SIZE);
+    let recurrent = decoder.has_recurrent_state();
+    let cache = decoder.new_cache(blocks, usize::from(recurrent), kv_dtype)?;
+    let state = StateStep { source: None, target: 0, snapshots: Vec::new() };
+    let batch = ForwardBatch {
+        token_ids: vec![0; tokens as usize],
+        positions: (0..tokens).collect(),
+        slot_mapping: (0..tokens).collect(),
+        query_start: vec![0, tokens],
+        context_lens: vec![tokens],
+        block_tables: vec![(0..blocks as u32).collect()],
+        logits_rows: (0..tokens.min(config.max_num_seqs as u32)).collect(),
+        states: if recurrent { vec![state] } else { Vec::new() },
+        ..ForwardBatch::default()
+    };
+    let logits = decoder.forward(&batch, &cache)?;
+    // Waits for the device: what fails in the step fails here.
+    logits.narrow(0, 0, 1).and_then(|row| row.to_device(&candle_core::Device::Cpu)).map_err(ModelError::Kernel)?;
+    drop((logits, cache));
+    Ok(kernels.memory())
 }
 
 /// What caches get when nothing is said: `budget` of several models that are not loaded yet, `weights` bytes of them.

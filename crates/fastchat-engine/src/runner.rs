@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
-use fastchat_kernels::{BLOCK_SIZE, ForwardBatch};
+use fastchat_kernels::{BLOCK_SIZE, Fault, ForwardBatch, Kernels};
 use fastchat_models::vision::Media;
 use fastchat_models::{Cache, Decoder, ModelError};
 
+use crate::device::StepError;
 use crate::error::EngineError;
 use crate::media::ActiveMedia;
 use crate::memory::MemoryPlan;
@@ -18,6 +20,7 @@ use crate::scheduler::{ScheduledBatch, Scheduler};
 #[derive(Debug)]
 pub(crate) struct Runner {
     decoder: Decoder,
+    kernels: Arc<dyn Kernels>,
     cache: Cache,
 }
 
@@ -31,9 +34,9 @@ pub(crate) struct Logits {
 }
 
 impl Runner {
-    pub fn new(decoder: Decoder, plan: &MemoryPlan) -> Result<Self, EngineError> {
+    pub fn new(decoder: Decoder, kernels: Arc<dyn Kernels>, plan: &MemoryPlan) -> Result<Self, EngineError> {
         let cache = decoder.new_cache(plan.num_blocks, plan.num_state_slots.unwrap_or(0), plan.kv_dtype)?;
-        Ok(Self { decoder, cache })
+        Ok(Self { decoder, kernels, cache })
     }
 
     /// The model.
@@ -47,12 +50,26 @@ impl Runner {
         batch: &ScheduledBatch,
         scheduler: &Scheduler,
         pictures: &HashMap<u64, ActiveMedia>,
-    ) -> Result<Logits, EngineError> {
+    ) -> Result<Logits, StepError> {
         let (mut forward, rows) = forward_batch(batch, scheduler);
         let media =
             if pictures.is_empty() { Media::default() } else { add_media(&mut forward, batch, scheduler, pictures) };
-        let tensor = self.decoder.forward_media(&forward, &media, &self.cache)?;
+        let tensor = self.decoder.forward_media(&forward, &media, &self.cache).map_err(|error| self.judge(error))?;
         Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
+    }
+
+    /// Calls `read` with the rows of all sequences on the host, without a copy if they are there. Devices that work on
+    /// their own report here what went wrong in the step.
+    pub fn read<T>(&self, logits: &Logits, read: impl FnOnce(&Rows<'_>) -> T) -> Result<T, StepError> {
+        logits.read(read).map_err(|error| self.judge(ModelError::Kernel(error)))
+    }
+
+    fn judge(&self, error: ModelError) -> StepError {
+        let fault = match &error {
+            ModelError::Kernel(cause) => self.kernels.fault(cause),
+            _ => Fault::Plain,
+        };
+        StepError { error: error.into(), fault }
     }
 }
 
@@ -120,19 +137,16 @@ fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch
 }
 
 impl Logits {
-    /// Calls `read` with the rows of all sequences on the host, without a copy if they are there.
-    pub fn read<T>(&self, read: impl FnOnce(&Rows<'_>) -> T) -> Result<T, EngineError> {
-        let kernel = |error| EngineError::from(ModelError::Kernel(error));
+    fn read<T>(&self, read: impl FnOnce(&Rows<'_>) -> T) -> candle_core::Result<T> {
         let (storage, layout) = self.tensor.storage_and_layout();
         if let (Storage::Cpu(cpu), Some((start, end)), DType::F32) =
             (&*storage, layout.contiguous_offsets(), self.tensor.dtype())
         {
-            let values = &cpu.as_slice::<f32>().map_err(kernel)?[start..end];
+            let values = &cpu.as_slice::<f32>()?[start..end];
             return Ok(read(&Rows { values, logits: self }));
         }
         drop(storage);
-        let values =
-            self.tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(kernel)?;
+        let values = self.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(read(&Rows { values: &values, logits: self }))
     }
 }

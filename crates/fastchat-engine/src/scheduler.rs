@@ -12,6 +12,9 @@ pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerC
 use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
+use recede::Ceiling;
+
+mod recede;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
 const TURNS_PER_PRIORITY: i64 = 64;
@@ -44,6 +47,7 @@ pub struct Scheduler {
     /// Tokens per step while a sequence decodes.
     shared_tokens: usize,
     stats: SchedulerStats,
+    ceiling: Option<Ceiling>,
 }
 
 impl Scheduler {
@@ -59,6 +63,7 @@ impl Scheduler {
             next_id: 0,
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
+            ceiling: None,
         }
     }
 
@@ -146,7 +151,7 @@ impl Scheduler {
             running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
         let most = if decoding.is_empty() { usize::MAX } else { self.shared_tokens.max(decoding.len() + BLOCK_SIZE) };
         let mut step = Step {
-            tokens: self.config.max_batch_tokens.min(most),
+            tokens: self.ceiling.map_or(self.config.max_batch_tokens, Ceiling::tokens).min(most),
             prompt_logit_rows: MAX_PROMPT_LOGIT_ROWS,
             prefilled: false,
             closed: HashSet::new(),
@@ -240,6 +245,10 @@ impl Scheduler {
             let scheduled = step.batch.sequences.remove(at);
             self.forget_snapshots(&scheduled);
         }
+        self.put_back(line, rank);
+    }
+
+    fn put_back(&mut self, line: LineId, rank: Rank) {
         self.lines.wait(line, rank);
         self.release(rank.id);
         let sequence = self.sequences.get_mut(&rank.id).expect("running sequences exist; this is a bug");
@@ -263,9 +272,10 @@ impl Scheduler {
     /// Lets the waiting of a line in, strictly in order, up to `share` tokens and while there is room for all of their
     /// tokens. Returns whether the next line may: nobody who has more passes one for whom there was no room.
     fn admit(&mut self, line: LineId, mut share: usize, admitted: &mut Vec<Rank>, step: &mut Step) -> bool {
+        let most = self.ceiling.map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config));
         while share > 0 && !step.closed.contains(&line) {
             let Some(rank) = self.lines.waiting(line).next() else { break };
-            while self.lines.num_running() >= self.config.max_num_seqs || !self.place(rank.id) {
+            while self.lines.num_running() >= most || !self.place(rank.id) {
                 // A line that has much less running than another takes a place from it.
                 let Some((other, victim)) = self.lines.victim_for(line) else { return false };
                 self.preempt(other, victim, step);
@@ -389,6 +399,7 @@ impl Scheduler {
 
     /// Books a step that ran: its tokens are in the cache now.
     pub fn commit(&mut self, batch: &ScheduledBatch) {
+        self.ceiling = self.ceiling.and_then(|ceiling| ceiling.lift(&self.config));
         for scheduled in &batch.sequences {
             let sequence = self.sequences.get_mut(&scheduled.id).expect("scheduled sequences exist; this is a bug");
             sequence.num_computed = scheduled.end;
@@ -420,12 +431,6 @@ impl Scheduler {
     pub fn fail(&mut self, batch: &ScheduledBatch) -> Vec<Sequence> {
         batch.sequences.iter().for_each(|scheduled| self.forget_snapshots(scheduled));
         batch.sequences.iter().filter_map(|scheduled| self.finish(scheduled.id, FinishReason::Error)).collect()
-    }
-
-    fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
-        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
-            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
-        }
     }
 
     fn wake(&mut self, forks: &[SequenceId]) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
+use fastchat_kernels::Fault;
 use fastchat_models::vision::VisionTower;
 use parking_lot::Mutex;
 
@@ -15,6 +16,7 @@ use crate::choice::{Choice, ChoiceSeed};
 use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
+use crate::device::StepError;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
@@ -115,13 +117,13 @@ pub(crate) struct Book {
 
 impl Worker {
     /// Serves until told to shut down or all callers are gone. A panic outside a step's computation means the books
-    /// cannot be trusted: every request is ended and the engine is dead.
+    /// cannot be trusted, and some errors mean that the device is lost: every request is ended and the engine is dead.
     pub fn run(mut self) {
         self.report(true);
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
         self.report(false);
-        if served.is_err() {
-            let lost = EngineError::Internal("the engine has failed and must be restarted".to_owned());
+        let failed = || Some(EngineError::Internal("the engine has failed and must be restarted".to_owned()));
+        if let Some(lost) = served.unwrap_or_else(|_| failed()) {
             for active in self.book.requests.values() {
                 self.book.bells.extend(active.slot.0.close(FinishReason::Error, &lost));
             }
@@ -132,27 +134,30 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self) {
+    /// Returns what was lost with the device, or nothing when there is no more to serve.
+    fn serve(&mut self) -> Option<EngineError> {
         loop {
             if self.scheduler.is_idle() && self.encoder.is_idle() {
-                let Ok(command) = self.commands.recv() else { return };
+                let Ok(command) = self.commands.recv() else { return None };
                 if !self.obey(command) {
-                    return;
+                    return None;
                 }
             }
             loop {
                 match self.commands.try_recv() {
                     Ok(command) => {
                         if !self.obey(command) {
-                            return;
+                            return None;
                         }
                     }
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return None,
                 }
             }
-            if !self.scheduler.is_idle() {
-                self.step();
+            if !self.scheduler.is_idle()
+                && let Err(lost) = self.step()
+            {
+                return Some(lost);
             }
             self.encode();
             if !self.pictures.is_empty() {
@@ -228,7 +233,9 @@ impl Worker {
         }
     }
 
-    fn step(&mut self) {
+    /// # Errors
+    /// When the device is lost.
+    fn step(&mut self) -> Result<(), EngineError> {
         if let Some(tokens) = self.book.pace.tokens() {
             self.scheduler.set_pace(tokens);
         }
@@ -237,8 +244,8 @@ impl Worker {
         self.book.start(&batch, &self.scheduler);
         let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
-            book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?
-                .read(|rows| book.sample(&batch, scheduler, rows))
+            let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
+            runner.read(&logits, |rows| book.sample(&batch, scheduler, rows))
         }));
         self.book.counters.steps += 1;
         let error = match computed {
@@ -251,14 +258,19 @@ impl Worker {
                     self.deliver(sampled);
                     self.append_forced(id);
                 }
-                return;
+                return Ok(());
             }
-            Ok(Err(error)) => error,
+            Ok(Err(StepError { error, fault: Fault::Sticky })) => {
+                return Err(EngineError::Internal(format!("the device is lost, restart the engine: {error}")));
+            }
+            Ok(Err(StepError { fault: Fault::OutOfMemory, .. })) if self.scheduler.recede(&batch) => return Ok(()),
+            Ok(Err(StepError { error, .. })) => error,
             Err(panic) => EngineError::Internal(format!("a step failed: {}", panic_text(panic.as_ref()))),
         };
         for sequence in self.scheduler.fail(&batch) {
             self.end_request(sequence.request, FinishReason::Error, &error);
         }
+        Ok(())
     }
 
     /// Appends the tokens that have to follow; the next step computes them all at once.

@@ -88,3 +88,117 @@ fn both_sources_of_a_vocabulary_give_the_same_ids() {
             .unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
+
+/// Ids and texts that the `tokenizers` package makes (`data/make_tokenizers.py`), for every published file.
+#[test]
+fn published_files_give_the_reference_ids_and_texts() {
+    let Some(folder) = folder("FASTCHAT_TOKENIZERS", "models/tokenizers", false) else { return };
+    let golden: Value = serde_json::from_str(include_str!("data/tokenizers.json")).unwrap();
+    let texts: Vec<&str> = golden["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    let mut checked = 0;
+    for (name, golden) in golden["files"].as_object().unwrap() {
+        let file = folder.join(name).join("tokenizer.json");
+        if !file.exists() {
+            continue;
+        }
+        // The configuration beside it must change nothing where the file has its own post-processor.
+        let config = Some(folder.join(name).join("tokenizer_config.json")).filter(|path| path.exists());
+        let tokenizer = Tokenizer::new(&TokenizerSource::Json(file, config)).unwrap();
+        let rows = golden["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), texts.len());
+        for (text, row) in texts.iter().zip(rows) {
+            let ids = |at: usize| -> Vec<u32> {
+                row[at].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+            };
+            assert_eq!(tokenizer.encode(text, true, true).unwrap(), ids(0), "{name} on {text:?}, framed");
+            assert_eq!(tokenizer.encode(text, false, true).unwrap(), ids(1), "{name} on {text:?}");
+            assert_eq!(tokenizer.decode(&ids(0), true).unwrap(), row[2].as_str().unwrap(), "{name} on {text:?}");
+        }
+        checked += 1;
+    }
+    assert!(checked > 0, "{} holds none of the files", folder.display());
+}
+
+/// Damaged files: an error or a tokenizer that works, never a panic.
+#[test]
+fn damaged_files_are_errors() {
+    let vocab: serde_json::Map<String, Value> = ["<s>", "\u{2581}", "a", "b", "\u{2581}a", "ab", "<0xC3>", "<unk>"]
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), Value::from(id)))
+        .collect();
+    let whole = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": false, "byte_fallback": true,
+            "vocab": vocab, "merges": [["\u{2581}", "a"], ["a", "b"]]},
+    })
+    .to_string();
+    let folder = std::env::temp_dir().join(format!("fastchat-damaged-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("tokenizer.json");
+    let tries = |damaged: &[u8]| {
+        std::fs::write(&file, damaged).unwrap();
+        let outcome = std::panic::catch_unwind(|| match Tokenizer::new(&TokenizerSource::Json(file.clone(), None)) {
+            Ok(tokenizer) => {
+                // What loads must answer; a refusal of the text is an answer.
+                if let Ok(ids) = tokenizer.encode("a ab <s>\u{e9}", true, true) {
+                    let _ = tokenizer.decode(&ids, false);
+                }
+                for id in 0..tokenizer.vocab_size() as u32 {
+                    tokenizer.token_bytes(id).unwrap();
+                }
+                true
+            }
+            Err(error) => {
+                assert!(!error.to_string().contains('\n'), "{error}");
+                false
+            }
+        });
+        outcome.unwrap_or_else(|_| panic!("a panic on {}", String::from_utf8_lossy(damaged)))
+    };
+    assert!(tries(whole.as_bytes()));
+    let (mut loaded, mut refused) = (0, 0);
+    let mut count = |works: bool| if works { loaded += 1 } else { refused += 1 };
+    for end in 0..whole.len() {
+        count(tries(&whole.as_bytes()[..end]));
+    }
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % below
+    };
+    let pieces = ["null", "-1", "1e99", "\"\"", "[]", "{}", "\"a\"", "18446744073709551616", "\"\\ud800\"", "0"];
+    for _ in 0..3000 {
+        let mut damaged = whole.clone().into_bytes();
+        match random(3) {
+            0 => damaged[random(whole.len())] = random(256) as u8,
+            1 => {
+                let (from, len) = (random(whole.len()), random(24));
+                damaged.drain(from..(from + len).min(whole.len()));
+            }
+            _ => {
+                // A value that stands between a colon and a comma becomes another.
+                let colons: Vec<usize> = whole.match_indices(':').map(|(at, _)| at).collect();
+                let from = colons[random(colons.len())] + 1;
+                let to = whole[from..].find([',', '}']).map_or(whole.len(), |at| from + at);
+                damaged.splice(from..to, pieces[random(pieces.len())].bytes());
+            }
+        }
+        count(tries(&damaged));
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+    assert!(refused > 1500 && loaded > 100, "{loaded} load, {refused} are refused");
+}

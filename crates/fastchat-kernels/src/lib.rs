@@ -8,16 +8,22 @@ mod cache;
 pub mod cpu;
 #[cfg(emulated)]
 pub mod cuda;
+pub mod device;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
 mod linear;
 mod mapped;
+#[cfg(feature = "cuda")]
+mod nvidia;
 mod ops;
+pub mod probe;
 pub mod quant;
+pub mod selftest;
 mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
+pub use device::{DeviceChoice, DeviceMemory, Fault};
 #[cfg(feature = "cuda-emulator")]
 pub use emulated::{Emulated, emulated};
 pub use linear::Linear;

@@ -48,10 +48,10 @@ pub struct LoadedModel {
 /// What is missing, left over, malformed or not supported, in one line.
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let checkpoint = open(path, options)?;
-    let about = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
+    let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
     let fingerprint = match &checkpoint.vision {
-        Some(vision) => fingerprint(&(about, &vision.spec), &checkpoint.tensors)?,
-        None => fingerprint(&about, &checkpoint.tensors)?,
+        Some(vision) => fingerprint(&(spec, &vision.spec, quantize), &checkpoint.tensors)?,
+        None => fingerprint(&(spec, quantize), &checkpoint.tensors)?,
     };
     let Checkpoint { description, vision, tensors, text, .. } = checkpoint;
     let vision = vision.map(|vision| VisionTower::new(vision, &tensors, kernels.clone())).transpose()?;

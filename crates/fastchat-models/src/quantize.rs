@@ -87,6 +87,9 @@ pub(crate) fn is_large(slot: Slot) -> bool {
             | Slot::DeltaB
             | Slot::Positions
             | Slot::TokenType
+            | Slot::SecondType
+            | Slot::ScoreDense
+            | Slot::ScoreOut
     )
 }
 

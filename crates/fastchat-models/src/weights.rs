@@ -207,16 +207,24 @@ impl<'a> Weights<'a> {
 
     /// Every stored tensor must have been used or be known to be harmless, and a kind asked for have had a use.
     pub fn finish(&self) -> Result<(), ModelError> {
-        if let Some(quantize) = self.quantize.filter(|_| !self.rounded.get()) {
-            let limit = "no matrix of this model is stored as floats in rows of whole blocks";
-            return Err(ModelError::request("quantize", quantize.name(), limit));
-        }
+        self.check_rounded()?;
         self.finish_among(|_| true)
     }
 
     /// As `finish`, for the tensors under this layout's prefixes: others belong to another part of the model.
     pub fn finish_within_roots(&self) -> Result<(), ModelError> {
+        self.check_rounded()?;
         self.finish_among(|name| [self.root.0, self.root.1].iter().any(|root| name.starts_with(root)))
+    }
+
+    fn check_rounded(&self) -> Result<(), ModelError> {
+        match self.quantize.filter(|_| !self.rounded.get()) {
+            None => Ok(()),
+            Some(quantize) => {
+                let limit = "no matrix of this model is stored as floats in rows of whole blocks";
+                Err(ModelError::request("quantize", quantize.name(), limit))
+            }
+        }
     }
 
     fn finish_among(&self, ours: impl Fn(&str) -> bool) -> Result<(), ModelError> {

@@ -155,3 +155,120 @@ fn the_text_side_is_written() {
     assert!(vocab.add_bos && vocab.add_eos);
     assert_eq!(inspect(&file).unwrap().spec.vocab_size, vocab.tokens.len());
 }
+
+/// A reference folder with other fields and tensors.
+fn derived(
+    name: &str,
+    from: &str,
+    edit: impl Fn(&mut serde_json::Value, &mut std::collections::HashMap<String, candle_core::Tensor>),
+) -> Option<Folder> {
+    let from = rows::shared()?.join("text").join(from);
+    let folder = Folder::new(&format!("convert-source-{name}"));
+    let mut config = serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    let mut tensors = candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    edit(&mut config, &mut tensors);
+    folder.write("config.json", config.to_string());
+    candle_core::safetensors::save(&tensors, folder.0.join("model.safetensors")).unwrap();
+    Some(folder)
+}
+
+/// DeepSeek-V2 from the weights of its successor: softmax scores, with and without groups.
+#[test]
+fn deepseek_v2() {
+    let mut seen = Vec::new();
+    for (method, kept) in [("greedy", 1), ("group_limited_greedy", 1), ("group_limited_greedy", 2)] {
+        let Some(folder) = derived("deepseek_v2", "deepseek_v3", |config, tensors| {
+            config["model_type"] = "deepseek_v2".into();
+            config["topk_method"] = method.into();
+            config["topk_group"] = kept.into();
+            config["norm_topk_prob"] = false.into();
+            tensors.retain(|name, _| !name.contains("e_score_correction_bias"));
+        }) else {
+            return;
+        };
+        round_trip("deepseek_v2", &folder.0);
+        let spec = inspect(&folder.0).unwrap().spec;
+        let moe = spec.layers.iter().find_map(|layer| match &layer.mlp {
+            fastchat_models::spec::Mlp::Moe(moe) => Some(moe.clone()),
+            _ => None,
+        });
+        let groups = moe.unwrap().groups;
+        assert_eq!(groups.map(|(_, kept)| kept), (method != "greedy").then_some(kept));
+        seen.push(logits(&open(&folder.0, None)));
+    }
+    assert!(difference(&seen[0], &seen[1]) > 1e-2, "groups choose other experts");
+}
+
+/// Qwen3.5 with experts, from the dense weights: every expert is another scale of the dense MLP.
+#[test]
+fn qwen3_5_moe() {
+    let Some(folder) = derived("qwen3_5_moe", "qwen3_5", |config, tensors| {
+        config["model_type"] = "qwen3_5_moe_text".into();
+        for (field, value) in [
+            ("num_experts", 4),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 128),
+            ("shared_expert_intermediate_size", 128),
+        ] {
+            config[field] = value.into();
+        }
+        config.as_object_mut().unwrap().remove("intermediate_size");
+        for layer in 0..4 {
+            let mlp = format!("model.layers.{layer}.mlp");
+            let mut take = |name: &str| {
+                tensors.remove(&format!("{mlp}.{name}.weight")).unwrap().to_dtype(candle_core::DType::F32).unwrap()
+            };
+            let (gate, up, down) = (take("gate_proj"), take("up_proj"), take("down_proj"));
+            let both = candle_core::Tensor::cat(&[&gate, &up], 0).unwrap();
+            let scaled = |of: &candle_core::Tensor| {
+                let parts: Vec<_> = (1..=4).map(|i| (of * (0.4 * f64::from(i))).unwrap()).collect();
+                candle_core::Tensor::stack(&parts, 0).unwrap()
+            };
+            let mut put = |name: &str, tensor: candle_core::Tensor| tensors.insert(format!("{mlp}.{name}"), tensor);
+            put("experts.gate_up_proj", scaled(&both));
+            put("experts.down_proj", scaled(&down));
+            put("gate.weight", gate.narrow(0, 0, 4).unwrap().contiguous().unwrap());
+            put("shared_expert_gate.weight", up.narrow(0, 0, 1).unwrap().contiguous().unwrap());
+            put("shared_expert.gate_proj.weight", gate);
+            put("shared_expert.up_proj.weight", up);
+            put("shared_expert.down_proj.weight", down);
+        }
+    }) else {
+        return;
+    };
+    round_trip("qwen3_5", &folder.0);
+    let file = Folder::new("convert-qwen3_5_moe");
+    let (path, _) = written(&folder.0, &file, "experts.gguf", None);
+    let text = std::fs::read(&path).unwrap();
+    assert!(text.windows(9).any(|window| window == b"qwen35moe"));
+}
+
+/// The reader of the `gguf` package finds every tensor, and reads blocks as this project does.
+#[test]
+fn the_gguf_package_reads_it() {
+    let found = std::process::Command::new("python3").args(["-c", "import gguf"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("SKIPPED: python3 cannot import gguf; pip install gguf");
+        }
+        return;
+    }
+    let source = checkpoints::random("granite", "convert-package");
+    let folder = Folder::new("convert-package");
+    for name in ["f32", "bf16", "q8_0", "q5_1"] {
+        let (file, converted) = written(&source.0, &folder, &format!("{name}.gguf"), kind(name));
+        let script = "import sys, gguf, numpy as np\n\
+            r = gguf.GGUFReader(sys.argv[1])\n\
+            t = next(t for t in r.tensors if t.name == 'blk.0.ffn_down.weight')\n\
+            v = gguf.quants.dequantize(t.data, t.tensor_type)\n\
+            print(len(r.tensors), r.fields['general.architecture'].contents(), v.shape, float(np.abs(v).sum()))";
+        let output = std::process::Command::new("python3").args(["-c", script]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let expected = format!("{} granite (", converted.tensors);
+        assert!(text.starts_with(&expected), "{text} does not start with {expected}");
+        let sum: f64 = text.rsplit(' ').next().unwrap().trim().parse().unwrap();
+        assert!(sum > 0.0 && sum.is_finite());
+    }
+}

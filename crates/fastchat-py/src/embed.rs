@@ -1,13 +1,13 @@
 //! `Embedder`: an encoder with its own thread. Waiting lets go of the interpreter lock and notices Ctrl-C.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fastchat_engine::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EngineError, Prompt};
+use fastchat_engine::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EngineError, Prompt, open_device};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::{PyPrompt, kind};
+use crate::engine::{PyPrompt, device_choice, kind};
 use crate::errors::to_py;
 
 /// How often a waiting call looks for signals.
@@ -22,13 +22,16 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 
 #[pymethods]
 #[allow(clippy::too_many_arguments, reason = "keywords of the Python methods")]
+#[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEmbedder {
     #[new]
-    #[pyo3(signature = (model, *, max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
         skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
+        device: &str,
+        cuda_libraries: Vec<PathBuf>,
         max_model_len: Option<usize>,
         max_batch_tokens: usize,
         max_queue: usize,
@@ -36,7 +39,9 @@ impl PyEmbedder {
         skip_tokenizer_init: bool,
         quantize: Option<&str>,
     ) -> PyResult<Self> {
+        let device = device_choice(device)?;
         let config = EmbeddingConfig {
+            device,
             max_model_len,
             max_batch_tokens,
             max_queue,
@@ -44,7 +49,11 @@ impl PyEmbedder {
             skip_tokenizer_init,
             quantize: quantize.map(kind).transpose()?,
         };
-        let engine = py.detach(|| EmbeddingEngine::load(Path::new(model), config));
+        let engine = py.detach(|| {
+            config.check()?;
+            let kernels = open_device(config.device, threads, &cuda_libraries)?;
+            EmbeddingEngine::load_with(Path::new(model), config, kernels)
+        });
         engine.map(Self).map_err(|error| to_py(&error))
     }
 

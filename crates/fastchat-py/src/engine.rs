@@ -1,9 +1,11 @@
 //! `Engine` and `Subscription`: every call that can wait or work lets go of the interpreter lock.
 
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fastchat_engine::{DType, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription};
+use fastchat_engine::{
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription, open_device,
+};
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
 use pyo3::prelude::*;
@@ -41,6 +43,11 @@ impl PyPrompt {
     }
 }
 
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+pub fn device_choice(name: &str) -> PyResult<DeviceChoice> {
+    name.parse().map_err(|problem| invalid("device", problem))
+}
+
 /// The arguments that `Engine.submit` and `Subscription.submit` share.
 fn request(
     prompt: PyPrompt,
@@ -59,12 +66,14 @@ fn request(
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
         num_blocks=None, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
+        device: &str,
+        cuda_libraries: Vec<PathBuf>,
         max_model_len: Option<usize>,
         kv_memory: Option<u64>,
         kv_dtype: Option<&str>,
@@ -87,6 +96,7 @@ impl PyEngine {
             })
             .transpose()?;
         let config = EngineConfig {
+            device: device_choice(device)?,
             max_model_len,
             kv_memory,
             kv_dtype,
@@ -100,7 +110,11 @@ impl PyEngine {
             num_blocks,
             quantize: quantize.map(kind).transpose()?,
         };
-        let engine = py.detach(|| Engine::load(Path::new(model), config));
+        let engine = py.detach(|| {
+            config.check()?;
+            let kernels = open_device(config.device, threads, &cuda_libraries)?;
+            Engine::load_with(Path::new(model), config, kernels)
+        });
         engine.map(Self).map_err(|error| to_py(&error))
     }
 

@@ -2,6 +2,7 @@
 //! decides nothing. `python/fastchat_rs/_engine.pyi` is its documentation.
 
 mod chat;
+mod device;
 mod embed;
 mod engine;
 mod errors;
@@ -17,6 +18,8 @@ mod _engine {
 
     #[pymodule_export]
     use crate::chat::{PyChatEvent, PyChatFormat, PyChatParser, PyStructuredOutput, PyThinkingBudget};
+    #[pymodule_export]
+    use crate::device::{check_kernels, probe_device};
     #[pymodule_export]
     use crate::embed::{PyEmbedder, is_encoder};
     #[pymodule_export]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
+from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import Located, resolve
 from fastchat_rs.inspection import cache_bytes
@@ -123,6 +124,7 @@ def _sequence_bytes(wanted: Wanted) -> int:
 def _load(wanted: Wanted, config: ServeConfig) -> Engine:
     return Engine(
         wanted.path,
+        **placement(config.device),
         max_model_len=wanted.max_model_len,
         kv_memory=wanted.kv_memory,
         kv_dtype=config.kv_dtype,
@@ -137,13 +139,22 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
 
 
 def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
+    def load(max_model_len: int | None) -> Embedder:
+        return Embedder(
+            wanted.path,
+            **placement(config.device),
+            max_model_len=max_model_len,
+            threads=config.threads,
+            quantize=config.quantize,
+        )
+
     try:
-        return Embedder(wanted.path, max_model_len=wanted.max_model_len, threads=config.threads, quantize=config.quantize)
+        return load(wanted.max_model_len)
     except InvalidRequestError as error:
         if wanted.alone or error.param != "max_model_len":
             raise
         # Its positions end before that.
-        return Embedder(wanted.path, threads=config.threads, quantize=config.quantize)
+        return load(None)
 
 
 def _template_file(config: ServeConfig, wanted: list[Wanted]) -> str | None:

@@ -76,11 +76,8 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         raise bad_field(None, str(error)) from error
 
 
-_FIELDS = (
-    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "logprobs"),
-    *("prompt_logprobs", "logit_bias", "skip_special_tokens", "structured"),
-)
+# Every property is a keyword of the constructor.
+_FIELDS = [name for name in dir(SamplingParams) if not name.startswith("_") and name != "max_tokens"]
 
 
 def with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:

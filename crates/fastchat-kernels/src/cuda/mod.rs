@@ -17,12 +17,12 @@ mod weights;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 use crate::cpu::Pool;
 use crate::{
-    Activation, AttentionSpec, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec, MoeWeights, Plan,
-    QkvSpec, Rope, StateCache, Weight,
+    Activation, AttentionSpec, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec,
+    MoeWeights, Plan, QkvSpec, Rope, StateCache, Weight,
 };
 pub use runtime::{Launchers, Runtime, Stream};
 pub use sample::{SampleRow, SampledToken};
@@ -113,6 +113,14 @@ impl Kernels for CudaKernels {
 
     fn name(&self) -> String {
         self.runtime.name()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.runtime.memory()
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        self.runtime.fault(error)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

@@ -13,7 +13,7 @@ pub(crate) mod qkv;
 
 use std::fmt::Debug;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 pub use attention::AttentionSpec;
 pub use gated_delta::GatedDeltaSpec;
@@ -22,7 +22,7 @@ pub use moe::{MoeSpec, MoeWeights, RouterScore};
 pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
 
-use crate::{ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
+use crate::{DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
 
 /// Fused operations over flat `[tokens, ..]` f32 activations. All results of a row depend on that row's sequence only:
 /// never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on one backend).
@@ -32,6 +32,17 @@ pub trait Kernels: Send + Sync + Debug {
 
     /// What serves the calls, for logs, `doctor` and the system fingerprint, e.g. `cpu-avx512-vnni`.
     fn name(&self) -> String;
+
+    /// Memory of the device as it is now; `None` where tensors lie in the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error of one of these operations says about the device.
+    fn fault(&self, error: &Error) -> Fault {
+        let _ = error;
+        Fault::Plain
+    }
 
     /// Packs weights that share an input into one layer; outputs are stacked in order. `bias` is f32 `[sum of rows]`.
     /// Called once per layer at load; the stored bytes may be dropped afterwards.

@@ -69,6 +69,10 @@ pub fn convert(path: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conver
 
 fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converted, ModelError> {
     let checkpoint = hf::folder::open(folder, None)?;
+    if checkpoint.vision.is_some() {
+        let expected = "models without a tower for pictures are written, as GGUF has those in a file of their own";
+        return Err(ModelError::unsupported(&folder.join("config.json"), "model_type", checkpoint.family, expected));
+    }
     let text = gguf::text_entries(folder, &checkpoint.text, checkpoint.description.spec.vocab_size)?;
     let layout = gguf::layout(folder, &checkpoint.family, checkpoint.description)?;
     let weights = Weights::new(&checkpoint.tensors, &layout.source.names, None);

@@ -64,9 +64,6 @@ pub fn experts(m: &Meta) -> Result<Moe, ModelError> {
         let expected = format!("a divisor of {} experts, {} groups of which hold {}", moe.experts, groups.1, moe.top_k);
         return Err(m.bad(".expert_group_count", groups.0, expected));
     }
-    if groups.0 > 1 && moe.score == RouterScore::Softmax {
-        return Err(m.unsupported(".expert_group_count", groups.0, "1 is, with softmax scores"));
-    }
     moe.groups = (groups.0 > 1).then_some(groups);
     let layers = m.size(".block_count")?;
     moe.score_bias = bias((0..layers).any(|layer| m.has(&format!("blk.{layer}.exp_probs_b.bias"))));

@@ -43,6 +43,8 @@ const FAMILIES: &[(&str, &str)] = &[
     ("qwen2_moe", "qwen2moe"),
     ("qwen3", "qwen3"),
     ("qwen3_5", "qwen35"),
+    ("qwen3_5_moe", "qwen35moe"),
+    ("qwen3_5_moe_text", "qwen35moe"),
     ("qwen3_5_text", "qwen35"),
     ("qwen3_moe", "qwen3moe"),
     ("qwen3_next", "qwen3next"),
@@ -77,7 +79,7 @@ pub fn layout(path: &Path, family: &str, source: Description) -> Result<Layout, 
     };
     let factors = factors(&source.spec);
     let original = source.spec.clone();
-    let source = if arch == "qwen35" { tiled(source) } else { source };
+    let source = if matches!(arch, "qwen35" | "qwen35moe") { tiled(source) } else { source };
     let mut problem = None;
     // An architecture's own pattern of windows needs no key, and older readers take none.
     for pattern in [false, true] {

@@ -6,9 +6,14 @@ use super::base::{Description, grouped_moe, layer_source, standard};
 use super::{config::Config, rope};
 use crate::ModelError;
 use crate::names::{Slot, Step};
-use crate::spec::{Mixer, Mla};
+use crate::spec::{Mixer, Mla, Moe};
 
 pub fn describe(c: &Config) -> Result<Description, ModelError> {
+    latent(c, &grouped_moe(c)?)
+}
+
+/// Latent attention, and experts after the dense first layers.
+pub fn latent(c: &Config, moe: &Moe) -> Result<Description, ModelError> {
     let mut d = standard(c)?;
     c.only("attention_bias", &false.into())?;
     let (nope_dim, rope_dim) = (c.size("qk_nope_head_dim")?, c.size("qk_rope_head_dim")?);
@@ -32,7 +37,7 @@ pub fn describe(c: &Config) -> Result<Description, ModelError> {
     d.spec.ropes = vec![rope.spec];
     d.layers(|_, layer| layer.mixer = Mixer::Mla(mla.clone()));
     let first_sparse = c.count_or("first_k_dense_replace", 0)?;
-    d.experts(&grouped_moe(c)?, |i| i >= first_sparse);
+    d.experts(moe, |i| i >= first_sparse);
     skip_draft_layers(c, &mut d)?;
     latent_names(&mut d, nope_dim, v_dim);
     Ok(d)

@@ -12,6 +12,7 @@ mod vision_base;
 
 mod bert;
 mod cohere2;
+mod deepseek_v2;
 mod deepseek_v3;
 mod ernie4_5;
 mod exaone4;
@@ -39,6 +40,7 @@ mod qwen2_5_vl;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
 mod qwen3_next;
 mod qwen3_vl;
@@ -60,6 +62,7 @@ type Family = fn(&Config) -> Result<Description, ModelError>;
 /// `model_type` to mapping.
 const FAMILIES: &[(&str, Family)] = &[
     ("cohere2", cohere2::describe),
+    ("deepseek_v2", deepseek_v2::describe),
     ("deepseek_v3", deepseek_v3::describe),
     ("ernie4_5", ernie4_5::describe),
     ("exaone4", exaone4::describe),
@@ -84,6 +87,8 @@ const FAMILIES: &[(&str, Family)] = &[
     ("qwen2_moe", qwen2_moe::describe),
     ("qwen3", qwen3::describe),
     ("qwen3_5", qwen3_5::describe),
+    ("qwen3_5_moe", qwen3_5_moe::describe),
+    ("qwen3_5_moe_text", qwen3_5_moe::describe),
     ("qwen3_5_text", qwen3_5::describe),
     ("qwen3_moe", qwen3_moe::describe),
     ("qwen3_next", qwen3_next::describe),

@@ -6,12 +6,13 @@ mod emulator;
 use std::ffi::c_void;
 use std::fmt::Debug;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 #[cfg(emulated)]
 pub use emulator::Emulator;
 
 pub use super::launchers::{Launchers, Stream};
+use crate::{DeviceMemory, Fault};
 
 /// A device that runs the kernels.
 pub trait Runtime: Send + Sync + Debug {
@@ -52,6 +53,16 @@ pub trait Runtime: Send + Sync + Debug {
     /// # Errors
     /// What the status says.
     fn finish(&self, launcher: &'static str, status: i32) -> Result<()>;
+
+    /// Memory of the device as it is now; `None` where tensors lie in the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error says about the device.
+    fn fault(&self, _error: &Error) -> Fault {
+        Fault::Plain
+    }
 
     /// Multiprocessors, by which work is cut.
     fn processors(&self) -> usize;

@@ -1,0 +1,34 @@
+//! The hardware a model runs on, as the engine sees it: opened by choice, and what a failed step says about it. Knows
+//! nothing of drivers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fastchat_kernels::{DeviceChoice, Fault, Kernels, device};
+
+use crate::error::EngineError;
+
+/// Kernels of `choice`; `libraries` are folders that may hold NVIDIA's.
+///
+/// # Errors
+/// What a device that was asked for by name lacks, and where it was looked for.
+pub fn open_device(
+    choice: DeviceChoice,
+    threads: Option<usize>,
+    libraries: &[PathBuf],
+) -> Result<Arc<dyn Kernels>, EngineError> {
+    device::open(choice, threads, libraries).map_err(|problem| EngineError::invalid("device", problem))
+}
+
+/// Why a step gave nothing, and what that says about the device.
+#[derive(Debug)]
+pub(crate) struct StepError {
+    pub error: EngineError,
+    pub fault: Fault,
+}
+
+impl From<EngineError> for StepError {
+    fn from(error: EngineError) -> Self {
+        Self { error, fault: Fault::Plain }
+    }
+}

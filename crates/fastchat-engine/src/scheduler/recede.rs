@@ -1,0 +1,72 @@
+//! What the scheduler does when the device had no memory for a step: half of it at a time, then twice as much again and
+//! again while steps succeed.
+
+use super::Scheduler;
+use crate::schedule::{ScheduledBatch, ScheduledSequence, SchedulerConfig};
+use crate::sequence::Rank;
+
+/// Steps that must succeed before the next may be twice as large.
+const PATIENCE: u32 = 32;
+
+/// How large steps may be for now, below what is configured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ceiling {
+    tokens: usize,
+    sequences: usize,
+    succeeded: u32,
+}
+
+impl Ceiling {
+    fn new(tokens: usize, sequences: usize) -> Self {
+        Self { tokens: tokens.max(1), sequences: sequences.max(1), succeeded: 0 }
+    }
+
+    /// Tokens of a step.
+    pub fn tokens(self) -> usize {
+        self.tokens
+    }
+
+    /// Sequences that may run.
+    pub fn sequences(self, config: &SchedulerConfig) -> usize {
+        self.sequences.min(self.tokens).min(config.max_num_seqs)
+    }
+
+    /// Books a step that succeeded; `None` when this is no longer a bound.
+    pub fn lift(mut self, config: &SchedulerConfig) -> Option<Self> {
+        self.succeeded += 1;
+        if self.succeeded >= PATIENCE {
+            self = Self::new(self.tokens.saturating_mul(2), self.sequences.saturating_mul(2));
+        }
+        (self.tokens < config.max_batch_tokens || self.sequences < config.max_num_seqs).then_some(self)
+    }
+}
+
+impl Scheduler {
+    /// Takes back a step for which the device had no memory: the younger half of its sequences is preempted, and for a
+    /// while steps are half as large. Whether that leaves anything to try; if not, the step has failed.
+    pub fn recede(&mut self, batch: &ScheduledBatch) -> bool {
+        let tokens: usize = batch.sequences.iter().map(|s| s.end - s.start + s.draft.len()).sum();
+        if tokens <= 1 {
+            return false;
+        }
+        batch.sequences.iter().for_each(|scheduled| self.forget_snapshots(scheduled));
+        let known = batch.sequences.iter().filter_map(|scheduled| self.sequences.get(&scheduled.id));
+        let mut places: Vec<_> = known.map(|sequence| (sequence.rank, sequence.line)).collect();
+        places.sort_unstable_by_key(|&(rank, _): &(Rank, _)| rank);
+        let most = places.len().div_ceil(2);
+        // A recurrent state may have been written half; keys and values are written again at the same places.
+        let kept = if self.states.is_some() { 0 } else { most };
+        for &(rank, line) in places[kept..].iter().rev() {
+            self.put_back(line, rank);
+        }
+        self.ceiling = Some(Ceiling::new(tokens / 2, most));
+        true
+    }
+
+    /// Gives back the slots of copies of recurrent state that were not made.
+    pub(super) fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
+        if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {
+            step.snapshots.iter().for_each(|&(_, slot)| states.release(slot));
+        }
+    }
+}

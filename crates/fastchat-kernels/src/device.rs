@@ -1,0 +1,124 @@
+//! Which hardware serves: what can be asked for, and the way from there to kernels. Says what is missing and where it
+//! was looked for, so that nobody has to guess why a GPU is idle.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::Kernels;
+use crate::cpu::CpuKernels;
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device if this build and this machine can use one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by its number, or an error.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |digits: &str| digits.parse().ok().filter(|&ordinal: &usize| ordinal < 1024);
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(number)
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("device is '{text}'; it must be auto, cpu, cuda or cuda:N")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// Memory of a device with memory of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes nobody uses.
+    pub free: u64,
+    /// Bytes there are.
+    pub total: u64,
+}
+
+/// What the error of an operation says about the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: the operation failed, the next one may succeed.
+    Plain,
+    /// Its memory is full; with less work in the step it may do.
+    OutOfMemory,
+    /// Every operation after this one fails too, until the process ends.
+    Sticky,
+}
+
+/// Opens the kernels of `choice`, the CPU's with `threads` threads. `libraries` are folders to look for NVIDIA's
+/// libraries in before the system's.
+///
+/// # Errors
+/// In one line, what a CUDA device that was asked for by name lacks.
+pub fn open(choice: DeviceChoice, threads: Option<usize>, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    let cpu = || -> Arc<dyn Kernels> { Arc::new(CpuKernels::new(threads)) };
+    match choice {
+        DeviceChoice::Cpu => Ok(cpu()),
+        DeviceChoice::Auto => Ok(cuda(0, libraries).unwrap_or_else(|_| cpu())),
+        DeviceChoice::Cuda(ordinal) => {
+            cuda(ordinal, libraries).map_err(|problem| format!("device {choice} cannot be used: {problem}"))
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    crate::nvidia::open(ordinal, libraries)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_ordinal: usize, _libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    Err("this build of fastchat-rs has no CUDA code; the wheel made by `make wheel-cuda` has".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_writes_and_nothing_else() {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(7)] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:1024", "cuda:99999999999999999999", "CPU"] {
+            let error = text.parse::<DeviceChoice>().expect_err(text);
+            assert!(error.contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_box_without_a_gpu_falls_back_only_when_it_may() {
+        if open(DeviceChoice::Cuda(0), None, &[]).is_ok() {
+            return;
+        }
+        let auto = open(DeviceChoice::Auto, Some(1), &[]).expect("the CPU is always there");
+        assert!(auto.name().starts_with("cpu-"), "{}", auto.name());
+        let error = open(DeviceChoice::Cuda(3), None, &[]).expect_err("there is no such device");
+        assert!(error.starts_with("device cuda:3 cannot be used: ") && !error.contains('\n'), "{error}");
+    }
+}

@@ -1,0 +1,43 @@
+"""What can be asked of a device without a model, and where NVIDIA's libraries may lie beside this package: in folders
+of the wheels that `fastchat-rs[cuda]` brings. The engine opens them, when a CUDA device is asked for.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypedDict
+
+from fastchat_rs._engine import check_kernels, probe_device
+from fastchat_rs.config import check_device
+
+# CUDA 13 wheels share one folder; some components keep their own.
+_FOLDERS = ("cu13/lib", "cublas/lib", "curand/lib", "cuda_nvrtc/lib")
+
+
+def cuda_libraries() -> list[str]:
+    """Existing folders of the `nvidia` namespace package, in the order of the import path."""
+    spec = find_spec("nvidia")
+    roots = [] if spec is None else list(spec.submodule_search_locations or [])
+    return [str(folder) for root in roots for part in _FOLDERS if (folder := Path(root) / part).is_dir()]
+
+
+class Placement(TypedDict):
+    """Where a model is loaded, in the words of `Engine` and `Embedder`."""
+
+    device: str
+    cuda_libraries: list[str]
+
+
+def placement(device: str) -> Placement:
+    """Of a device that exists somewhere."""
+    check_device(device)
+    return {"device": device, "cuda_libraries": cuda_libraries()}
+
+
+def kernel_findings(device: str) -> tuple[str, list[tuple[str, float, float, str | None]]]:
+    """The name of a device's kernels, and (operation, difference, bound, error) of each against the CPU's default."""
+    return check_kernels(**placement(device))
+
+
+def probe(device: str) -> tuple[str, float, float, tuple[int, int] | None]:
+    """The name of a device's kernels, bytes a second, operations a second, and (free, all) bytes of its own memory."""
+    return probe_device(**placement(device))
