@@ -128,12 +128,13 @@ class Objects:
 
 
 def run(binary: str, library: pathlib.Path, tests: str) -> bool:
-    """Whether the tests pass on a library."""
+    """Whether the tests pass on a library; where they do not, `failure` of its folder says why."""
     env = {**os.environ, "LD_LIBRARY_PATH": str(library), "RUST_BACKTRACE": "0", "PROPTEST_MAX_SHRINK_ITERS": "0"}
     try:
         done = subprocess.run([binary, tests], env=env, capture_output=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
         return False
+    (library / "failure").write_bytes(done.stdout + done.stderr)
     return done.returncode == 0
 
 
@@ -147,7 +148,7 @@ def main() -> int:
         objects.link({}, folder)
         for tests in sorted({mutant[4] for mutant in chosen}):
             if not run(binary, folder, tests):
-                print(f"{tests} fails without a mutant")
+                print(f"{tests} fails without a mutant:\n{(folder / 'failure').read_text()}")
                 return 1
         for title, file, old, new, tests in chosen:
             text = (CUDA / file).read_text()
