@@ -1,6 +1,7 @@
 //! Builds what is not Rust: the CUDA sources, by the host's C++ compiler for the emulator or by nvcc for GPUs, and the
 //! trampolines that stand for NVIDIA's libraries.
 
+#[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
 #[path = "build/emulator.rs"]
 mod emulator;
 #[path = "build/nvcc.rs"]
@@ -12,13 +13,12 @@ fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=cuda");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rustc-check-cfg=cfg(emulated)");
-    let wanted = |feature: &str| std::env::var_os(feature).is_some();
-    if wanted("CARGO_FEATURE_CUDA") {
+    if cfg!(feature = "cuda") {
         let toolkit = nvcc::Toolkit::find()?;
         nvcc::compile(&toolkit)?;
         trampolines::archive(&toolkit)?;
-    } else if wanted("CARGO_FEATURE_CUDA_EMULATOR") {
-        emulator::build();
     }
+    #[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
+    emulator::build();
     trampolines::for_tests()
 }
