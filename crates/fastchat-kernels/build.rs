@@ -19,6 +19,6 @@ fn main() -> Result<(), String> {
         trampolines::archive(&toolkit)?;
     }
     #[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
-    emulator::build();
+    emulator::build()?;
     trampolines::for_tests()
 }

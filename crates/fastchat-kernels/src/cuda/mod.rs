@@ -132,6 +132,14 @@ impl Kernels for CudaKernels {
         self.runtime.name()
     }
 
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.runtime.memory()
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        self.runtime.fault(error)
+    }
+
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         norm::rms_norm(self, x, weight, eps)
     }

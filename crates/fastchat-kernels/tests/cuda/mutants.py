@@ -5,6 +5,7 @@ names). The binary loads its kernels from a shared library; a mutant is that lib
 Needs g++ and nothing else; knows no Rust.
 """
 
+# ruff: noqa: E501 - a mutant is a line as it stands in its file
 import os
 import pathlib
 import subprocess
@@ -159,7 +160,11 @@ def main() -> int:
                 (mutated / path.name).write_text(text.replace(old, new, 1) if path.name == file else path.read_text())
             (mutated / "emu").symlink_to(CUDA / "emu")
             # A header's mutant shows in the units that the tests are about.
-            by_tests = {"rows::": ["norm.cu", "activation.cu"], "linear::": ["linear.cu", "dense.cu"], "moe::": ["linear.cu", "dense.cu"]}
+            by_tests = {
+                "rows::": ["norm.cu", "activation.cu"],
+                "linear::": ["linear.cu", "dense.cu"],
+                "moe::": ["linear.cu", "dense.cu"],
+            }
             units = [file] if file.endswith(".cu") else by_tests[tests]
             changed = {unit: objects.compile(mutated / unit, mutated, mutated) for unit in units}
             objects.link(changed, mutated)
@@ -167,7 +172,9 @@ def main() -> int:
             print(f"{title}: {'red' if killed else 'SURVIVED'}", flush=True)
             if not killed:
                 survivors.append(title)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants found" + (f", not {survivors}" if survivors else ""))
+    print(
+        f"{len(chosen) - len(survivors)} of {len(chosen)} mutants found" + (f", not {survivors}" if survivors else "")
+    )
     return 1 if survivors else 0
 
 

@@ -68,6 +68,16 @@ pub trait Runtime: Send + Sync + Debug {
     /// What the status says.
     fn finish(&self, launcher: &'static str, status: i32) -> Result<()>;
 
+    /// Memory of the device as it is now; `None` where tensors lie in the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error says about the device.
+    fn fault(&self, _error: &Error) -> Fault {
+        Fault::Plain
+    }
+
     /// Multiprocessors, by which work is cut.
     fn processors(&self) -> usize;
 }
