@@ -116,14 +116,6 @@ impl CudaKernels {
 }
 
 impl Kernels for CudaKernels {
-    fn memory(&self) -> Option<DeviceMemory> {
-        self.runtime.memory()
-    }
-
-    fn fault(&self, error: &Error) -> Fault {
-        self.runtime.fault(error)
-    }
-
     fn device(&self) -> &Device {
         self.runtime.device()
     }
