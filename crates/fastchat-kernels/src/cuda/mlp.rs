@@ -14,6 +14,7 @@ impl From<Activation> for ActivationArgs {
             Activation::Gelu => kind(1),
             Activation::GeluTanh => kind(2),
             Activation::Relu2 => kind(3),
+            Activation::QuickGelu => kind(5),
             Activation::SwigluOai { alpha, limit } => Self { kind: 4, alpha, limit },
         }
     }
