@@ -1,6 +1,7 @@
-//! Builds what is not Rust. With feature `cuda`: our `.cu` files, and the archives that stand for NVIDIA's libraries. With
-//! feature `cuda-emulator`: the same files for the host.
+//! Builds what is not Rust: the CUDA sources, by the host's C++ compiler for the emulator or by nvcc for GPUs, and the
+//! trampolines that stand for NVIDIA's libraries.
 
+#[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
 #[path = "build/emulator.rs"]
 mod emulator;
 #[path = "build/nvcc.rs"]
@@ -9,17 +10,15 @@ mod nvcc;
 mod trampolines;
 
 fn main() -> Result<(), String> {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build");
-    println!("cargo:rustc-check-cfg=cfg(emulated)");
-    if std::env::var_os("CARGO_FEATURE_CUDA_EMULATOR").is_some() {
-        println!("cargo:rerun-if-changed=cuda");
-        emulator::build()?;
-    }
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+    println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rustc-check-cfg=cfg(emulated)");
+    if cfg!(feature = "cuda") {
         let toolkit = nvcc::Toolkit::find()?;
         nvcc::compile(&toolkit)?;
         trampolines::archive(&toolkit)?;
     }
-    Ok(())
+    #[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
+    emulator::build()?;
+    trampolines::for_tests()
 }

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::nvcc::{Toolkit, out_dir, run};
@@ -20,14 +20,9 @@ const EMPTY_ARCHIVE: &[u8] = b"!<arch>\n";
 /// names that candle's build links.
 pub fn archive(toolkit: &Toolkit) -> Result<(), String> {
     let Some(home) = &toolkit.home else { return Ok(()) };
-    println!("cargo:rerun-if-changed=cuda/symbols.txt");
-    let symbols = fs::read_to_string("cuda/symbols.txt").map_err(|error| format!("cuda/symbols.txt: {error}"))?;
-    let out = out_dir()?;
-    let folder = out.join("link");
+    let folder = out_dir()?.join("link");
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let (source, object) = (out.join("trampolines.s"), out.join("trampolines.o"));
-    write(&source, assembly(&symbols)?.as_bytes())?;
-    run(Command::new("cc").arg("-c").arg("-o").arg(&object).arg(&source))?;
+    let object = assemble()?;
     let trampolines = folder.join("libcuda.a");
     let _ = fs::remove_file(&trampolines);
     run(Command::new("ar").arg("crs").arg(&trampolines).arg(&object))?;
@@ -41,6 +36,24 @@ pub fn archive(toolkit: &Toolkit) -> Result<(), String> {
         println!("cargo:rustc-link-lib={name}");
     }
     Ok(())
+}
+
+/// Links the trampolines into the tests of this package, so that the loader is tested without a toolkit.
+pub fn for_tests() -> Result<(), String> {
+    if std::env::var("TARGET").as_deref() == Ok("x86_64-unknown-linux-gnu") {
+        println!("cargo::rustc-link-arg-tests={}", assemble()?.display());
+    }
+    Ok(())
+}
+
+/// The object file with all trampolines.
+fn assemble() -> Result<PathBuf, String> {
+    let symbols = fs::read_to_string("cuda/symbols.txt").map_err(|error| format!("cuda/symbols.txt: {error}"))?;
+    let out = out_dir()?;
+    let (source, object) = (out.join("trampolines.s"), out.join("trampolines.o"));
+    write(&source, assembly(&symbols)?.as_bytes())?;
+    run(Command::new("cc").arg("-c").arg("-o").arg(&object).arg(&source))?;
+    Ok(object)
 }
 
 /// x86-64 code: a jump and a table entry per function, and the list by which the loader finds both.
@@ -78,7 +91,7 @@ pub fn assembly(symbols: &str) -> Result<String, String> {
 }
 
 /// The C++ library as an archive: a shared one would raise the oldest Linux that the wheel runs on.
-fn static_cpp() -> Result<std::path::PathBuf, String> {
+fn static_cpp() -> Result<PathBuf, String> {
     let output = Command::new("g++").arg("-print-file-name=libstdc++.a").output();
     let output = output.map_err(|error| format!("g++: {error}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().into())

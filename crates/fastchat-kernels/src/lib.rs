@@ -6,7 +6,7 @@
 mod batch;
 mod cache;
 pub mod cpu;
-#[cfg(emulated)]
+#[cfg(any(emulated, feature = "cuda"))]
 pub mod cuda;
 pub mod device;
 #[cfg(feature = "cuda-emulator")]

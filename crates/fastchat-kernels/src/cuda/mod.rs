@@ -58,6 +58,15 @@ impl CudaKernels {
         self.launches.clone()
     }
 
+    /// On an opened GPU.
+    ///
+    /// # Errors
+    /// The driver's, in one line.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(gpu: crate::nvidia::Gpu) -> std::result::Result<Self, String> {
+        Ok(Self::new(Box::new(runtime::GpuRuntime::new(gpu)?)))
+    }
+
     /// In the emulator; `checked` watches every access to memory, at a tenth of the speed.
     #[cfg(emulated)]
     pub fn emulated(checked: bool) -> Self {
@@ -87,12 +96,11 @@ impl CudaKernels {
     /// A counter for every block of a launch that is cut because it has fewer than two per multiprocessor.
     fn counters(&self) -> Result<*mut u32> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let counters = match &*counters {
-            Some(counters) => counters.clone(),
-            None => {
-                let zeros = Tensor::zeros(2 * self.runtime.processors(), DType::U32, self.runtime.device())?;
-                counters.insert(zeros).clone()
-            }
+        let counters = if let Some(counters) = &*counters {
+            counters.clone()
+        } else {
+            let zeros = Tensor::zeros(2 * self.runtime.processors(), DType::U32, self.runtime.device())?;
+            counters.insert(zeros).clone()
         };
         self.elements(&counters, DType::U32)
     }

@@ -10,10 +10,11 @@ use candle_core::cuda_backend::CudaError;
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasStatus_t;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
-use candle_core::{Device, Error, Tensor};
+use candle_core::{Device, Error};
 
+use crate::Kernels;
+use crate::cuda::CudaKernels;
 use crate::device::{DeviceMemory, Fault};
-use crate::{Kernels, MoeSpec, MoeWeights};
 
 /// Oldest compute capability there is code for.
 const OLDEST: (i32, i32) = (8, 0);
@@ -24,8 +25,7 @@ const OLDEST: (i32, i32) = (8, 0);
 /// In one line, what is missing and where it was looked for.
 pub fn open(ordinal: usize, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
     loader::load(libraries)?;
-    let gpu = Gpu::open(ordinal)?;
-    Ok(Arc::new(gpu))
+    Ok(Arc::new(CudaKernels::on_gpu(Gpu::open(ordinal)?)?))
 }
 
 /// One GPU.
@@ -74,31 +74,42 @@ fn keep_freed_memory(ordinal: usize) -> Result<(), String> {
 
 const RELEASE_THRESHOLD: sys::CUmemPool_attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
 
-impl Kernels for Gpu {
-    fn device(&self) -> &Device {
+impl Gpu {
+    /// Where its tensors live.
+    pub fn device(&self) -> &Device {
         &self.device
     }
 
-    fn name(&self) -> String {
-        self.name.clone()
+    /// What it is, e.g. `cuda-sm90`.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    fn memory(&self) -> Option<DeviceMemory> {
+    /// Its memory as it is now.
+    pub fn memory(&self) -> Option<DeviceMemory> {
         let (free, total) = self.context.mem_get_info().ok()?;
         Some(DeviceMemory { free: free as u64, total: total as u64 })
     }
 
-    fn fault(&self, error: &Error) -> Fault {
-        fault(error)
-    }
-
-    fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> candle_core::Result<Tensor> {
-        crate::ops::moe::moe(self, x, spec, weights)
+    /// The error of a launcher that returned the runtime's `status`.
+    pub fn launched(launcher: &str, status: i32) -> Result<(), Error> {
+        if status == 0 {
+            return Ok(());
+        }
+        // The runtime numbers these errors as the driver does.
+        let error = match STICKY.iter().find(|&&code| code as i32 == status) {
+            Some(&code) => CudaError::from(DriverError(code)).into(),
+            None if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY as i32 => {
+                CudaError::from(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)).into()
+            }
+            None => Error::Msg(format!("CUDA error {status}")),
+        };
+        Err(error.context(format!("kernel {launcher}")))
     }
 }
 
 /// What `error` says about the device it came from.
-fn fault(error: &Error) -> Fault {
+pub fn fault(error: &Error) -> Fault {
     match error {
         Error::Context { inner, .. } | Error::WithPath { inner, .. } | Error::WithBacktrace { inner, .. } => {
             fault(inner)
@@ -117,22 +128,25 @@ fn fault(error: &Error) -> Fault {
     }
 }
 
-/// The driver's list of errors after which a context is of no more use ("This leaves the process in an inconsistent
-/// state"), and the one that says memory is full.
+/// Errors after which a context is of no more use ("This leaves the process in an inconsistent state").
+const STICKY: [CUresult; 11] = [
+    CUresult::CUDA_ERROR_DEINITIALIZED,
+    CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+    CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+    CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    CUresult::CUDA_ERROR_INVALID_PC,
+    CUresult::CUDA_ERROR_LAUNCH_FAILED,
+    CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
+    CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+    CUresult::CUDA_ERROR_ASSERT,
+];
+
 fn of_driver(code: CUresult) -> Fault {
     match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::OutOfMemory,
-        CUresult::CUDA_ERROR_DEINITIALIZED
-        | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
-        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
-        | CUresult::CUDA_ERROR_INVALID_PC
-        | CUresult::CUDA_ERROR_LAUNCH_FAILED
-        | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_ASSERT => Fault::Sticky,
+        _ if STICKY.contains(&code) => Fault::Sticky,
         _ => Fault::Plain,
     }
 }
@@ -155,6 +169,18 @@ mod tests {
 
     fn of(code: CUresult) -> Error {
         CudaError::from(DriverError(code)).into()
+    }
+
+    #[test]
+    fn launchers_speak_as_the_driver_does() {
+        assert!(Gpu::launched("rms_norm", 0).is_ok());
+        for (status, expected) in
+            [(2, Fault::OutOfMemory), (700, Fault::Sticky), (719, Fault::Sticky), (1, Fault::Plain)]
+        {
+            let error = Gpu::launched("rms_norm", status).expect_err("not 0");
+            assert_eq!(fault(&error), expected, "{status}");
+            assert!(error.to_string().contains("rms_norm"), "{error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the overrides need of a device: memory, addresses, a stream, and the launchers compiled for it.
 
+#[cfg(feature = "cuda")]
+mod device;
 #[cfg(emulated)]
 mod emulator;
 
@@ -8,6 +10,8 @@ use std::fmt::Debug;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+pub use device::GpuRuntime;
 #[cfg(emulated)]
 pub use emulator::Emulator;
 

@@ -1,0 +1,103 @@
+//! The runtime of a real GPU: candle's tensors, on the one stream that loading and stepping share.
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, sys};
+use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
+use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
+
+use super::{Launchers, Runtime, Stream};
+use crate::nvidia::{Gpu, fault};
+use crate::{DeviceMemory, Fault};
+
+/// A GPU, opened.
+#[derive(Debug)]
+pub struct GpuRuntime {
+    gpu: Gpu,
+    cuda: CudaDevice,
+    processors: usize,
+}
+
+impl GpuRuntime {
+    /// Over an opened GPU.
+    ///
+    /// # Errors
+    /// The driver's, in one line.
+    pub fn new(gpu: Gpu) -> std::result::Result<Self, String> {
+        let Device::Cuda(cuda) = gpu.device().clone() else {
+            return Err("not a CUDA device; this is a bug".to_owned());
+        };
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = cuda.cuda_stream().context().attribute(attribute).map_err(|error| error.to_string())?;
+        Ok(Self { gpu, cuda, processors: processors as usize })
+    }
+
+    fn start(&self, storage: &CudaStorage) -> Result<u64> {
+        let stream = self.cuda.cuda_stream();
+        macro_rules! of {
+            ($slice:expr) => {
+                $slice.device_ptr(&stream).0
+            };
+        }
+        Ok(match &storage.slice {
+            CudaStorageSlice::U8(slice) => of!(slice),
+            CudaStorageSlice::U32(slice) => of!(slice),
+            CudaStorageSlice::I32(slice) => of!(slice),
+            CudaStorageSlice::I64(slice) => of!(slice),
+            CudaStorageSlice::F16(slice) => of!(slice),
+            CudaStorageSlice::BF16(slice) => of!(slice),
+            CudaStorageSlice::F32(slice) => of!(slice),
+            CudaStorageSlice::F64(slice) => of!(slice),
+            _ => bail!("no kernel takes a tensor of this type"),
+        })
+    }
+}
+
+impl Runtime for GpuRuntime {
+    fn device(&self) -> &Device {
+        self.gpu.device()
+    }
+
+    fn name(&self) -> String {
+        self.gpu.name().to_owned()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.gpu.memory()
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        fault(error)
+    }
+
+    fn launchers(&self) -> &Launchers {
+        &Launchers::PLAIN
+    }
+
+    fn stream(&self) -> Stream {
+        self.cuda.cuda_stream().cu_stream().cast()
+    }
+
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        // SAFETY: who asks for unset elements writes all of them before anything reads one.
+        unsafe { Tensor::empty(shape, dtype, self.device()) }
+    }
+
+    fn address(&self, tensor: &Tensor) -> Result<*mut c_void> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, _)) = layout.contiguous_offsets() else { bail!("kernels need contiguous tensors") };
+        let Storage::Cuda(storage) = &*storage else {
+            bail!("a kernel of the GPU was handed a tensor of another device")
+        };
+        let address = self.start(storage)? + (start * tensor.dtype().size_in_bytes()) as u64;
+        Ok(std::ptr::without_provenance_mut(address as usize))
+    }
+
+    fn finish(&self, launcher: &'static str, status: i32) -> Result<()> {
+        Gpu::launched(launcher, status)
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
+    }
+}
