@@ -48,7 +48,7 @@ MUTANTS = [
     ("dense-second-row", "dense.cu", "min(row + apart, p.rows - 1)", "row + apart", "linear::"),
     ("dense-last-row", "dense.cu", "if (!p.gated && row + 1 < rows)", "if (!p.gated)", "linear::"),
     ("gather-tail", "dense.cu", "for (int i = threadIdx.x; i < cols; i += THREADS) out", "for (int i = threadIdx.x; i < cols - 1; i += THREADS) out", "linear::"),
-    ("attention-causal", "attention.cu", "first + key <= position &&", "first + key < position &&", "attention::"),
+    ("attention-causal", "attention.cu", "first + key <= last &&", "first + key < last &&", "attention::"),
     ("attention-window", "attention.cu", "first + key > position - a.window", "first + key >= position - a.window", "attention::"),
     ("attention-until", "attention.cu", "key >= from && key < until && d < width", "key >= from && d < width", "attention::"),
     ("attention-group", "attention.cu", "head * group + (first_row + row) % group", "head * group", "attention::"),
