@@ -58,7 +58,6 @@ _PYPI = {
         "llama_cpp_python-0.3.36/vendor/llama.cpp/tests/test-chat.",
         on_demand=True,
     ),
-
     # Chat templates and vocabularies with reference ids; each belongs to its model's licence, the collection is MIT.
     "llama-cpp": Asset(
         "llama-cpp",
