@@ -108,7 +108,7 @@ impl VisionTower {
             }
         };
         if let Some(norm) = &self.weights.pre_norm {
-            x = Step { kernels: self.kernels.as_ref(), plan: &Plan::new(ForwardBatch::default(), Vec::new()) }
+            x = Step { kernels: self.kernels.as_ref(), plan: &Plan::new(ForwardBatch::default(), vec![]) }
                 .norm(&x, norm)?;
         }
         let whole = match &tiling {
