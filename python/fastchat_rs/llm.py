@@ -132,13 +132,8 @@ class LLM:
         self._decoder: Engine | None = None
         self._encoder: Embedder | None = None
         path = str(located.path)
-        both: dict[str, Any] = {
-            **placement(device),
-            "max_model_len": max_model_len,
-            "threads": threads,
-            "quantize": quantize,
-        }
-        both["skip_tokenizer_init"] = skip_tokenizer_init
+        both: dict[str, Any] = {**placement(device), "max_model_len": max_model_len, "threads": threads}
+        both |= {"quantize": quantize, "skip_tokenizer_init": skip_tokenizer_init}
         if is_encoder(path):
             self._encoder = Embedder(path, **both)
             return
