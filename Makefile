@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench clean
+.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench mutants clean
 .PHONY: cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
@@ -115,6 +115,11 @@ wheel-cuda: dev
 
 bench: dev models
 	$(BIN)/python benches/compare.py
+
+# Breaks the CUDA kernels one line at a time; the emulator's tests must find every mutant.
+mutants:
+	$(PYTHON) crates/fastchat-kernels/tests/cuda/mutants.py $$($(CARGO) test --release --locked -p fastchat-kernels \
+		--test cuda --no-run 2>&1 | sed -n 's/.*(\(.*\))$$/\1/p' | tail -n 1)
 
 clean:
 	rm -rf target $(VENV)

@@ -1,7 +1,7 @@
 //! Builds what is not Rust: the CUDA sources, by the host's C++ compiler for the emulator or by nvcc for GPUs, and the
 //! trampolines that stand for NVIDIA's libraries.
 
-#[cfg(feature = "cuda-emulator")]
+#[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
 #[path = "build/emulator.rs"]
 mod emulator;
 #[path = "build/nvcc.rs"]
@@ -13,13 +13,12 @@ fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=cuda");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rustc-check-cfg=cfg(emulated)");
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+    if cfg!(feature = "cuda") {
         let toolkit = nvcc::Toolkit::find()?;
         nvcc::compile(&toolkit)?;
         trampolines::archive(&toolkit)?;
-    } else {
-        #[cfg(feature = "cuda-emulator")]
-        emulator::build();
     }
+    #[cfg(all(feature = "cuda-emulator", not(feature = "cuda")))]
+    emulator::build()?;
     trampolines::for_tests()
 }

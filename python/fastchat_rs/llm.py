@@ -92,12 +92,10 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
-    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB".
-    `quantize` rounds matrices stored as floats to blocks of few bits while they are read.
-    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
-    `shutdown`, to give the memory back.
-    """
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda"
+    or "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `quantize` rounds
+    matrices stored as floats to blocks of few bits while they are read. `skip_tokenizer_init=True` runs a folder
+    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,

@@ -182,7 +182,7 @@ def test_a_loop_of_tools(live: Live) -> None:
                     }
                 ],
             },
-            "messages.0.content.0",
+            "messages.0.content.0.image_url",
         ),
         ({"system": 3}, "system"),
         ({"stop_sequences": [""]}, "stop_sequences"),

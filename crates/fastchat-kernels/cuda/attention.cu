@@ -23,8 +23,9 @@ struct Attention {
     const void* k_cache;
     /// Null: values are the first `v_dim` elements of the keys.
     const void* v_cache;
-    /// [tokens], [sequences + 1] twice, [..].
+    /// [tokens] twice, [sequences + 1] twice, [..].
     const unsigned* positions;
+    const unsigned* last_seen;
     const unsigned* query_start;
     const unsigned* table_start;
     const unsigned* tables;
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
     const auto token_of = [&](int row) { return start + (first_row + row) / group; };
     const auto head_of = [&](int row) { return head * group + (first_row + row) % group; };
     // Keys that some row of the tile sees.
-    const int until = a.positions[token_of(rows - 1)] + 1;
+    int until = 0;
+    for (int row = 0; row < rows; ++row) until = max(until, static_cast<int>(a.last_seen[token_of(row)]) + 1);
     const int oldest = static_cast<int>(a.positions[token_of(0)]) + 1 - a.window;
     const int from = a.window > 0 ? max(oldest, 0) : 0;
     const int first_span = from / SPAN, end_span = (until + SPAN - 1) / SPAN;
@@ -159,7 +161,8 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
                 float score = dots[r] * a.scale;
                 if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
                 const int position = row < rows ? static_cast<int>(a.positions[token_of(row)]) : -1;
-                const bool seen = first + key <= position && (a.window == 0 || first + key > position - a.window);
+                const int last = row < rows ? static_cast<int>(a.last_seen[token_of(row)]) : -1;
+                const bool seen = first + key <= last && (a.window == 0 || first + key > position - a.window);
                 scores[row * TILE + key] = seen ? score : -INFINITY;
             }
             __syncthreads();

@@ -113,18 +113,13 @@ pub struct Plan {
     /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`.
     pub rope: Vec<(Tensor, Tensor)>,
     /// The batch's arrays where a device can read them, if the backend needs that.
-    #[cfg(any(emulated, feature = "cuda"))]
+    #[cfg_attr(not(any(emulated, feature = "cuda")), allow(dead_code))] // the CPU reads the batch itself
     pub(crate) uploaded: Option<Tensor>,
 }
 
 impl Plan {
     /// For backends that read the batch on the host.
     pub fn new(batch: ForwardBatch, rope: Vec<(Tensor, Tensor)>) -> Self {
-        Self {
-            batch,
-            rope,
-            #[cfg(any(emulated, feature = "cuda"))]
-            uploaded: None,
-        }
+        Self { batch, rope, uploaded: None }
     }
 }

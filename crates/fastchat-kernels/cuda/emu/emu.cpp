@@ -108,20 +108,10 @@ asm(R"(
 .globl emu_switch
 .type emu_switch, @function
 emu_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
     movq %rsp, (%rdi)
     movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
+    popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
     ret
 .size emu_switch, .-emu_switch
 )");
@@ -295,9 +285,7 @@ void check(uintptr_t address, size_t bytes, emu::Access access) {
     if (!m.running || !m.checked || !m.message.empty()) return;
     bool own;
     const auto verb = [&] { return std::string(ACCESS[static_cast<int>(access)]) + " "; };
-    if (!known(address, bytes, access, own)) {
-        return report(verb() + std::to_string(bytes) + " bytes of " + place(address) + ", out of bounds");
-    }
+    if (!known(address, bytes, access, own)) return report(verb() + std::to_string(bytes) + " bytes of " + place(address) + ", out of bounds");
     if (own) return;
     const Fiber& fiber = m.fibers[m.current];
     Touch now = {m.launches, m.block_number, m.current, m.epoch, fiber.warp_epoch, access == emu::Access::Atomic};
@@ -416,7 +404,6 @@ void fence() {
 }
 
 void fail(const char* what) { report(what); }
-
 void launch(const Launch& launch) {
     Machine& m = machine();
     if (!m.message.empty()) return;

@@ -107,6 +107,7 @@ pub(super) fn attention(
             None => null_mut(),
         },
         positions: arrays.positions,
+        last_seen: arrays.last_seen,
         query_start: arrays.query_start,
         table_start: arrays.table_start,
         tables: arrays.tables,

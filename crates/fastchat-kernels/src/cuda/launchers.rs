@@ -120,6 +120,7 @@ pub struct AttentionArgs {
     pub k_cache: *const c_void,
     pub v_cache: *const c_void,
     pub positions: *const u32,
+    pub last_seen: *const u32,
     pub query_start: *const u32,
     pub table_start: *const u32,
     pub tables: *const u32,

@@ -96,12 +96,11 @@ impl CudaKernels {
     /// A counter for every block of a launch that is cut because it has fewer than two per multiprocessor.
     fn counters(&self) -> Result<*mut u32> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        let counters = match &*counters {
-            Some(counters) => counters.clone(),
-            None => {
-                let zeros = Tensor::zeros(2 * self.runtime.processors(), DType::U32, self.runtime.device())?;
-                counters.insert(zeros).clone()
-            }
+        let counters = if let Some(counters) = &*counters {
+            counters.clone()
+        } else {
+            let zeros = Tensor::zeros(2 * self.runtime.processors(), DType::U32, self.runtime.device())?;
+            counters.insert(zeros).clone()
         };
         self.elements(&counters, DType::U32)
     }
@@ -116,20 +115,20 @@ impl CudaKernels {
 }
 
 impl Kernels for CudaKernels {
-    fn memory(&self) -> Option<DeviceMemory> {
-        self.runtime.memory()
-    }
-
-    fn fault(&self, error: &Error) -> Fault {
-        self.runtime.fault(error)
-    }
-
     fn device(&self) -> &Device {
         self.runtime.device()
     }
 
     fn name(&self) -> String {
         self.runtime.name()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.runtime.memory()
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        self.runtime.fault(error)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

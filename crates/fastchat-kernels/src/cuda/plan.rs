@@ -9,6 +9,8 @@ use crate::{ForwardBatch, Plan, StateStep};
 #[derive(Clone, Copy)]
 pub(super) struct Arrays {
     pub(super) positions: *const u32,
+    /// Last position that each token sees.
+    pub(super) last_seen: *const u32,
     pub(super) slots: *const u32,
     pub(super) query_start: *const u32,
     /// Prefix sums of the block tables' lengths, and the tables one after the other.
@@ -32,6 +34,7 @@ fn saves(step: &StateStep, tokens: u32) -> Vec<(u32, u32)> {
 pub(super) fn upload(kernels: &CudaKernels, batch: &ForwardBatch) -> Result<Tensor> {
     let mut all = Vec::with_capacity(3 * batch.num_tokens() + 64);
     all.extend(&batch.positions);
+    all.extend((0..batch.positions.len()).map(|token| batch.last_seen(token)));
     all.extend(&batch.slot_mapping);
     all.extend(&batch.query_start);
     let mut start = 0;
@@ -70,6 +73,7 @@ impl Arrays {
         let steps = batch.states.len();
         Ok(Self {
             positions: next(batch.positions.len()),
+            last_seen: next(batch.positions.len()),
             slots: next(batch.slot_mapping.len()),
             query_start: next(batch.query_start.len()),
             table_start: next(batch.block_tables.len() + 1),

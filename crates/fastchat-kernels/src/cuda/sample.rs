@@ -54,8 +54,11 @@ pub struct SampledToken {
     /// `None`: every logit is masked or not a number.
     pub token: Option<u32>,
     /// Under the row before any change: log-probability and rank of the token, and the most likely ones.
-    pub logprobs: Option<(f32, u32, Vec<(u32, f32)>)>,
+    pub logprobs: Option<(f32, u32, MostLikely)>,
 }
+
+/// Tokens and their log-probabilities, most likely first.
+pub type MostLikely = Vec<(u32, f32)>;
 
 impl SampleRow {
     /// The most likely token and nothing else.

@@ -99,7 +99,7 @@ fn open(wanted: &Wanted, folders: &[PathBuf]) -> Result<Library, String> {
             Ok(library) => return Ok(library),
             // A file that is there and does not load says more than one that is not.
             Err(error) if place.is_file() => {
-                problem = Some(error.source().map_or_else(|| error.to_string(), ToString::to_string))
+                problem = Some(error.source().map_or_else(|| error.to_string(), ToString::to_string));
             }
             Err(_) => {}
         }

@@ -128,9 +128,30 @@ fn chosen_shapes_are_right_with_every_access_checked() {
     check(&few, &backends());
 }
 
+/// Tokens that see later ones, as those of a picture do, across a tile's border.
+#[test]
+fn a_reach_shows_later_tokens() {
+    let mut random = Random(6);
+    let layout = KvLayout { num_kv_heads: 1, head_dim: 8, v_head_dim: 8, dtype: DType::F32 };
+    let (mut batch, num_blocks) = batch(&[(20, 30), (0, 5)], &mut random);
+    batch.reach = (20..50).map(|t| if (24..47).contains(&t) { 46 } else { t }).chain(0..5).collect();
+    batch.check(num_blocks).unwrap();
+    let cache = cache(layout, num_blocks, &batch, &mut random);
+    let q = random.tensor(&[35, 16], 3.);
+    for window in [None, Some(7)] {
+        let spec = AttentionSpec { num_heads: 2, v_head_dim: 8, scale: 0.4, window, softcap: None, sinks: None };
+        let expected = DEFAULT.attention(&q, &spec, &cache, &plan(batch.clone())).unwrap();
+        for kernels in backends() {
+            let plan = kernels.plan(&batch, &[]).unwrap();
+            let out = kernels.attention(&q, &spec, &exchanged(&cache, true), &plan).unwrap();
+            assert_close(&kernels.name(), &out, &expected, 1e-5);
+        }
+    }
+}
+
 #[test]
 fn an_empty_batch_gives_no_rows() {
-    let (batch, _) = (ForwardBatch { query_start: vec![0], ..ForwardBatch::default() }, ());
+    let batch = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() };
     let layout = KvLayout { num_kv_heads: 1, head_dim: 4, v_head_dim: 4, dtype: DType::F32 };
     let cache = fastchat_kernels::KvCache::new(layout, 1, &candle_core::Device::Cpu).unwrap();
     let spec = AttentionSpec { num_heads: 1, v_head_dim: 4, scale: 1., window: None, softcap: None, sinks: None };

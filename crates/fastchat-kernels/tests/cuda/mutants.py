@@ -5,6 +5,7 @@ names). The binary loads its kernels from a shared library; a mutant is that lib
 Needs g++ and nothing else; knows no Rust.
 """
 
+# ruff: noqa: E501 - a mutant is a line as it stands in its file
 import os
 import pathlib
 import subprocess
@@ -47,7 +48,7 @@ MUTANTS = [
     ("dense-second-row", "dense.cu", "min(row + apart, p.rows - 1)", "row + apart", "linear::"),
     ("dense-last-row", "dense.cu", "if (!p.gated && row + 1 < rows)", "if (!p.gated)", "linear::"),
     ("gather-tail", "dense.cu", "for (int i = threadIdx.x; i < cols; i += THREADS) out", "for (int i = threadIdx.x; i < cols - 1; i += THREADS) out", "linear::"),
-    ("attention-causal", "attention.cu", "first + key <= position &&", "first + key < position &&", "attention::"),
+    ("attention-causal", "attention.cu", "first + key <= last &&", "first + key < last &&", "attention::"),
     ("attention-window", "attention.cu", "first + key > position - a.window", "first + key >= position - a.window", "attention::"),
     ("attention-until", "attention.cu", "key >= from && key < until && d < width", "key >= from && d < width", "attention::"),
     ("attention-group", "attention.cu", "head * group + (first_row + row) % group", "head * group", "attention::"),
@@ -127,12 +128,13 @@ class Objects:
 
 
 def run(binary: str, library: pathlib.Path, tests: str) -> bool:
-    """Whether the tests pass on a library."""
+    """Whether the tests pass on a library; where they do not, `failure` of its folder says why."""
     env = {**os.environ, "LD_LIBRARY_PATH": str(library), "RUST_BACKTRACE": "0", "PROPTEST_MAX_SHRINK_ITERS": "0"}
     try:
         done = subprocess.run([binary, tests], env=env, capture_output=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
         return False
+    (library / "failure").write_bytes(done.stdout + done.stderr)
     return done.returncode == 0
 
 
@@ -146,7 +148,7 @@ def main() -> int:
         objects.link({}, folder)
         for tests in sorted({mutant[4] for mutant in chosen}):
             if not run(binary, folder, tests):
-                print(f"{tests} fails without a mutant")
+                print(f"{tests} fails without a mutant:\n{(folder / 'failure').read_text()}")
                 return 1
         for title, file, old, new, tests in chosen:
             text = (CUDA / file).read_text()
@@ -159,7 +161,11 @@ def main() -> int:
                 (mutated / path.name).write_text(text.replace(old, new, 1) if path.name == file else path.read_text())
             (mutated / "emu").symlink_to(CUDA / "emu")
             # A header's mutant shows in the units that the tests are about.
-            by_tests = {"rows::": ["norm.cu", "activation.cu"], "linear::": ["linear.cu", "dense.cu"], "moe::": ["linear.cu", "dense.cu"]}
+            by_tests = {
+                "rows::": ["norm.cu", "activation.cu"],
+                "linear::": ["linear.cu", "dense.cu"],
+                "moe::": ["linear.cu", "dense.cu"],
+            }
             units = [file] if file.endswith(".cu") else by_tests[tests]
             changed = {unit: objects.compile(mutated / unit, mutated, mutated) for unit in units}
             objects.link(changed, mutated)
@@ -167,7 +173,9 @@ def main() -> int:
             print(f"{title}: {'red' if killed else 'SURVIVED'}", flush=True)
             if not killed:
                 survivors.append(title)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants found" + (f", not {survivors}" if survivors else ""))
+    print(
+        f"{len(chosen) - len(survivors)} of {len(chosen)} mutants found" + (f", not {survivors}" if survivors else "")
+    )
     return 1 if survivors else 0
 
 

@@ -29,7 +29,7 @@ proptest! {
         let (heads, half) = (kv_heads * group, rotated.min(head_dim / 2));
         let layout = if interleaved { RopeLayout::Interleaved } else { RopeLayout::HalfSplit };
         let inv_freq = random.floats(half, 1.);
-        let rope = (half > 0).then_some(Rope { index: 0, layout, inv_freq, attention_factor: 1.25 });
+        let rope = (half > 0).then_some(Rope { index: 0, layout, inv_freq, axes: vec![], attention_factor: 1.25 });
         let ropes: Vec<Rope> = rope.iter().cloned().collect();
         let qk_norm = norm.map(|scope| {
             let (q, k) = if scope == NormScope::PerHead { (1, 1) } else { (heads, kv_heads) };
@@ -66,7 +66,7 @@ proptest! {
         let (batch, blocks) = batch(&[(before, new)], &mut random);
         let half = rotated.min(head_dim / 2);
         let inv_freq = random.floats(half, 1.);
-        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, attention_factor: 1. };
+        let rope = Rope { index: 0, layout: RopeLayout::HalfSplit, inv_freq, axes: vec![], attention_factor: 1. };
         let ropes = [rope.clone()];
         let (k, v) = (random.tensor(&[new, heads * head_dim], 2.), random.tensor(&[new, heads * v_dim], 2.));
         let v = (v_dim > 0).then_some(&v);

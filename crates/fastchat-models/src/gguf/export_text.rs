@@ -208,7 +208,9 @@ impl Tables {
             }
         }
         let bytes = ids.iter().filter(|(token, _)| is_byte(token)).map(|(_, id)| *id).collect::<Vec<_>>();
-        bytes.into_iter().for_each(|id| self.kinds[id] = BYTE);
+        for id in bytes {
+            self.kinds[id] = BYTE;
+        }
         if let Some(id) = self.unknown {
             self.kinds[id as usize] = UNKNOWN;
         }

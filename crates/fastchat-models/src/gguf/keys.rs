@@ -188,10 +188,10 @@ fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
             k.real("rope.scaling.yarn_beta_fast", *beta_fast);
             k.real("rope.scaling.yarn_beta_slow", *beta_slow);
             let weight = latent_weight(spec, *factor);
-            if weight != 0.0 {
-                k.real("rope.scaling.yarn_log_multiplier", weight);
-            } else {
+            if weight == 0.0 {
                 attn_factor(k, rope.attention_factor / yarn_mscale(*factor, 1.0));
+            } else {
+                k.real("rope.scaling.yarn_log_multiplier", weight);
             }
         }
         Scaling::LongRope { original, attention_factor, .. } => {

@@ -26,16 +26,6 @@ pub trait Runtime: Send + Sync + Debug {
     /// What serves the calls, for logs and the fingerprint.
     fn name(&self) -> String;
 
-    /// Its memory as it is now; `None` where it has none of its own.
-    fn memory(&self) -> Option<DeviceMemory> {
-        None
-    }
-
-    /// What an error says about the device.
-    fn fault(&self, _error: &Error) -> Fault {
-        Fault::Plain
-    }
-
     /// The kernels compiled for it.
     fn launchers(&self) -> &Launchers;
 
@@ -67,6 +57,16 @@ pub trait Runtime: Send + Sync + Debug {
     /// # Errors
     /// What the status says.
     fn finish(&self, launcher: &'static str, status: i32) -> Result<()>;
+
+    /// Memory of the device as it is now; `None` where tensors lie in the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// What an error says about the device.
+    fn fault(&self, _error: &Error) -> Fault {
+        Fault::Plain
+    }
 
     /// Multiprocessors, by which work is cut.
     fn processors(&self) -> usize;
