@@ -32,7 +32,7 @@ from fastchat_rs._engine import (
     is_encoder,
     machine_limits,
 )
-from fastchat_rs.batches import conversations, progress_bar, several
+from fastchat_rs.batches import Message, Prompt, conversations, progress_bar, several
 from fastchat_rs.config import Quantize, parse_bytes
 from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError, TemplateError
@@ -66,12 +66,8 @@ __all__ = [
     "machine_limits",
 ]
 
-Prompt = str | Sequence[int]
-"""A text, or token ids."""
 ToolChoice = Literal["none", "auto", "required"] | str
 """As OpenAI has it; another text is the name of the function to call."""
-Message = Mapping[str, Any]
-"""`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
 _AnyPrompt = str | Sequence[int] | MediaPrompt
 _PARAMS = [name for name in dir(SamplingParams) if not name.startswith("_")]
