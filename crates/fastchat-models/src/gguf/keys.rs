@@ -209,9 +209,10 @@ fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
 /// Pairs that turn by time, line and column; llama.cpp asks for them of text too, where all three are equal.
 fn sections(rope: &RopeSpec) -> Vec<i32> {
     let pairs = rope.inv_freq.len();
-    let by = |axis: u8| rope.axes.iter().filter(|of| **of == axis).count();
+    let by = |axis: u8| rope.axes.iter().map(|of| usize::from(*of == axis)).sum::<usize>();
     let (line, column) = if rope.axes.is_empty() { (pairs / 3, pairs / 3) } else { (by(1), by(2)) };
-    [pairs - line - column, line, column, 0].map(|count| count as i32).to_vec()
+    let whole = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    [pairs - line - column, line, column, 0].map(whole).to_vec()
 }
 
 #[allow(clippy::float_cmp)] // exactly 1 is what readers assume
