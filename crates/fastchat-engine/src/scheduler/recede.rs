@@ -5,8 +5,11 @@ use super::Scheduler;
 use crate::schedule::{ScheduledBatch, ScheduledSequence, SchedulerConfig};
 use crate::sequence::Rank;
 
-/// Steps that must succeed before the next may be twice as large.
+/// Steps that must succeed before the next may be twice as large; twice as many each time that was too much, or sequences
+/// that start again from their beginning might never reach their end.
 const PATIENCE: u32 = 32;
+/// The most of them.
+const MAX_PATIENCE: u32 = 1 << 16;
 
 /// How large steps may be for now, below what is configured.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +17,19 @@ pub(super) struct Ceiling {
     tokens: usize,
     sequences: usize,
     succeeded: u32,
+    patience: u32,
+    /// Whether it has been lower.
+    raised: bool,
 }
 
 impl Ceiling {
-    fn new(tokens: usize, sequences: usize) -> Self {
-        Self { tokens: tokens.max(1), sequences: sequences.max(1), succeeded: 0 }
+    fn new(tokens: usize, sequences: usize, patience: u32) -> Self {
+        Self { tokens: tokens.max(1), sequences: sequences.max(1), succeeded: 0, patience, raised: false }
+    }
+
+    /// How patient the next ceiling is when a step under this one did not fit.
+    fn patience(self) -> u32 {
+        if self.raised { self.patience.saturating_mul(2).min(MAX_PATIENCE) } else { self.patience }
     }
 
     /// Tokens of a step.
@@ -34,8 +45,11 @@ impl Ceiling {
     /// Books a step that succeeded; `None` when this is no longer a bound.
     pub fn lift(mut self, config: &SchedulerConfig) -> Option<Self> {
         self.succeeded += 1;
-        if self.succeeded >= PATIENCE {
-            self = Self::new(self.tokens.saturating_mul(2), self.sequences.saturating_mul(2));
+        if self.succeeded >= self.patience {
+            // What was raised and held has earned trust.
+            let patience = if self.raised { (self.patience / 2).max(PATIENCE) } else { self.patience };
+            let raised = Self::new(self.tokens.saturating_mul(2), self.sequences.saturating_mul(2), patience);
+            self = Self { raised: true, ..raised };
         }
         (self.tokens < config.max_batch_tokens || self.sequences < config.max_num_seqs).then_some(self)
     }
@@ -59,7 +73,8 @@ impl Scheduler {
         for &(rank, line) in places[kept..].iter().rev() {
             self.put_back(line, rank);
         }
-        self.ceiling = Some(Ceiling::new(tokens / 2, most));
+        let patience = self.ceiling.map_or(PATIENCE, Ceiling::patience);
+        self.ceiling = Some(Ceiling::new(tokens / 2, most, patience));
         true
     }
 

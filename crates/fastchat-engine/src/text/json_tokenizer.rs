@@ -1,5 +1,6 @@
 //! A tokenizer from Hugging Face's tokenizer.json, run stage by stage so that special tokens can be left unparsed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
@@ -58,6 +59,7 @@ pub(crate) fn build(file: &Path, config: Option<&Path>) -> Result<(JsonTokenizer
     let bytes = read(file)?;
     let failed = |message: String| TextError::File { file: "tokenizer.json".into(), message };
     let json: Value = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+    check_frame(json.get("post_processor").unwrap_or(&Value::Null))?;
     let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| failed(e.to_string()))?;
     // Lengths are the engine's business; a file's own truncation would silently drop a prompt's end.
     inner.with_truncation(None).map_err(|e| failed(e.to_string()))?;
@@ -76,6 +78,23 @@ pub(crate) fn build(file: &Path, config: Option<&Path>) -> Result<(JsonTokenizer
     let begin = framing("add_bos_token", "bos_token");
     let end = framing("add_eos_token", "eos_token");
     Ok((JsonTokenizer { inner, unparsed, begin, end }, table))
+}
+
+/// Refuses templates that name a special token without saying its ids: the library would panic when it is used.
+fn check_frame(processor: &Value) -> Result<(), TextError> {
+    for part in processor["processors"].as_array().into_iter().flatten() {
+        check_frame(part)?;
+    }
+    for kind in ["single", "pair"] {
+        for piece in processor[kind].as_array().into_iter().flatten() {
+            let Some(id) = piece["SpecialToken"]["id"].as_str() else { continue };
+            if processor["special_tokens"].get(id).is_none() {
+                let message = format!("names the special token '{id}', which special_tokens does not have");
+                return Err(TextError::vocabulary(&format!("post_processor.{kind}"), message));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn spelling(decoder: &Value) -> Result<Spelling, TextError> {
@@ -142,9 +161,17 @@ fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable
     table
 }
 
+/// The encoding, or why there is none. The library panics on some files that it has loaded; that costs the text only.
+fn guarded(encode: impl FnOnce() -> tokenizers::Result<Encoding>) -> Result<Encoding, TextError> {
+    match catch_unwind(AssertUnwindSafe(encode)) {
+        Ok(encoded) => encoded.map_err(|error| TextError::Encode(error.to_string())),
+        Err(_) => Err(TextError::Encode("tokenizer.json has rules that fail on this text".to_owned())),
+    }
+}
+
 impl JsonTokenizer {
     pub(crate) fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TextError> {
-        let ids = self.pieces(text, add_special, parse_special).map_err(|e| TextError::Encode(e.to_string()))?;
+        let ids = guarded(|| self.pieces(text, add_special, parse_special))?;
         let begin = self.begin.filter(|_| add_special);
         let end = self.end.filter(|_| add_special);
         Ok(begin.into_iter().chain(ids.get_ids().iter().copied()).chain(end).collect())
@@ -168,7 +195,7 @@ impl JsonTokenizer {
             }
             self.inner.post_process(first, Some(second), true)
         };
-        let pair = framed().map_err(|e| TextError::Encode(e.to_string()))?;
+        let pair = guarded(framed)?;
         let second = pair.get_type_ids().iter().position(|&kind| kind == 1).unwrap_or(pair.len());
         Ok(Some((pair.get_ids().to_vec(), second)))
     }
