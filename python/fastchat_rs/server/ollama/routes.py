@@ -24,7 +24,7 @@ _GENERATE_DIALECT = Dialect("", GenerateShape)
 
 def _error(error: ApiError) -> protocol.Error:
     # Pictures stand before the text in the chat route's parts.
-    return protocol.Error(re.sub(r"\.content\.(\d+)\.image_url", r".images.\1", error.message))
+    return protocol.Error(re.sub(r"\.content\.(\d+)(\.image_url)?", r".images.\1", error.message))
 
 
 def _line(value: msgspec.Struct) -> bytes:
