@@ -12,7 +12,7 @@ fn shape(x: &Tensor, weight: &Tensor) -> Result<(i32, i32)> {
     if weight.dims() != [width] {
         bail!("a norm weight {:?} for rows of {width}", weight.dims());
     }
-    let rows = if width == 0 { 0 } else { x.elem_count() / width };
+    let rows = x.elem_count().checked_div(width).unwrap_or(0);
     Ok((i32::try_from(rows)?, i32::try_from(width)?))
 }
 
