@@ -32,7 +32,10 @@ def report(source: Path, nvcc: Path) -> list[str]:
         command = [nvcc, *FLAGS, *codes, f"-I{FOLDER}", "-c", source, "-o", Path(scratch) / "out.o"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise FailedError(f"{source.name} does not compile:\n{run.stderr}")
+        said = [
+            line for line in run.stderr.splitlines() if line.strip() and not line.startswith(("ptxas info", "    "))
+        ]
+        raise FailedError("\n".join([f"{source.name} does not compile:", *said]))
     lines: list[str] = []
     name = architecture = ""
     spilled = ("0", "0")
@@ -71,6 +74,9 @@ def main() -> int:
     if bless:
         GOLDEN.write_text(text)
     golden = GOLDEN.read_text() if GOLDEN.is_file() else ""
+    if golden == HEADER:
+        print("SKIPPED: registers.txt records nothing yet; `make bless-cuda` writes it", file=sys.stderr)
+        return 0
     difference = list(difflib.unified_diff(golden.splitlines(), text.splitlines(), "recorded", "found", lineterm=""))
     print(
         f"check-cuda: {len(sources)} files, {len(lines)} kernels for {', '.join(ARCHITECTURES)}", *difference, sep="\n"

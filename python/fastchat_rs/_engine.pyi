@@ -451,7 +451,7 @@ class Engine:
         model: str,
         *,
         device: str = "auto",
-        cuda_libraries: Sequence[str] = [],
+        cuda_libraries: Sequence[str] = ...,
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -508,7 +508,7 @@ class Embedder:
         model: str,
         *,
         device: str = "auto",
-        cuda_libraries: Sequence[str] = [],
+        cuda_libraries: Sequence[str] = ...,
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,
@@ -548,7 +548,7 @@ def is_encoder(model: str) -> bool:
     """Whether a model holds an encoder, for `Embedder`, and not a decoder, for `Engine`."""
 
 def check_kernels(
-    device: str, *, cuda_libraries: Sequence[str] = []
+    device: str, *, cuda_libraries: Sequence[str] = ...
 ) -> tuple[str, list[tuple[str, float, float, str | None]]]:
     """Every operation of a device's kernels against the plain default on the CPU.
 
@@ -556,7 +556,7 @@ def check_kernels(
     """
 
 def probe_device(
-    device: str, *, cuda_libraries: Sequence[str] = []
+    device: str, *, cuda_libraries: Sequence[str] = ...
 ) -> tuple[str, float, float, tuple[int, int] | None]:
     """The name of the kernels, bytes a second of a copy, operations a second of a matrix product, and the free and all
     bytes of the device's own memory."""

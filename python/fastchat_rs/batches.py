@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Prompt = str | Sequence[int]
+"""A text, or token ids."""
 Message = Mapping[str, Any]
+"""`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
 
 def several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -154,6 +154,9 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
         "text"
     )
     max_response_store: Annotated[str, Meta(description="Bytes of stored responses; the oldest leave")] = "64MiB"
+    otlp_endpoint: Annotated[
+        str | None, Meta(description="URL of an OpenTelemetry collector's traces, such as http://HOST:4318/v1/traces")
+    ] = None
     access_log: Annotated[bool, Meta(description="One JSON line per request on stderr")] = False
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from fastchat_rs._engine import (
     is_encoder,
     machine_limits,
 )
-from fastchat_rs.batches import conversations, progress_bar, several
+from fastchat_rs.batches import Message, Prompt, conversations, progress_bar, several
 from fastchat_rs.config import Quantize, parse_bytes
 from fastchat_rs.device import placement
 from fastchat_rs.errors import ConfigError, TemplateError
@@ -66,12 +66,8 @@ __all__ = [
     "machine_limits",
 ]
 
-Prompt = str | Sequence[int]
-"""A text, or token ids."""
 ToolChoice = Literal["none", "auto", "required"] | str
 """As OpenAI has it; another text is the name of the function to call."""
-Message = Mapping[str, Any]
-"""`{"role": ..., "content": ...}`, and what else the model's chat template reads."""
 
 _AnyPrompt = str | Sequence[int] | MediaPrompt
 _PARAMS = [name for name in dir(SamplingParams) if not name.startswith("_")]
@@ -96,12 +92,10 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
-    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB".
-    `quantize` rounds matrices stored as floats to blocks of few bits while they are read.
-    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. Use it as a context manager, or call
-    `shutdown`, to give the memory back.
-    """
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda"
+    or "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `quantize` rounds
+    matrices stored as floats to blocks of few bits while they are read. `skip_tokenizer_init=True` runs a folder
+    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
@@ -134,13 +128,8 @@ class LLM:
         self._decoder: Engine | None = None
         self._encoder: Embedder | None = None
         path = str(located.path)
-        both: dict[str, Any] = {
-            **placement(device),
-            "max_model_len": max_model_len,
-            "threads": threads,
-            "quantize": quantize,
-        }
-        both["skip_tokenizer_init"] = skip_tokenizer_init
+        both: dict[str, Any] = {**placement(device), "max_model_len": max_model_len, "threads": threads}
+        both |= {"quantize": quantize, "skip_tokenizer_init": skip_tokenizer_init}
         if is_encoder(path):
             self._encoder = Embedder(path, **both)
             return

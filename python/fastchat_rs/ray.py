@@ -5,7 +5,7 @@
 count together through `limits_url`. Needs `pip install fastchat-rs[ray]`.
 """
 # Ray is an extra, and its types are partial.
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

@@ -23,7 +23,13 @@ def api(live: Live) -> Iterator[Any]:
 
 
 def test_messages_whole_and_streamed(live: Live, api: Any) -> None:
-    fields = {"model": live.model, "max_tokens": 16, "messages": ASK, "system": "Be brief.", "temperature": 0}
+    fields = {
+        "model": live.model,
+        "max_tokens": 16,
+        "messages": ASK,
+        "system": "Be brief.",
+        "extra_body": {"temperature": 0},
+    }
     whole = api.messages.create(**fields)
     assert whole.content[0].text and whole.stop_reason in ("end_turn", "max_tokens")
     assert whole._request_id
@@ -37,7 +43,7 @@ def test_messages_whole_and_streamed(live: Live, api: Any) -> None:
 
 
 def test_a_loop_of_tools(live: Live, api: Any) -> None:
-    fields = {"model": live.model, "max_tokens": 64, "tools": [TOOL], "temperature": 0}
+    fields = {"model": live.model, "max_tokens": 64, "tools": [TOOL], "extra_body": {"temperature": 0}}
     first = api.messages.create(messages=ASK, tool_choice={"type": "any", "disable_parallel_tool_use": True}, **fields)
     (call,) = first.content
     assert (first.stop_reason, call.name) == ("tool_use", "get_weather") and call.input["city"] in ("Paris", "Rome")

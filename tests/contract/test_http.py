@@ -56,7 +56,7 @@ def test_the_openapi_document(live: Live) -> None:
     for path, methods in document["paths"].items():
         for method in methods:
             status = live.post(path, {}).status_code if method == "post" else 200
-            assert status in (200, 400), path
+            assert status in ((200, 400, 404) if "{id}" in path else (200, 400)), path
 
 
 def test_metrics_count(live: Live) -> None:

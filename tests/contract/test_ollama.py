@@ -98,7 +98,11 @@ def test_calls_have_objects_as_arguments(live: Live) -> None:
         ({"stream": 1}, "stream"),
         ({"think": "much"}, "think"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
-        ({"messages": [{"role": "user", "content": "x", "images": ["AAAA"]}]}, "messages.0.images.0"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["AAAA"]}]}, "messages.0.images.0: not the base64"),
+        (
+            {"messages": [{"role": "user", "content": "x", "images": ["iVBORw0KGgo="]}]},
+            "messages.0.images.0: the model",
+        ),
     ],
 )
 def test_an_error_is_a_line_that_names_the_field(live: Live, fields: dict[str, Any], words: str) -> None:

@@ -4,16 +4,18 @@ import asyncio
 import sqlite3
 from collections.abc import Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from fastchat_rs.config import ServeConfig
+from fastchat_rs.server import guard
 from fastchat_rs.server.guard import memory_limit, memory_used, pressure
 from fastchat_rs.server.http import OPENAI, ApiError, Request
 from fastchat_rs.server.outlet import Ring, Rings
 from fastchat_rs.server.responsecache import ResponseCache, cache_key
-from fastchat_rs.server.state import Pressure
+from fastchat_rs.server.state import Limits, Phase, Pressure, State
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -220,3 +222,24 @@ def test_where_the_limit_comes_from(tmp_path: Path) -> None:
     assert memory_limit(config, tmp_path / "none") is None
     block = bytearray(b"x") * (64 << 20)
     assert memory_used() > len(block)
+
+
+def test_the_watch_ends_when_the_engine_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(guard, "_DEAD_SECONDS", 0.05)
+
+    async def main() -> None:
+        config = ServeConfig(model="m")
+        state = State(config, Limits.of(config), phase=Phase.READY)
+        stats = SimpleNamespace(alive=True)
+        model: Any = SimpleNamespace(bridge=SimpleNamespace(engine=SimpleNamespace(stats=lambda: stats)))
+        state.models["m"] = model
+        context: Any = SimpleNamespace(state=state, rings=Rings(1, 1000), cache=None)
+        watching = asyncio.get_running_loop().create_task(guard.Guard(context).watch())
+        await asyncio.sleep(0.2)
+        assert state.health == "ready" and not watching.done() and state.memory_used > 0
+        stats.alive = False
+        assert state.health == "dead"
+        await watching
+
+    run(main())

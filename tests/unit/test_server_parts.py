@@ -137,7 +137,7 @@ def test_roles_and_contents() -> None:
         (Message(role="user"), "messages.1.content"),
         (Message(role="user", content=[ContentPart(type="audio")]), "messages.1.content.0.type"),
         (Message(role="user", content=[ContentPart(type="text")]), "messages.1.content.0.text"),
-        (Message(role="user", content=[ContentPart(type="image_url")]), "messages.1.content.0"),
+        (Message(role="user", content=[ContentPart(type="image_url")]), "messages.1.content.0.image_url"),
     ],
 )
 def test_a_bad_message_is_named_by_its_place(message: Message, param: str) -> None:

@@ -1,6 +1,8 @@
 //! Who runs in the next step: admits, cuts prompts into chunks, preempts, and keeps the books of blocks and state
 //! slots. A pure state machine over integers; knows no tensors, clocks or channels.
 
+mod view;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -14,7 +16,6 @@ use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 use recede::Ceiling;
 
-mod books;
 mod recede;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
@@ -461,35 +462,5 @@ impl Scheduler {
         self.wake(&std::mem::take(&mut sequence.forks));
         sequence.status = SequenceStatus::Finished(reason);
         Some(sequence)
-    }
-
-    /// A live sequence.
-    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        self.sequences.get(&id)
-    }
-
-    /// Whether nothing is left to do.
-    pub fn is_idle(&self) -> bool {
-        self.sequences.is_empty()
-    }
-
-    /// Sequences that own blocks.
-    pub fn num_running(&self) -> usize {
-        self.lines.num_running()
-    }
-
-    /// Sequences that do not.
-    pub fn num_waiting(&self) -> usize {
-        self.sequences.len() - self.lines.num_running()
-    }
-
-    /// The pool of blocks.
-    pub fn blocks(&self) -> &BlockManager {
-        &self.blocks
-    }
-
-    /// Counters since the start.
-    pub fn stats(&self) -> SchedulerStats {
-        self.stats
     }
 }

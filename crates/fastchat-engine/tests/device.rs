@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -163,7 +163,7 @@ fn the_cache_gets_what_the_largest_step_leaves() {
     assert_eq!(load(asked).largest.load(Ordering::SeqCst), 0, "nothing to find out");
 }
 
-fn blocks_in(model: &PathBuf, bytes: u64) -> usize {
+fn blocks_in(model: &Path, bytes: u64) -> usize {
     let loaded =
         fastchat_models::load(model, Arc::new(DefaultKernels(Device::Cpu)), &fastchat_models::LoadOptions::default());
     let decoder = loaded.unwrap().decoder;

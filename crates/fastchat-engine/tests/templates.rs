@@ -37,7 +37,7 @@ const KNOWN: [(&str, Option<ToolFormat>, Option<&str>); 24] = [
 
 #[test]
 fn published_templates_are_recognised() {
-    let Some(folder) = support::folder("FASTCHAT_TEMPLATES", "models/templates", false) else { return };
+    let Some(folder) = support::folder("FASTCHAT_TEMPLATES", "models/llama-cpp/templates", false) else { return };
     let names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     for (beginning, format, open) in KNOWN {
         let file = names.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(beginning));

@@ -28,7 +28,7 @@ fn check_vocabulary(file: &Path) -> usize {
 
 #[test]
 fn published_vocabularies_give_the_reference_ids() {
-    let Some(vocabularies) = folder("FASTCHAT_VOCABS", "models/vocabularies", false) else { return };
+    let Some(vocabularies) = folder("FASTCHAT_VOCABS", "models/llama-cpp", false) else { return };
     let mut failed = Vec::new();
     for entry in std::fs::read_dir(&vocabularies).unwrap() {
         let file = entry.unwrap().path();

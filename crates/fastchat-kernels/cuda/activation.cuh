@@ -20,9 +20,9 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)
 __device__ __forceinline__ float activate(const Activation& act, float x) {
     switch (static_cast<Act>(act.kind)) {
         case Act::SILU: return x * sigmoid(x);
-        case Act::QUICK_GELU: return x * sigmoid(1.702f * x);
         case Act::GELU: return 0.5f * x * (1.f + erff(x * 0.70710678f));
         case Act::GELU_TANH: return 0.5f * x * (1.f + tanhf(0.79788456f * x * (1.f + 0.044715f * x * x)));
+        case Act::QUICK_GELU: return x * sigmoid(1.702f * x);
         default: {
             const float positive = fmaxf(x, 0.f);
             return positive * positive;

@@ -105,7 +105,7 @@ pub(crate) fn encode(kind: WeightKind, weight: &Weight) -> Result<Weight, String
     };
     let parts = std::thread::scope(|scope| {
         let started: Vec<_> = (0..rows).step_by(part).map(|start| scope.spawn(move || rounded(start))).collect();
-        let joined = started.into_iter().map(|thread| thread.join());
+        let joined = started.into_iter().map(std::thread::ScopedJoinHandle::join);
         joined.map(|part| part.unwrap_or_else(|_| Err("rounding panicked".to_owned()))).collect::<Result<Vec<_>, _>>()
     })?;
     let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().iter().copied()).collect();

@@ -31,7 +31,7 @@ const NAMES: [&str; 22] = [
 ];
 
 /// Files of a folder that are no family.
-const SHARED: [&str; 24] = [
+const SHARED: [&str; 19] = [
     "base",
     "config",
     "encoder_base",
@@ -40,6 +40,7 @@ const SHARED: [&str; 24] = [
     "quantized",
     "rope",
     "sentence",
+    "vision_base",
     "cursor",
     "export",
     "export_text",
@@ -50,12 +51,6 @@ const SHARED: [&str; 24] = [
     "value",
     "vocab",
     "writer",
-    "placing",
-    "rank",
-    "reranker",
-    "vision",
-    "picture",
-    "processor",
 ];
 
 fn source() -> PathBuf {

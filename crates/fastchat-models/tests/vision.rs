@@ -85,7 +85,7 @@ impl Case {
         Self {
             logits: golden(file, "logits").to_vec2().unwrap(),
             ropes: RopeMap::new(ids.len(), &pictures),
-            runs: if looks { vec![] } else { vec![first..first + count] },
+            runs: (!looks).then_some(first..first + count).into_iter().collect(),
             spec: spec.clone(),
             features,
             ids,

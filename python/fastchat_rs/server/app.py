@@ -30,6 +30,7 @@ from fastchat_rs.server.ollama import embed as ollama_embed
 from fastchat_rs.server.ollama import routes as ollama
 from fastchat_rs.server.responses import routes as responses
 from fastchat_rs.server.state import Pressure, State
+from fastchat_rs.server.tracing import Tracer
 
 log = logging.getLogger("fastchat_rs")
 
@@ -79,7 +80,14 @@ _REFUSALS = frozenset({401, 408, 413, 429, 503, 504})
 # Headers of replies that a browser's script may read.
 _EXPOSED = ", ".join(
     [
-        *("x-request-id", "retry-after", "x-should-retry", "x-fastchat-applied"),
+        *(
+            "x-request-id",
+            "retry-after",
+            "x-should-retry",
+            "x-fastchat-applied",
+            "x-fastchat-cache",
+            "x-fastchat-resume",
+        ),
         *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     ]
 )
@@ -110,6 +118,7 @@ class App:
         config = state.config
         self._keys = Keys(config.api_key, open_store(Path(config.keys)) if config.keys else None)
         self.accounts = open_accounts(config, state.port)
+        self.tracer = None if config.otlp_endpoint is None else Tracer(config.otlp_endpoint)
         self._origins = frozenset(state.config.cors_origin)
         self._hosts = _allowed_hosts(state.config.host, state.config.allowed_host)
 
@@ -182,7 +191,10 @@ class App:
         if any(name == "access-control-allow-origin" for name, _ in request.headers_out):
             headers += [
                 ("access-control-allow-methods", _allow(methods)),
-                ("access-control-allow-headers", "authorization, content-type, x-request-id"),
+                (
+                    "access-control-allow-headers",
+                    "authorization, content-type, x-request-id, cache-control, x-fastchat-resume",
+                ),
                 ("access-control-max-age", "600"),
             ]
         return Reply(b"", 204, headers=headers)
@@ -192,6 +204,8 @@ class App:
         # Nobody was there to get a status.
         request.status = request.status or 499
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
+        if self.tracer is not None:
+            self.tracer.record(request, path)
         access.info("request", extra={"fields": _log_line(request)})
 
 
@@ -209,6 +223,8 @@ def _log_line(request: Request) -> dict[str, Any]:
         "method": request.scope.method,
         "path": request.scope.path[:200],
         "key": key,
+        "prompt_tokens": request.tokens[0],
+        "completion_tokens": request.tokens[1],
         "status": request.status,
         "seconds": round(time.monotonic() - request.started, 4),
     }

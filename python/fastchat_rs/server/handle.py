@@ -203,7 +203,8 @@ class _Job:
             return False
         template = self.served.template.source if self.served.template else None
         about = (request.tenant, request.scope.path, self.served.fingerprint, template, repr(self.served.defaults))
-        self.key = cache_key(request.raw, *about)
+        # Sorting a large body takes its time.
+        self.key = await self.served.bridge.offload(lambda: cache_key(request.raw, *about))
         body = await cache.get(self.key, submission.ids.id, submission.ids.created)
         request.headers_out.append((CACHE_HEADER, "miss" if body is None else "hit"))
         if body is None:
@@ -249,6 +250,8 @@ class _Job:
             finally:
                 generation.close()
         finally:
+            if usage is not None and usage.begun:
+                request.tokens = usage.prompt_tokens, usage.completion_tokens
             await _settle(lease, usage, watcher.gone)
 
     async def _send(self, out: Outlet, generation: Generation, usage: UsageCounter, uncut: bool) -> None:

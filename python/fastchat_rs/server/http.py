@@ -132,6 +132,8 @@ class Request:
         self.lease: Lease | None = None
         """What the request holds of its key's limits."""
         self.status = 0
+        self.tokens: tuple[int, int] = (0, 0)
+        """Read and written for it, when it is over."""
         self.raw = b""
         """The body, where it is needed again."""
         self.unknown_fields: list[str] = []

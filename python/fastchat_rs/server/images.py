@@ -31,10 +31,10 @@ class Pictures:
 
     def part(self, place: str, part: ContentPart) -> dict[str, Any]:
         """Takes an `image_url` part; what the template gets in its place."""
-        field = f"{place}.image_url"
         if self._places is None:
-            message = f"{field}: the model '{self._served.name}' does not support image input"
-            raise bad_field(field, message, "unsupported")
+            message = f"{place}: the model '{self._served.name}' does not support image input"
+            raise bad_field(place, message, "unsupported")
+        field = f"{place}.image_url"
         given: Any = part.image_url
         detail: Any = None
         if isinstance(given, dict):

@@ -66,8 +66,7 @@ def _content(
         where = f"{place}.content.{index}"
         if part.type == "image_url":
             if pictures is None:
-                field = f"{where}.image_url"
-                raise bad_field(field, f"{field}: this route does not support image input", "unsupported")
+                raise bad_field(where, f"{where}: this route does not support image input", "unsupported")
             parts.append(pictures.part(where, part))
             continue
         if part.type != "text":

@@ -168,6 +168,8 @@ class Process:
         for task in (tuning, dead):
             task.cancel()
         await self._app.accounts.close()
+        if self._app.tracer is not None:
+            await asyncio.to_thread(self._app.tracer.close)
         return 0
 
     async def _drain(self) -> None:

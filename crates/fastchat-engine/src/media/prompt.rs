@@ -139,10 +139,10 @@ impl Expander<'_> {
             let message = format!("images: {} for {found} places in the prompt; each picture has one", fitted.len());
             return Err(EngineError::invalid("images", message));
         }
-        Ok(self.finish(draft, vision, fitted))
+        Ok(Self::finish(draft, vision, fitted))
     }
 
-    fn finish(&self, draft: Draft, vision: Option<&VisionSpec>, fitted: Vec<(Vec<Piece>, Pixels)>) -> Expanded {
+    fn finish(draft: Draft, vision: Option<&VisionSpec>, fitted: Vec<(Vec<Piece>, Pixels)>) -> Expanded {
         let Draft { tokens, runs, markers, .. } = draft;
         let media = vision.filter(|_| !fitted.is_empty()).map(|vision| {
             let grids: Vec<_> = fitted.iter().map(|(_, pixels)| vision.grid_of(pixels)).collect();

@@ -118,7 +118,12 @@ fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable
     let size = inner.get_vocab(true).values().max().map_or(0, |&id| id + 1);
     for id in 0..size {
         if let Some(token) = added.get(&id) {
-            table.push(token.content.clone(), token.content.as_bytes(), token.special);
+            let bytes = match spelling {
+                // The decoder turns the sign for spaces in every token.
+                Spelling::SentencePiece { .. } => token_bytes(&token.content),
+                _ => token.content.clone().into_bytes(),
+            };
+            table.push(token.content.clone(), &bytes, token.special);
             continue;
         }
         // Gaps in the numbering are tokens without bytes.

@@ -70,7 +70,7 @@ impl Unigrams {
         let prefix = if self.space_before && !text.trim_start_matches(' ').is_empty() { SPACE } else { "" };
         let spaces = text.len() - text.trim_start_matches(' ').len();
         // The prefix stands before the first word, behind the spaces that the text begins with: the same characters.
-        [&SPACE.repeat(spaces), prefix, &text[spaces..].replace(' ', SPACE)].concat()
+        format!("{}{prefix}{}", SPACE.repeat(spaces), text[spaces..].replace(' ', SPACE))
     }
 }
 

@@ -1,7 +1,7 @@
 """Writes tokenizers.json: what the `tokenizers` package makes of texts with published tokenizer.json files.
 
-Usage: make_tokenizers.py FOLDER, which holds NAME/tokenizer.json. Per name: ids with and without special tokens, and the
-text that the ids with special tokens are decoded to with those left out.
+Usage: make_tokenizers.py FOLDER, which holds NAME/tokenizer.json. Per name: ids with and without special tokens, and
+the text that the ids with special tokens are decoded to with those left out.
 """
 
 import hashlib

@@ -151,7 +151,7 @@ fn a_reach_shows_later_tokens() {
 
 #[test]
 fn an_empty_batch_gives_no_rows() {
-    let (batch, _) = (ForwardBatch { query_start: vec![0], ..ForwardBatch::default() }, ());
+    let batch = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() };
     let layout = KvLayout { num_kv_heads: 1, head_dim: 4, v_head_dim: 4, dtype: DType::F32 };
     let cache = fastchat_kernels::KvCache::new(layout, 1, &candle_core::Device::Cpu).unwrap();
     let spec = AttentionSpec { num_heads: 1, v_head_dim: 4, scale: 1., window: None, softcap: None, sinks: None };

@@ -56,6 +56,7 @@ fn activations() -> impl Strategy<Value = Activation> {
         Just(Activation::Silu),
         Just(Activation::Gelu),
         Just(Activation::GeluTanh),
+        Just(Activation::QuickGelu),
         Just(Activation::Relu2),
         Just(Activation::QuickGelu),
         (0.5..2f32, 1..10u8).prop_map(|(alpha, limit)| Activation::SwigluOai { alpha, limit: f32::from(limit) }),

@@ -173,7 +173,7 @@ fn a_few_rows_with_every_access_checked() {
 fn the_first_of_the_largest_over_several_pieces() {
     for kernels in backends() {
         let vocab = 20_000;
-        let mut logits = vec![Random(9).floats(vocab, 1.), vec![f32::NEG_INFINITY; vocab], vec![f32::NAN; vocab]];
+        let mut logits = [Random(9).floats(vocab, 1.), vec![f32::NEG_INFINITY; vocab], vec![f32::NAN; vocab]];
         (logits[0][9_000], logits[0][19_999], logits[0][3]) = (2., 2., f32::NAN);
         let tensor = Tensor::from_vec(logits.concat(), (3, vocab), &Device::Cpu).unwrap();
         let sampled = kernels.sample(&tensor, &[0; 3].map(|_| SampleRow::greedy())).unwrap();

@@ -63,10 +63,14 @@ const DIGITS: &str = "digits";
 pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, ModelError> {
     let mut out = Entries::new();
     let mut set = |key: &str, entry: Entry| out.push((format!("tokenizer.{key}"), entry));
+    // The token that the tokenizer puts in front, whatever the configuration calls the first.
+    let mut begin = None;
     match &text.tokenizer {
         None => set("ggml.model", "none".into()),
         Some(TokenizerSource::Json(file, _)) => {
-            for (key, entry) in Tables::read(file, rows)?.entries() {
+            let tables = Tables::read(file, rows)?;
+            begin = tables.begin;
+            for (key, entry) in tables.entries() {
                 set(&format!("ggml.{key}"), entry);
             }
         }
@@ -74,7 +78,7 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
             return Err(ModelError::unsupported(folder, "tokenizer", "GGUF tables", "tokenizer.json is"));
         }
     }
-    if let Some(id) = text.bos_token_id {
+    if let Some(id) = begin.or(text.bos_token_id) {
         set("ggml.bos_token_id", Entry::Whole(id));
     }
     let ends = ["eos_token_id", "eot_token_id", "eom_token_id"];
@@ -107,6 +111,7 @@ struct Tables {
     merges: Vec<String>,
     scores: Vec<f32>,
     unknown: Option<u32>,
+    begin: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     space_prefix: bool,
@@ -150,11 +155,13 @@ impl Tables {
             merges: merges(file, model)?,
             scores: Vec::new(),
             unknown: None,
-            add_bos: frames(&json, true),
-            add_eos: frames(&json, false),
+            begin: None,
+            add_bos: frame(&json, true).is_some(),
+            add_eos: frame(&json, false).is_some(),
             space_prefix: false,
         };
         tables.fill(file, &json, model)?;
+        tables.begin = frame(&json, true).and_then(|name| tables.id(name)).map(|id| id as u32);
         tables.unknown =
             model.get("unk_token").and_then(Value::as_str).and_then(|name| tables.id(name)).map(|id| id as u32);
         if model.get("byte_fallback") == Some(&Value::Bool(true)) {
@@ -208,7 +215,15 @@ impl Tables {
             }
         }
         let bytes = ids.iter().filter(|(token, _)| is_byte(token)).map(|(_, id)| *id).collect::<Vec<_>>();
-        bytes.into_iter().for_each(|id| self.kinds[id] = BYTE);
+        for id in bytes {
+            self.kinds[id] = BYTE;
+        }
+        // Readers take the tokens of users as they are spelt.
+        for (token, kind) in self.tokens.iter_mut().zip(&self.kinds) {
+            if *kind == USER_DEFINED {
+                *token = token.replace('▁', " ");
+            }
+        }
         if let Some(id) = self.unknown {
             self.kinds[id as usize] = UNKNOWN;
         }
@@ -264,21 +279,20 @@ fn patterns(pre: &Value) -> Option<Vec<String>> {
     Some(found)
 }
 
-/// Whether the post-processor puts a special token in front (or at the end).
-fn frames(json: &Map<String, Value>, front: bool) -> bool {
-    let template = |step: &Value| {
+/// The special token that the post-processor puts in front (or at the end).
+fn frame(json: &Map<String, Value>, front: bool) -> Option<&str> {
+    json.get("post_processor").map(steps)?.into_iter().find_map(|step| {
         let parts = step["single"].as_array()?;
         let part = if front { parts.first() } else { parts.last() };
-        part?.get("SpecialToken").map(|_| ())
-    };
-    steps(json.get("post_processor").unwrap_or(&Value::Null)).into_iter().any(|step| template(step).is_some())
+        part?.get("SpecialToken")?["id"].as_str()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{frames, patterns};
+    use super::{frame, patterns};
 
     #[test]
     fn word_patterns_are_read() {
@@ -297,6 +311,6 @@ mod tests {
         let json = json!({"post_processor": {"type": "Sequence", "processors": [
             {"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": single}]}});
         let json = json.as_object().unwrap();
-        assert!(frames(json, true) && !frames(json, false));
+        assert_eq!((frame(json, true), frame(json, false)), (Some("<s>"), None));
     }
 }

@@ -176,6 +176,9 @@ fn multipliers(k: &mut Keys, spec: &DecoderSpec) {
 fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
     k.set("rope.dimension_count", 2 * rope.inv_freq.len());
     k.real("rope.freq_base", rope.theta);
+    if matches!(k.arch, "qwen35" | "qwen35moe") {
+        k.set("rope.dimension_sections", Entry::Signed(sections(rope)));
+    }
     match &rope.scaling {
         Scaling::Linear(factor) => {
             k.set("rope.scaling.type", "linear");
@@ -188,10 +191,10 @@ fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
             k.real("rope.scaling.yarn_beta_fast", *beta_fast);
             k.real("rope.scaling.yarn_beta_slow", *beta_slow);
             let weight = latent_weight(spec, *factor);
-            if weight != 0.0 {
-                k.real("rope.scaling.yarn_log_multiplier", weight);
-            } else {
+            if weight == 0.0 {
                 attn_factor(k, rope.attention_factor / yarn_mscale(*factor, 1.0));
+            } else {
+                k.real("rope.scaling.yarn_log_multiplier", weight);
             }
         }
         Scaling::LongRope { original, attention_factor, .. } => {
@@ -201,6 +204,15 @@ fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
         Scaling::Factors(_, attention_factor) => attn_factor(k, *attention_factor),
         Scaling::Default | Scaling::Dynamic(..) | Scaling::Llama3 { .. } => {}
     }
+}
+
+/// Pairs that turn by time, line and column; llama.cpp asks for them of text too, where all three are equal.
+fn sections(rope: &RopeSpec) -> Vec<i32> {
+    let pairs = rope.inv_freq.len();
+    let by = |axis: u8| rope.axes.iter().map(|of| usize::from(*of == axis)).sum::<usize>();
+    let (line, column) = if rope.axes.is_empty() { (pairs / 3, pairs / 3) } else { (by(1), by(2)) };
+    let whole = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    [pairs - line - column, line, column, 0].map(whole).to_vec()
 }
 
 #[allow(clippy::float_cmp)] // exactly 1 is what readers assume

@@ -70,7 +70,9 @@ fn list<T>(out: &mut Vec<u8>, kind: u32, values: &[T], each: impl Fn(&mut Vec<u8
     out.extend(9u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
     out.extend((values.len() as u64).to_le_bytes());
-    values.iter().for_each(|value| each(out, value));
+    for value in values {
+        each(out, value);
+    }
 }
 
 fn value(out: &mut Vec<u8>, entry: &Entry) {

@@ -137,8 +137,9 @@ fn named_tiles((lines, columns): (usize, usize), rows: usize, fence: &str, whole
     let mut text = String::new();
     for line in 1..=lines {
         for column in 1..=columns {
-            text.push_str(&format!("{fence}<row_{line}_col_{column}>"));
-            pieces.extend([Piece::Text(std::mem::take(&mut text)), Piece::Rows(rows)]);
+            let named = format!("{text}{fence}<row_{line}_col_{column}>");
+            pieces.extend([Piece::Text(named), Piece::Rows(rows)]);
+            text.clear();
         }
         text.push('\n');
     }

@@ -63,8 +63,10 @@ struct Taps {
 fn taps(source: usize, target: usize, filter: Filter) -> Vec<Taps> {
     let scale = source as f64 / target as f64;
     if filter == Filter::Nearest {
-        let at = |i: usize| (((i as f64 + 0.5) * scale) as usize).min(source - 1);
-        return (0..target).map(|i| Taps { first: at(i), weights: vec![1 << PRECISION] }).collect();
+        // Step by step, so that roundings add up as they do there.
+        let places = std::iter::successors(Some(scale * 0.5), |at| Some(at + scale)).take(target);
+        let tap = |at: f64| Taps { first: (at as usize).min(source - 1), weights: vec![1 << PRECISION] };
+        return places.map(tap).collect();
     }
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;

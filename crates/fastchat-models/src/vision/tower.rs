@@ -96,36 +96,30 @@ impl VisionTower {
         let (lines, columns) = self.lines(pixels)?;
         let geometry = Geometry::new((lines, columns), self.spec.patch.group, self.spec.patch.window);
         let mut x = self.embed(pixels, &geometry)?;
-        let tiling = match (&self.spec.tiles, &self.weights.tiles) {
-            (Some(spec), Some(weights)) => {
-                let tiling = Tiling::new(spec, pixels.tiles, self.places(&geometry))?;
-                x = self.place_tiles(&x, spec, weights, tiling.id)?;
-                Some(tiling)
-            }
-            _ => {
-                x = self.place(&x, &geometry, (lines, columns), pixels.count)?;
-                None
-            }
+        let tiling = if let (Some(spec), Some(weights)) = (&self.spec.tiles, &self.weights.tiles) {
+            let tiling = Tiling::new(spec, pixels.tiles, self.places(&geometry))?;
+            x = self.place_tiles(&x, spec, weights, tiling.id)?;
+            Some(tiling)
+        } else {
+            x = self.place(&x, &geometry, (lines, columns), pixels.count)?;
+            None
         };
         if let Some(norm) = &self.weights.pre_norm {
             x = Step { kernels: self.kernels.as_ref(), plan: &Plan::new(ForwardBatch::default(), vec![]) }
                 .norm(&x, norm)?;
         }
-        let whole = match &tiling {
-            Some(tiling) => {
-                // One row of zeros past the end is what fills up.
-                let filled = x.pad_with_zeros(0, 0, 1)?;
-                let rows = tiling.rows(x.dim(0)?);
-                x = filled.index_select(&Tensor::from_vec(rows, tiling.tiles.len(), x.device())?, 0)?;
-                let (all, own) = (tiling.tiles.len() as u32, tiling.visible as u32);
-                let mut batch = sequences(&[tiling.tiles.len()], &[]);
-                batch.reach = (0..all).map(|row| if row < own { all - 1 } else { own - 1 }).collect();
-                self.kernels.plan(&batch, &self.ropes)?
-            }
-            None => {
-                let lengths = vec![self.places(&geometry); pixels.count];
-                self.kernels.plan(&sequences(&lengths, &self.turns(&geometry, pixels.count)), &self.ropes)?
-            }
+        let whole = if let Some(tiling) = &tiling {
+            // One row of zeros past the end is what fills up.
+            let filled = x.pad_with_zeros(0, 0, 1)?;
+            let rows = tiling.rows(x.dim(0)?);
+            x = filled.index_select(&Tensor::from_vec(rows, tiling.tiles.len(), x.device())?, 0)?;
+            let (all, own) = (tiling.tiles.len() as u32, tiling.visible as u32);
+            let mut batch = sequences(&[tiling.tiles.len()], &[]);
+            batch.reach = (0..all).map(|row| if row < own { all - 1 } else { own - 1 }).collect();
+            self.kernels.plan(&batch, &self.ropes)?
+        } else {
+            let lengths = vec![self.places(&geometry); pixels.count];
+            self.kernels.plan(&sequences(&lengths, &self.turns(&geometry, pixels.count)), &self.ropes)?
         };
         let windows = if geometry.windows.is_empty() {
             None

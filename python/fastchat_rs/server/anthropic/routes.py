@@ -27,7 +27,10 @@ _KINDS = {
 
 def _error(error: ApiError) -> Error:
     other = "invalid_request_error" if error.status < 500 else "api_error"
-    return Error(ErrorBody(error.message, _KINDS.get(error.status, other), error.param, error.code))
+    # A picture is a block here, without the field that the chat route has for it.
+    param = None if error.param is None else error.param.partition(".image_url")[0]
+    message = error.message if error.param is None else error.message.replace(error.param, str(param), 1)
+    return Error(ErrorBody(message, _KINDS.get(error.status, other), param, error.code))
 
 
 WORDING = Wording(error=_error, stream_error=_error, chunk=named_event, ping=PING, last=b"")

@@ -45,10 +45,10 @@ async def legacy_route(context: Context, request: Request) -> Reply:
 
 
 def _cut(embedder: Embedder, text: str) -> str | int | list[int]:
-    """What is longer than the model takes loses its end, but not the token that closes it."""
+    """As token ids. What is longer than the model takes loses its end, but not the token that closes it."""
     ids = embedder.encode(text)
     limit = embedder.max_model_len
-    return [*ids[: limit - 1], ids[-1]] if len(ids) > limit else text
+    return [*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids
 
 
 def _vectors(reply: EmbeddingReply) -> list[list[float]]:

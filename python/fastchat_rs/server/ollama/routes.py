@@ -1,5 +1,6 @@
 """POST /api/chat and /api/generate, and Ollama's lists of models."""
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -22,7 +23,8 @@ _GENERATE_DIALECT = Dialect("", GenerateShape)
 
 
 def _error(error: ApiError) -> protocol.Error:
-    return protocol.Error(error.message)
+    # Pictures stand before the text in the chat route's parts.
+    return protocol.Error(re.sub(r"\.content\.(\d+)\.image_url", r".images.\1", error.message))
 
 
 def _line(value: msgspec.Struct) -> bytes:

@@ -186,6 +186,8 @@ class InputDetails(Struct):
     """Part of `Usage`."""
 
     cached_tokens: int
+    # To write into the cache costs nobody anything.
+    cache_write_tokens: int = 0
 
 
 class OutputDetails(Struct):

@@ -310,3 +310,45 @@ proptest! {
         }
     }
 }
+
+/// The string literals of a C++ source, quoted and raw.
+fn literals(source: &str) -> Vec<String> {
+    let raw = regex::Regex::new(r#"(?s)R"([A-Za-z_]*)\((.*?)\)[A-Za-z_]*""#).unwrap();
+    let quoted = regex::Regex::new(r#""((?:[^"\\\n]|\\.)*)""#).unwrap();
+    let mut all: Vec<String> = raw.captures_iter(source).map(|found| found[2].to_owned()).collect();
+    let plain = |found: regex::Captures<'_>| serde_json::from_str::<String>(&format!("\"{}\"", &found[1])).ok();
+    // Neighbouring literals are one text in C++; a line after the other is close enough here.
+    let pieces: Vec<String> = quoted.captures_iter(source).filter_map(plain).collect();
+    all.extend(pieces.windows(6).step_by(3).map(<[String]>::concat));
+    all.extend(pieces);
+    all
+}
+
+#[test]
+fn what_llama_cpp_tests_with_is_read_alike_in_any_pieces() {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let models = std::env::var_os("FASTCHAT_MODELS").map_or_else(|| repository.join("models"), Into::into);
+    let Ok(source) = std::fs::read_to_string(models.join("llama-chat-tests/test-chat.cpp")) else {
+        return;
+    };
+    let texts: Vec<String> = literals(&source).into_iter().filter(|text| text.contains(['<', '[', '{'])).collect();
+    let mut random = crate::text::grammar_tests::random(7);
+    let mut calls = 0;
+    for text in &texts {
+        let letters: Vec<&str> = text.split("").filter(|letter| !letter.is_empty()).collect();
+        for format in FORMATS {
+            let whole = run(format, &[text]);
+            calls += whole.calls.len();
+            assert_eq!(run(format, &letters), whole, "{format:?}: {text}");
+            let mut pieces = Vec::new();
+            let mut rest = text.as_str();
+            while let Some((end, _)) = rest.char_indices().nth(1 + random(9)) {
+                pieces.push(&rest[..end]);
+                rest = &rest[end..];
+            }
+            pieces.push(rest);
+            assert_eq!(run(format, &pieces), whole, "{format:?}: {text}");
+        }
+    }
+    assert!(texts.len() > 500 && calls > 500, "{} texts, {calls} calls", texts.len());
+}
