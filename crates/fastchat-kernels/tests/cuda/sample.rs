@@ -28,7 +28,9 @@ fn candidates(logits: &[f32], row: &SampleRow) -> Vec<(usize, f64)> {
         }
     }
     let max = row_logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let limited = row.temperature < 1e-5 || row.top_k > 0 || row.top_p < 1. || row.min_p > 0.;
+    // As in the engine, a top_k as wide as the row limits nothing, and the draw then goes by index.
+    let cut = row.top_k > 0 && (row.top_k as usize) < logits.len();
+    let limited = row.temperature < 1e-5 || cut || row.top_p < 1. || row.min_p > 0.;
     let temperature = if row.temperature < 1e-5 { 1. } else { row.temperature };
     let weight = |logit: f32| (f64::from(logit - max) / f64::from(temperature)).exp();
     let mut all: Vec<(usize, f32)> = row_logits.iter().copied().enumerate().collect();
