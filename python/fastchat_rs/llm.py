@@ -355,6 +355,9 @@ class LLM:
                         running[handle.id] = (place, self._collector(prompt, handle))
                     select.select([doorbell.fileno()], [], [], _LOOK_SECONDS)
                     for id in doorbell.ready():
+                        # News that came while its request was read may be of one that has ended since.
+                        if id not in running:
+                            continue
                         place, collector = running[id]
                         collector.add(collector.handle.take())
                         if collector.handle.finished:
