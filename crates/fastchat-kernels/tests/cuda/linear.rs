@@ -191,6 +191,17 @@ fn embedded_rows_are_the_decoded_ones() {
 }
 
 #[test]
+fn rows_of_one_group_are_embedded() {
+    for kernels in backends() {
+        let table = weight(WeightKind::Q8_0, 5, 32, &mut Random(3));
+        let packed = kernels.pack(std::slice::from_ref(&table), None).unwrap();
+        let rows = kernels.embed(&packed, &[4, 0, 3]).unwrap().to_vec2::<f32>().unwrap();
+        let expected = table.to_f32().unwrap();
+        assert_eq!(rows, [4, 0, 3].map(|id| expected[id * 32..][..32].to_vec()));
+    }
+}
+
+#[test]
 fn nothing_and_numbers_that_are_none_pass_through() {
     for kernels in backends() {
         for kind in [WeightKind::Q4_K, WeightKind::F32] {
