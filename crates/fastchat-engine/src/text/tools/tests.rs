@@ -328,7 +328,11 @@ fn literals(source: &str) -> Vec<String> {
 fn what_llama_cpp_tests_with_is_read_alike_in_any_pieces() {
     let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let models = std::env::var_os("FASTCHAT_MODELS").map_or_else(|| repository.join("models"), Into::into);
-    let Ok(source) = std::fs::read_to_string(models.join("llama-chat-tests/test-chat.cpp")) else {
+    let file = models.join("llama-chat-tests/test-chat.cpp");
+    let Ok(source) = std::fs::read_to_string(&file) else {
+        use std::io::Write;
+        let hint = "`python tests/assets.py chat-cases` fetches it";
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {} is absent; {hint}", file.display());
         return;
     };
     let texts: Vec<String> = literals(&source).into_iter().filter(|text| text.contains(['<', '[', '{'])).collect();
