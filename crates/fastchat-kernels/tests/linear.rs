@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
-use fastchat_kernels::{DefaultKernels, Kernels, Weight, WeightKind};
+use fastchat_kernels::{Activation, DefaultKernels, Kernels, Weight, WeightKind};
 use proptest::prelude::*;
 
 const QUANTISED: [WeightKind; 22] = [
@@ -35,7 +35,7 @@ const QUANTISED: [WeightKind; 22] = [
     WeightKind::TQ2_0,
 ];
 const DENSE: [WeightKind; 3] = [WeightKind::F32, WeightKind::F16, WeightKind::BF16];
-const ISAS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni];
+const ISAS: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
 /// SplitMix64.
 struct Random(u64);
@@ -194,6 +194,36 @@ fn a_row_does_not_depend_on_its_company() {
 }
 
 #[test]
+fn gates_computed_with_what_they_gate_are_the_same() {
+    use WeightKind::{F16, Q4_1, Q4_K, Q6_K};
+    let gated: [(&[WeightKind], usize); 6] =
+        [(&[Q4_1, Q4_1], 50), (&[Q4_K, Q6_K], 32), (&[F16, F16], 7), (&[Q4_1], 64), (&[F16], 96), (&[Q4_K], 50)];
+    let activations = [Activation::Silu, Activation::GeluTanh, Activation::SwigluOai { alpha: 1.7, limit: 7. }];
+    for isa in ISAS {
+        let kernels = CpuKernels::with_isa(Some(2), isa);
+        for (kinds, rows) in gated {
+            let mut random = Random(rows as u64);
+            let weights: Vec<Weight> = kinds.iter().map(|&kind| weight(kind, rows, 256, &mut random)).collect();
+            let outputs = rows * kinds.len();
+            let bias = Tensor::from_vec(input(1, outputs, &mut random), outputs, &Device::Cpu).unwrap();
+            let layer = kernels.pack(&weights, Some(bias)).unwrap();
+            for (tokens, act) in [1, 4, 19].into_iter().zip(activations) {
+                let x = tensor(&input(tokens, 256, &mut random), tokens);
+                let apart = kernels.gated_act(&kernels.linear(&x, &layer).unwrap(), act).unwrap();
+                let bits = |x: Tensor| {
+                    x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                assert_eq!(
+                    bits(kernels.gated_linear(&x, &layer, act).unwrap()),
+                    bits(apart),
+                    "{isa} {kinds:?} {act:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn embedded_rows_are_the_decoded_ones() {
     let kernels = CpuKernels::with_isa(Some(2), Isa::Portable);
     for kind in QUANTISED.into_iter().chain(DENSE) {
@@ -247,7 +277,7 @@ proptest! {
 
     #[test]
     fn shapes_and_tails(
-        isa in 0..3usize,
+        isa in 0..ISAS.len(),
         kind in 0..25usize,
         tokens in 1..20usize,
         blocks in 1..7usize,

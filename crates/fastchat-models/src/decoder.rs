@@ -112,6 +112,7 @@ impl Decoder {
         // What the half before has computed and nobody has yet added to the stream.
         let mut pending: Option<Tensor> = None;
         let mut cross = 0;
+        let mut picked = false;
         for (index, ((spec, layer), cache)) in
             self.spec.layers.iter().zip(&self.weights.layers).zip(&cache.layers).enumerate()
         {
@@ -122,9 +123,17 @@ impl Decoder {
                 continue;
             }
             let scale = spec.residual_scale;
-            let input;
+            let mut input;
             (stream, input) = step.join(stream, pending.take(), layer.pre_attn.as_ref())?;
-            let mixed = step.mixer(&input, &spec.mixer, &layer.mixer, cache)?;
+            let mut mixed = step.mixer(&input, &spec.mixer, &layer.mixer, cache)?;
+            if index + 1 == self.spec.layers.len() && !media.deepens(index) {
+                // Nothing mixes rows from here on: only those that sample are worth the last layer's other half.
+                if batch.logits_rows.is_empty() {
+                    break;
+                }
+                (stream, input, mixed) = (step.pick(&stream)?, step.pick(&input)?, step.pick(&mixed)?);
+                picked = true;
+            }
             let mixed = step.leave(mixed, layer.post_attn.as_ref(), scale)?;
             match spec.residual {
                 Residual::Sequential => {
@@ -141,7 +150,10 @@ impl Decoder {
                 }
             }
         }
-        self.logits(&step, &stream, pending.as_ref())
+        if !picked && !batch.logits_rows.is_empty() {
+            (stream, pending) = (step.pick(&stream)?, pending.map(|pending| step.pick(&pending)).transpose()?);
+        }
+        self.logits(&step, stream, pending)
     }
 
     /// A tower's rows as this decoder takes them: for layers that look at pictures, their keys and values.
@@ -165,19 +177,12 @@ impl Decoder {
         Ok(features)
     }
 
-    fn logits(&self, step: &Step, stream: &Tensor, pending: Option<&Tensor>) -> Result<Tensor> {
-        let rows = &step.plan.batch.logits_rows;
-        let device = self.kernels.device();
-        if rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, device)?);
+    /// Logits of the rows that sample.
+    fn logits(&self, step: &Step, stream: Tensor, pending: Option<Tensor>) -> Result<Tensor> {
+        if step.plan.batch.logits_rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
         }
-        let pick = |x: &Tensor| {
-            if rows.len() == x.dim(0)? && rows.iter().enumerate().all(|(i, &row)| i == row as usize) {
-                return Ok(x.clone());
-            }
-            x.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
-        };
-        let (_, x) = step.join(pick(stream)?, pending.map(pick).transpose()?, Some(&self.weights.final_norm))?;
+        let (_, x) = step.join(stream, pending, Some(&self.weights.final_norm))?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
         let logits = scaled(self.kernels.linear(&x, head)?, self.spec.logit_scale)?;
         match self.spec.logit_softcap.map(f64::from) {
@@ -226,6 +231,15 @@ pub(crate) struct Step<'a> {
 impl Step<'_> {
     pub fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         Ok(self.kernels.linear(x, layer)?)
+    }
+
+    /// The rows that sample.
+    fn pick(&self, x: &Tensor) -> Result<Tensor> {
+        let rows = &self.plan.batch.logits_rows;
+        if rows.len() == x.dim(0)? && rows.iter().enumerate().all(|(i, &row)| i == row as usize) {
+            return Ok(x.clone());
+        }
+        Ok(x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?)
     }
 
     pub fn norm(&self, x: &Tensor, weights: &NormWeights) -> Result<Tensor> {

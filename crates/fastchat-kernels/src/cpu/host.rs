@@ -2,12 +2,60 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Storage, Tensor, WithDType, bail};
 
 use super::Pool;
 use super::simd::Element;
+
+/// Buffers between two uses: what a step needed, the next one needs too, and its pages are there.
+#[derive(Debug, Default)]
+pub(super) struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Spare<T> {
+    /// Calls `f` with a buffer of before, whose contents are left over, or a new one.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = lock().pop().unwrap_or_default();
+        let result = f(&mut buffer);
+        lock().push(buffer);
+        result
+    }
+}
+
+/// `len` elements as `fill` leaves them: nobody zeroes first what is written anyway.
+///
+/// # Safety
+/// A `fill` that succeeds has written every element; it reads none before that.
+pub(super) unsafe fn filled<T: Copy>(len: usize, fill: impl FnOnce(&Disjoint<T>) -> Result<()>) -> Result<Vec<T>> {
+    let mut elements = Vec::with_capacity(len);
+    fill(&Disjoint { start: elements.as_mut_ptr(), len, owner: PhantomData })?;
+    // SAFETY: the capacity is there, and the caller has filled it.
+    unsafe { elements.set_len(len) };
+    Ok(elements)
+}
+
+/// Rows of `width` as `f(rows, their elements)` leaves them, shared among threads as `for_rows` does.
+///
+/// # Safety
+/// `f` writes every element it is given, and reads none before it is written.
+pub(super) unsafe fn filled_rows(
+    pool: &Pool,
+    (rows, width): (usize, usize),
+    f: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) -> Result<Vec<f32>> {
+    let fill = |out: &Disjoint<f32>| {
+        for_rows(pool, rows, width, |range| {
+            // SAFETY: the ranges of `for_rows` are disjoint.
+            let out = unsafe { out.piece(range.start * width..range.end * width) };
+            f(range, out);
+        });
+        Ok(())
+    };
+    // SAFETY: the ranges cover all rows; the rest is the caller's promise.
+    unsafe { filled(rows * width, fill) }
+}
 
 /// Elements below which an operation stays on the calling thread: waking another costs as much.
 pub(super) const SERIAL: usize = 16 * 1024;

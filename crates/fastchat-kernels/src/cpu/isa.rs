@@ -9,6 +9,8 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA and F16C (x86-64-v3).
     Avx2,
+    /// AVX2 with the dot product of bytes (Alder Lake), in either of its encodings.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL with VNNI (Ice Lake, Zen 4).
     Avx512Vnni,
 }
@@ -26,6 +28,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512vnni");
         match (avx2, avx512) {
             (true, true) => Self::Avx512Vnni,
+            (true, false) if is_x86_feature_detected!("avxvnni") => Self::AvxVnni,
             (true, false) => Self::Avx2,
             (false, _) => Self::Portable,
         }
@@ -41,6 +44,7 @@ impl Isa {
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "avx512" => Some(Self::Avx512Vnni),
+            "avxvnni" => Some(Self::AvxVnni),
             "avx2" => Some(Self::Avx2),
             "portable" => Some(Self::Portable),
             _ => None,
@@ -53,6 +57,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
         })
     }

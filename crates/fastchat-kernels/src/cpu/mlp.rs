@@ -1,10 +1,12 @@
 //! Activations, sixteen elements at a time.
 
+use std::ops::Range;
+
 use candle_core::{D, Result, Tensor, bail};
 
-use super::CpuKernels;
-use super::host::{Disjoint, for_rows, slice};
+use super::host::{filled_rows, slice};
 use super::simd::{LANES, Simd, Task, dispatch, gelu, gelu_tanh, sigmoid};
+use super::{CpuKernels, Isa};
 use crate::Activation;
 use crate::ops::mlp::QUICK_GELU;
 
@@ -73,6 +75,29 @@ impl Task for Rows<'_> {
     }
 }
 
+/// Gates and what they gate, lane by lane; the result in place of the gates.
+struct Pairs<'a> {
+    act: Activation,
+    gates: &'a mut [[f32; LANES]],
+    ups: &'a [[f32; LANES]],
+}
+
+impl Task for Pairs<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (gate, up) in self.gates.iter_mut().zip(self.ups) {
+            simd.store(lanes(simd, self.act, simd.load(gate), Some(simd.load(up))), gate);
+        }
+    }
+}
+
+/// `gates = act(gates) * ups`.
+pub(super) fn gate(isa: Isa, act: Activation, gates: &mut [[f32; LANES]], ups: &[[f32; LANES]]) {
+    dispatch(isa, Pairs { act, gates, ups });
+}
+
 pub(super) fn gated_act(kernels: &CpuKernels, gate_up: &Tensor, act: Activation) -> Result<Tensor> {
     let width = gate_up.dim(D::Minus1)?;
     if !width.is_multiple_of(2) || width == 0 {
@@ -93,13 +118,12 @@ fn run(kernels: &CpuKernels, x: &Tensor, width: usize, gated: bool, act: Activat
     let (storage, layout) = x.storage_and_layout();
     let elements = slice::<f32>(&storage, layout)?;
     let stride = if gated { 2 * width } else { width };
-    let mut result = vec![0.; elements.len() / stride * width];
-    let out = Disjoint::new(&mut result);
-    for_rows(&kernels.pool, elements.len() / stride, stride, |range| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        let out = unsafe { out.piece(range.start * width..range.end * width) };
-        dispatch(kernels.isa, Rows { x: &elements[range.start * stride..range.end * stride], width, gated, act, out });
-    });
+    let act_rows = |rows: Range<usize>, out: &mut [f32]| {
+        let x = &elements[rows.start * stride..rows.end * stride];
+        dispatch(kernels.isa, Rows { x, width, gated, act, out });
+    };
+    // SAFETY: `Rows` writes whole rows.
+    let result = unsafe { filled_rows(&kernels.pool, (elements.len() / stride, width), act_rows) }?;
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = width;

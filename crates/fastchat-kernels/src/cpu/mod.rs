@@ -34,11 +34,13 @@ pub struct CpuKernels {
     pub(crate) isa: Isa,
     /// Where packed weights lie.
     arena: linear::Arena,
+    rounded: linear::Rounded,
+    buffers: attention::Buffers,
 }
 
 impl CpuKernels {
     /// With `threads` threads (`None`: what affinity and cgroup quota allow) and the widest instruction set found, or the
-    /// one that the environment variable `FASTCHAT_ISA` names (`avx512`, `avx2`, `portable`).
+    /// one that the environment variable `FASTCHAT_ISA` names (`avx512`, `avxvnni`, `avx2`, `portable`).
     pub fn new(threads: Option<usize>) -> Self {
         let asked = std::env::var("FASTCHAT_ISA").ok().and_then(|name| Isa::from_name(&name));
         Self::with_isa(threads, asked.unwrap_or(Isa::Avx512Vnni))
@@ -51,6 +53,8 @@ impl CpuKernels {
             pool: Pool::new(threads.unwrap_or_else(allowed)),
             isa: isa.min(Isa::detect()),
             arena: linear::Arena::default(),
+            rounded: linear::Rounded::default(),
+            buffers: attention::Buffers::default(),
         }
     }
 
@@ -84,6 +88,10 @@ impl Kernels for CpuKernels {
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         self.run_linear(x, layer)
+    }
+
+    fn gated_linear(&self, x: &Tensor, gate_up: &Linear, act: Activation) -> Result<Tensor> {
+        self.run_gated_linear(x, gate_up, act)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

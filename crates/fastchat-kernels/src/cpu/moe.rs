@@ -35,7 +35,7 @@ pub(super) fn moe(kernels: &CpuKernels, x: &Tensor, spec: &MoeSpec, weights: &Mo
     for (expert, Chosen { rows, factors }) in chosen.iter().enumerate().filter(|(_, chosen)| !chosen.rows.is_empty()) {
         // An expert that all tokens chose needs no copy.
         let input = if rows.len() == tokens { x.clone() } else { gather(&x, rows, hidden)? };
-        let inner = kernels.gated_act(&kernels.linear(&input, &weights.gate_up[expert])?, spec.act)?;
+        let inner = kernels.gated_linear(&input, &weights.gate_up[expert], spec.act)?;
         let y = kernels.linear(&inner, &weights.down[expert])?;
         let (storage, layout) = y.storage_and_layout();
         let y = slice::<f32>(&storage, layout)?;

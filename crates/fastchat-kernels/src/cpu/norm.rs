@@ -1,9 +1,11 @@
 //! Norms of rows: one pass for the sums, one for the result.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::CpuKernels;
-use super::host::{Disjoint, for_rows, slice};
+use super::host::{Disjoint, filled, filled_rows, slice};
 use super::simd::{LANES, Simd, Task, dispatch};
 
 /// Sum of squares of a row, in four strands.
@@ -121,40 +123,37 @@ fn norm(
     let x_slice = slice::<f32>(&x_storage, layout)?;
     let (weight_storage, layout) = weight.storage_and_layout();
     let weight_slice = slice::<f32>(&weight_storage, layout)?;
-    let mut out = vec![0.; x_slice.len()];
-    let mut sum = Vec::new();
-    let rows = x_slice.len() / width;
-    if let Some(residual) = residual {
-        let residual = residual.contiguous()?;
-        if residual.shape() != shape {
-            bail!("{shape:?} and its residual {:?} differ", residual.shape());
-        }
-        sum.resize(x_slice.len(), 0.);
-        let (storage, layout) = residual.storage_and_layout();
-        let residual = slice::<f32>(&storage, layout)?;
-        let (out, sum) = (Disjoint::new(&mut out), Disjoint::new(&mut sum));
-        for_rows(&kernels.pool, rows, width, |range| {
-            let range = range.start * width..range.end * width;
-            // SAFETY: the ranges of `for_rows` are disjoint.
-            let (out, sum) = unsafe { (out.piece(range.clone()), sum.piece(range.clone())) };
-            let residual = Some((&residual[range.clone()], sum));
-            let task = Rows { x: &x_slice[range], residual, weight: weight_slice, eps, out };
-            dispatch(kernels.isa, task);
-        });
-    } else {
-        let out = Disjoint::new(&mut out);
-        for_rows(&kernels.pool, rows, width, |range| {
-            let range = range.start * width..range.end * width;
-            // SAFETY: the ranges of `for_rows` are disjoint.
-            let out = unsafe { out.piece(range.clone()) };
-            dispatch(kernels.isa, Rows { x: &x_slice[range], residual: None, weight: weight_slice, eps, out });
-        });
-    }
-    let sum = match residual {
-        Some(_) => Some(Tensor::from_vec(sum, shape, x.device())?),
-        None => None,
+    let rows = (x_slice.len() / width, width);
+    let mut out = Vec::new();
+    let Some(residual) = residual else {
+        let norm_rows = |rows: Range<usize>, out: &mut [f32]| {
+            let x = &x_slice[rows.start * width..rows.end * width];
+            dispatch(kernels.isa, Rows { x, residual: None, weight: weight_slice, eps, out });
+        };
+        // SAFETY: `Rows` writes whole rows.
+        out = unsafe { filled_rows(&kernels.pool, rows, norm_rows) }?;
+        return Ok((None, Tensor::from_vec(out, shape, x.device())?));
     };
-    Ok((sum, Tensor::from_vec(out, shape, x.device())?))
+    let residual = residual.contiguous()?;
+    if residual.shape() != shape {
+        bail!("{shape:?} and its residual {:?} differ", residual.shape());
+    }
+    let (storage, layout) = residual.storage_and_layout();
+    let residual = slice::<f32>(&storage, layout)?;
+    let fill = |sums: &Disjoint<f32>| {
+        let norm_rows = |rows: Range<usize>, out: &mut [f32]| {
+            let range = rows.start * width..rows.end * width;
+            // SAFETY: the ranges of `filled_rows` are disjoint.
+            let residual = Some((&residual[range.clone()], unsafe { sums.piece(range.clone()) }));
+            dispatch(kernels.isa, Rows { x: &x_slice[range], residual, weight: weight_slice, eps, out });
+        };
+        // SAFETY: `Rows` writes whole rows.
+        out = unsafe { filled_rows(&kernels.pool, rows, norm_rows) }?;
+        Ok(())
+    };
+    // SAFETY: `Rows` writes whole sums, and the rows of `filled_rows` are all.
+    let sum = unsafe { filled(x_slice.len(), fill) }?;
+    Ok((Some(Tensor::from_vec(sum, shape, x.device())?), Tensor::from_vec(out, shape, x.device())?))
 }
 
 /// One range of rows of a layer norm.
@@ -214,13 +213,11 @@ pub(super) fn layer_norm(
     let weight_slice = slice::<f32>(&weight_storage, layout)?;
     let bias_storage = bias.as_ref().map(Tensor::storage_and_layout);
     let bias = bias_storage.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
-    let mut result = vec![0.; x_slice.len()];
-    let out = Disjoint::new(&mut result);
-    for_rows(&kernels.pool, x_slice.len() / width, width, |range| {
-        let range = range.start * width..range.end * width;
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        let out = unsafe { out.piece(range.clone()) };
-        dispatch(kernels.isa, LayerRows { x: &x_slice[range], weight: weight_slice, bias, eps, out });
-    });
+    let norm_rows = |rows: Range<usize>, out: &mut [f32]| {
+        let x = &x_slice[rows.start * width..rows.end * width];
+        dispatch(kernels.isa, LayerRows { x, weight: weight_slice, bias, eps, out });
+    };
+    // SAFETY: `LayerRows` writes whole rows, first the differences from the mean.
+    let result = unsafe { filled_rows(&kernels.pool, (x_slice.len() / width, width), norm_rows) }?;
     Tensor::from_vec(result, x.shape(), x.device())
 }

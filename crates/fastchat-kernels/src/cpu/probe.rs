@@ -72,7 +72,7 @@ fn multiply(isa: Isa) {
         Isa::Avx512Vnni => unsafe { multiply_avx512() },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { multiply_avx2() },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { multiply_avx2() },
         _ => multiply_portable(),
     }
 }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_measures_something() {
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni] {
             let limits = CpuKernels::with_isa(Some(2), isa).limits();
             assert!(limits.bytes_per_second > 1e6 && limits.int8_ops_per_second > 1e6, "{limits:?}");
         }

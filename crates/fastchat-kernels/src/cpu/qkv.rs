@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 
 use super::CpuKernels;
-use super::host::{Disjoint, for_rows, slice};
+use super::host::{Disjoint, filled, filled_rows, slice};
 use super::norm::rms_row;
 use super::simd::{LANES, Simd, Task, dispatch};
 use super::write_kv::{Source, store_keys, store_values};
@@ -135,17 +135,14 @@ pub(super) fn rope(
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let x_slice = slice::<f32>(&storage, layout)?;
-    let mut out = vec![0.; x_slice.len()];
-    with_table(Some(rope), plan, |table| {
-        let out = Disjoint::new(&mut out);
-        for_rows(&kernels.pool, tokens, width, |range| {
-            // SAFETY: the ranges of `for_rows` are disjoint.
-            let out = unsafe { out.piece(range.start * width..range.end * width) };
+    let out = with_table(Some(rope), plan, |table| {
+        let turn_rows = |range: Range<usize>, out: &mut [f32]| {
             let norm = None;
             let side = Side { x: x_slice, stride: width, column: 0, width, head_dim, range, norm, table, start, out };
             dispatch(kernels.isa, side);
-        });
-        Ok(())
+        };
+        // SAFETY: `Side` writes whole rows: the width is one of whole heads.
+        unsafe { filled_rows(&kernels.pool, (tokens, width), turn_rows) }
     })?;
     Tensor::from_vec(out, (tokens, width), x.device())
 }
@@ -180,20 +177,24 @@ pub(super) fn qk_norm_rope_write(
         }
         (q_norm, k_norm) = (Some((q, *eps, *scope)), Some((k, *eps, *scope)));
     }
-    let mut q_rows = vec![0.; tokens * q_width];
-    let mut k_rows = vec![0.; tokens * kv_width];
-    with_table(spec.rope.as_ref(), plan, |table| {
-        let (q_out, k_out) = (Disjoint::new(&mut q_rows), Disjoint::new(&mut k_rows));
-        for_rows(&kernels.pool, tokens, stride, |range| {
-            let start = 0;
-            for (out, column, width, norm) in [(&q_out, 0, q_width, q_norm), (&k_out, q_width, kv_width, k_norm)] {
-                // SAFETY: the ranges of `for_rows` are disjoint.
-                let out = unsafe { out.piece(range.start * width..range.end * width) };
-                let range = range.clone();
-                dispatch(kernels.isa, Side { x, stride, column, width, head_dim, range, norm, table, start, out });
-            }
-        });
-        Ok(())
+    let mut q_rows = Vec::new();
+    let k_rows = with_table(spec.rope.as_ref(), plan, |table| {
+        let side = |range: Range<usize>, (column, width, norm): (usize, usize, Norm), out: &mut [f32]| {
+            dispatch(kernels.isa, Side { x, stride, column, width, head_dim, range, norm, table, start: 0, out });
+        };
+        let fill = |keys: &Disjoint<f32>| {
+            let turn_rows = |range: Range<usize>, queries: &mut [f32]| {
+                side(range.clone(), (0, q_width, q_norm), queries);
+                // SAFETY: the ranges of `filled_rows` are disjoint.
+                let keys = unsafe { keys.piece(range.start * kv_width..range.end * kv_width) };
+                side(range, (q_width, kv_width, k_norm), keys);
+            };
+            // SAFETY: `Side` writes whole rows.
+            q_rows = unsafe { filled_rows(&kernels.pool, (tokens, q_width), turn_rows) }?;
+            Ok(())
+        };
+        // SAFETY: as above; the rows of `filled_rows` are all.
+        unsafe { filled(tokens * kv_width, fill) }
     })?;
     if cache.layout.num_kv_heads != num_kv_heads
         || cache.layout.head_dim != head_dim

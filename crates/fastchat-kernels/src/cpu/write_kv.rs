@@ -1,10 +1,12 @@
 //! Rounds keys and values to the cache's type and puts them into their slots.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
 
 use super::CpuKernels;
-use super::host::{in_place, slice};
+use super::host::{Disjoint, SERIAL, in_place, slice};
 use super::simd::{Element, LANES, Simd, Task, dispatch};
 use crate::{BLOCK_SIZE, KvCache, Plan};
 
@@ -28,9 +30,11 @@ struct Write<'a, E> {
     source: &'a Source<'a>,
     slots: &'a [u32],
     heads: usize,
+    /// Those that are written.
+    range: Range<usize>,
     dim: usize,
     order: Order,
-    cache: &'a mut [E],
+    cache: &'a Disjoint<'a, E>,
 }
 
 impl<E: Element> Task for Write<'_, E> {
@@ -38,13 +42,16 @@ impl<E: Element> Task for Write<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { source, slots, heads, dim, order, cache } = self;
+        let Self { source, slots, heads, range, dim, order, cache } = self;
+        let size = dim * BLOCK_SIZE;
         for (t, &slot) in slots.iter().enumerate() {
             let (block, offset) = (slot as usize / BLOCK_SIZE, slot as usize % BLOCK_SIZE);
             let row = &source.x[t * source.stride + source.column..][..heads * dim];
-            let block = &mut cache[block * heads * dim * BLOCK_SIZE..][..heads * dim * BLOCK_SIZE];
-            for (head, block) in row.chunks_exact(dim).zip(block.chunks_exact_mut(dim * BLOCK_SIZE)) {
-                for (i, x) in head.chunks(LANES).enumerate() {
+            for head in range.clone() {
+                let start = (block * heads + head) * size;
+                // SAFETY: whoever writes has heads of its own.
+                let block = unsafe { cache.piece(start..start + size) };
+                for (i, x) in row[head * dim..][..dim].chunks(LANES).enumerate() {
                     let lanes = match x.as_array() {
                         Some(x) => simd.load(x),
                         None => simd.load_part(x),
@@ -98,7 +105,15 @@ fn store(kernels: &CpuKernels, source: &Source, target: &Target, cache: &KvCache
     macro_rules! write {
         ($element:ty) => {
             in_place::<$element>(tensor, |cache| {
-                dispatch(kernels.isa, Write { source, slots, heads, dim, order, cache });
+                let cache = &Disjoint::new(cache);
+                let write = |range| {
+                    dispatch(kernels.isa, Write { source, slots, heads, range, dim, order, cache });
+                };
+                if slots.len() * heads * dim < SERIAL {
+                    write(0..heads);
+                } else {
+                    kernels.pool.run(heads, &|head| write(head..head + 1));
+                }
                 Ok(())
             })
         };

@@ -96,9 +96,14 @@ impl Media<'_> {
         self.splice(stream, |placed, _| Ok(placed.features.rows.narrow(0, placed.from, placed.rows.len())?))
     }
 
+    /// Whether pictures add to the stream after layer `layer`.
+    pub(crate) fn deepens(&self, layer: usize) -> bool {
+        self.placed.iter().any(|placed| layer < placed.features.deep.len())
+    }
+
     /// The stream after layer `layer`, with what pictures add there.
     pub(crate) fn deepen(&self, stream: Tensor, layer: usize) -> Result<Tensor> {
-        if self.placed.iter().all(|placed| layer >= placed.features.deep.len()) {
+        if !self.deepens(layer) {
             return Ok(stream);
         }
         self.splice(stream, |placed, old| match placed.features.deep.get(layer) {

@@ -5,7 +5,6 @@ mod part;
 mod tile;
 
 use std::cmp::Reverse;
-use std::sync::Mutex;
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
@@ -13,7 +12,7 @@ use half::{bf16, f16};
 use self::part::{Fold, Job, Join, Part, Scratch, Tile};
 use self::tile::{Blocks, PARTITION};
 use super::CpuKernels;
-use super::host::{Disjoint, slice};
+use super::host::{Disjoint, Spare, filled, slice};
 use super::simd::{Element, dispatch};
 use crate::ops::attention::check;
 use crate::{AttentionSpec, BLOCK_SIZE, KvCache, Plan};
@@ -22,6 +21,13 @@ use crate::{AttentionSpec, BLOCK_SIZE, KvCache, Plan};
 const TILE_ROWS: usize = 64;
 /// Multiplications below which all is done on the calling thread.
 const SERIAL: usize = 48 * 1024;
+
+/// What an attention leaves for the next.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    states: Spare<Vec<f32>>,
+    scratch: Spare<Scratch>,
+}
 
 pub(super) fn attention(
     kernels: &CpuKernels,
@@ -72,17 +78,13 @@ fn attention_over<E: Element>(
         sinks: sinks.as_deref(),
     };
     let (tiles, parts) = cut(&job, kernels.threads(), plan);
-    let mut starts = vec![0];
+    let mut starts = Vec::with_capacity(parts.len() + 1);
+    starts.push(0);
     for part in &parts {
         starts.push(starts[starts.len() - 1] + job.state_len(&tiles[part.tile]));
     }
-    let mut states = vec![0.; starts[parts.len()]];
-    let mut out = vec![0.; plan.batch.num_tokens() * job.heads * job.v_dim];
-    let (shared_states, shared_out) = (Disjoint::new(&mut states), Disjoint::new(&mut out));
-    let idle: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-    let run = |i: usize| {
+    let fold = |i: usize, state: &mut [f32]| {
         let (part, tile) = (&parts[i], &tiles[parts[i].tile]);
-        let mut scratch = idle.lock().ok().and_then(|mut idle| idle.pop()).unwrap_or_default();
         let blocks = |data, dim: usize| Blocks {
             data,
             stride: layout.num_kv_heads * dim * BLOCK_SIZE,
@@ -91,35 +93,49 @@ fn attention_over<E: Element>(
             table: &plan.batch.block_tables[tile.sequence],
         };
         let (keys, values) = (blocks(keys, job.dim), values.map(|values| blocks(values, job.v_dim)));
-        // SAFETY: the states of the parts lie one after the other.
-        let state = unsafe { shared_states.piece(starts[i]..starts[i + 1]) };
-        dispatch(kernels.isa, Fold { job: &job, tile, part, keys, values, scratch: &mut scratch, state });
-        if part.whole {
-            // SAFETY: each row of the result belongs to one tile, and this is its only part.
-            unsafe { job.finish(tile, state, &shared_out) };
-        }
-        if let Ok(mut idle) = idle.lock() {
-            idle.push(scratch);
-        }
+        kernels.buffers.scratch.with(|scratch| {
+            dispatch(kernels.isa, Fold { job: &job, tile, part, keys, values, scratch, state });
+        });
     };
-    if parts.iter().map(|part| part.cost).sum::<usize>() < SERIAL {
-        (0..parts.len()).for_each(run);
-    } else {
-        kernels.pool.run(parts.len(), &run);
-    }
-    // Tiles that were split have their parts one after the other, in order.
-    let mut next = 0;
-    while let Some(part) = parts.get(next).filter(|part| !part.whole) {
-        let tile = &tiles[part.tile];
-        let mut state = job.first_state(tile, true);
-        for _ in tile.partitions.clone() {
-            let part = &states[starts[next]..starts[next + 1]];
-            dispatch(kernels.isa, Join { row_len: job.row_len(), state: &mut state, part });
-            next += 1;
-        }
-        // SAFETY: no other thread is left.
-        unsafe { job.finish(tile, &state, &shared_out) };
-    }
+    let serial = parts.iter().map(|part| part.cost).sum::<usize>() < SERIAL;
+    let fill = |out: &Disjoint<f32>| {
+        kernels.buffers.states.with(|states| {
+            if states.len() < starts[parts.len()] {
+                states.resize(starts[parts.len()], 0.);
+            }
+            let shared = Disjoint::new(states);
+            let run = |i: usize| {
+                // SAFETY: the states of the parts lie one after the other.
+                let state = unsafe { shared.piece(starts[i]..starts[i + 1]) };
+                fold(i, state);
+                if parts[i].whole {
+                    // SAFETY: each row of the result belongs to one tile, and this is its only part.
+                    unsafe { job.finish(&tiles[parts[i].tile], state, out) };
+                }
+            };
+            if serial {
+                (0..parts.len()).for_each(run);
+            } else {
+                kernels.pool.run(parts.len(), &run);
+            }
+            // Tiles that were split have their parts one after the other, in order.
+            let (mut next, mut state) = (0, Vec::new());
+            while let Some(part) = parts.get(next).filter(|part| !part.whole) {
+                let tile = &tiles[part.tile];
+                job.first_state(tile, &mut state);
+                for _ in tile.partitions.clone() {
+                    let part = &states[starts[next]..starts[next + 1]];
+                    dispatch(kernels.isa, Join { row_len: job.row_len(), state: &mut state, part });
+                    next += 1;
+                }
+                // SAFETY: no other thread is left.
+                unsafe { job.finish(tile, &state, out) };
+            }
+        });
+        Ok(())
+    };
+    // SAFETY: the tiles hold all queries, and a finished tile has written its rows.
+    let out = unsafe { filled(plan.batch.num_tokens() * job.heads * job.v_dim, fill) }?;
     Tensor::from_vec(out, (plan.batch.num_tokens(), job.heads * job.v_dim), q.device())
 }
 
@@ -140,10 +156,12 @@ fn check_tables(cache: &KvCache, plan: &Plan) -> Result<()> {
 /// Cuts the step's queries into tiles and those into parts, most work first.
 fn cut(job: &Job, threads: usize, plan: &Plan) -> (Vec<Tile>, Vec<Part>) {
     let step = (TILE_ROWS / job.group).max(1);
-    let mut tiles = Vec::new();
+    let stretches = |sequence| plan.batch.query_range(sequence).len().div_ceil(step);
+    let heads = job.heads / job.group;
+    let mut tiles = Vec::with_capacity(heads * (0..plan.batch.num_sequences()).map(stretches).sum::<usize>());
     for sequence in 0..plan.batch.num_sequences() {
         let range = plan.batch.query_range(sequence);
-        for head in 0..job.heads / job.group {
+        for head in 0..heads {
             for start in range.clone().step_by(step) {
                 tiles.push(Tile::new(job, sequence, head, start..(start + step).min(range.end)));
             }
@@ -151,7 +169,7 @@ fn cut(job: &Job, threads: usize, plan: &Plan) -> (Vec<Tile>, Vec<Part>) {
     }
     // Where there are too few tiles for the threads, partitions are done apart and joined afterwards: same result.
     if threads > 1 && tiles.len() < 2 * threads && tiles.iter().any(|tile| tile.partitions.len() > 1) {
-        let mut parts = Vec::new();
+        let mut parts = Vec::with_capacity(tiles.iter().map(|tile| tile.partitions.len()).sum());
         for (tile, Tile { tokens, partitions, .. }) in tiles.iter().enumerate() {
             let cost = tokens.len() * job.group * PARTITION * (job.dim + job.v_dim);
             parts.extend(partitions.clone().map(|p| Part { tile, partitions: p..p + 1, whole: false, cost }));
@@ -164,6 +182,6 @@ fn cut(job: &Job, threads: usize, plan: &Plan) -> (Vec<Tile>, Vec<Part>) {
         Part { tile, partitions: partitions.clone(), whole: true, cost }
     };
     let mut parts: Vec<Part> = tiles.iter().enumerate().map(whole).collect();
-    parts.sort_by_key(|part| Reverse(part.cost));
+    parts.sort_unstable_by_key(|part| (Reverse(part.cost), part.tile));
     (tiles, parts)
 }

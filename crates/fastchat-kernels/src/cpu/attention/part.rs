@@ -53,7 +53,7 @@ pub(super) struct Part {
 }
 
 /// Buffers of one thread.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Scratch {
     q: Vec<f32>,
     scores: Vec<f32>,
@@ -88,13 +88,13 @@ impl Job<'_> {
         tile.tokens.len() * self.group * self.row_len()
     }
 
-    /// Nothing seen yet, or with `sinks` only the sink.
-    pub(super) fn first_state(&self, tile: &Tile, sinks: bool) -> Vec<f32> {
-        let mut state = vec![0.; self.state_len(tile)];
-        self.reset(tile, sinks, &mut state);
-        state
+    /// Nothing seen yet but the sinks.
+    pub(super) fn first_state(&self, tile: &Tile, state: &mut Vec<f32>) {
+        state.resize(self.state_len(tile), 0.);
+        self.reset(tile, true, state);
     }
 
+    /// Nothing seen yet, or with `sinks` only the sink.
     fn reset(&self, tile: &Tile, sinks: bool, state: &mut [f32]) {
         for (row, state) in state.chunks_exact_mut(self.row_len()).enumerate() {
             state.fill(0.);

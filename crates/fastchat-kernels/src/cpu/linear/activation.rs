@@ -1,6 +1,7 @@
 //! Input rows rounded to 8 bits: one scale per group of 32 columns, with the sums that offsets and shifts need.
 
 use super::format::GROUP;
+use crate::cpu::host::Disjoint;
 use crate::cpu::{Isa, Pool};
 
 /// Columns are padded to a multiple of this, the largest block of any weight format, with zeros.
@@ -9,7 +10,7 @@ const PADDED: usize = 256;
 /// One group of one row: `x[k] ~ scale * codes[k]`. Exactly a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Group {
+pub(in crate::cpu) struct Group {
     pub(super) codes: [i8; GROUP],
     pub(super) scale: f32,
     /// Minus the sum of the codes: of all, then of either half.
@@ -22,16 +23,17 @@ pub(super) struct Group {
 const EMPTY: Group = Group { codes: [0; GROUP], scale: 0., minus_sum: [0; 3], sum: [0.; 3], unused: 0. };
 
 /// Rows, in blocks of 8, 4, 2 or 1 that a kernel works on at once; a block lies `[group][row]`.
-pub(super) struct Activation {
-    pub(super) rows: usize,
+pub(super) struct Activation<'a> {
     groups: usize,
-    data: Vec<Group>,
+    data: &'a [Group],
 }
+
+/// Most rows of a block.
+pub(super) const BLOCK_ROWS: usize = 8;
 
 /// A block of rows.
 #[derive(Clone, Copy)]
 pub(super) struct RowBlock<'a> {
-    pub(super) first: usize,
     pub(super) rows: usize,
     /// `[group][row]`.
     pub(super) data: &'a [Group],
@@ -41,61 +43,48 @@ pub(super) struct RowBlock<'a> {
 pub(super) fn blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let size = [8, 4, 2, 1].into_iter().find(|&size| first + size <= rows)?;
+        let size = [BLOCK_ROWS, 4, 2, 1].into_iter().find(|&size| first + size <= rows)?;
         first += size;
         Some((first - size, size))
     })
 }
 
-impl Activation {
-    /// Rounds `x [rows, cols]`.
-    pub(super) fn quantize(x: &[f32], cols: usize, isa: Isa, pool: &Pool) -> Self {
+impl<'a> Activation<'a> {
+    /// Rounds `x [rows, cols]` into `data`, which may hold what was rounded before.
+    pub(super) fn quantize(x: &[f32], cols: usize, isa: Isa, pool: &Pool, data: &'a mut Vec<Group>) -> Self {
         let rows = x.len() / cols.max(1);
         let groups = cols.div_ceil(PADDED) * (PADDED / GROUP);
-        let mut data = vec![EMPTY; rows * groups];
-        let fill = |first: usize, size: usize, data: &mut [Group]| {
-            for (r, row) in x[first * cols..(first + size) * cols].chunks_exact(cols).enumerate() {
-                round_row(isa, row, &mut data[r..], size);
+        let len = rows * groups;
+        if data.len() < len {
+            data.resize(len, EMPTY);
+        }
+        let shared = Disjoint::new(&mut data[..len]);
+        let round = |eight: usize| {
+            let start = eight * BLOCK_ROWS;
+            for (first, size) in blocks(BLOCK_ROWS.min(rows - start)) {
+                let first = start + first;
+                // SAFETY: blocks lie one after the other, and each belongs to one call.
+                let block = unsafe { shared.piece(first * groups..(first + size) * groups) };
+                for (r, row) in x[first * cols..(first + size) * cols].chunks_exact(cols).enumerate() {
+                    round_row(isa, row, &mut block[r..], size);
+                }
+                block[cols.div_ceil(GROUP) * size..].fill(EMPTY);
             }
         };
-        if rows < 8 {
-            let mut rest = data.as_mut_slice();
-            for (first, size) in blocks(rows) {
-                let (block, tail) = rest.split_at_mut(size * groups);
-                fill(first, size, block);
-                rest = tail;
-            }
-        } else {
-            let mut rest = data.as_mut_slice();
-            let mut parts = Vec::new();
-            for (first, size) in blocks(rows) {
-                let (block, tail) = rest.split_at_mut(size * groups);
-                parts.push(std::sync::Mutex::new((first, size, block)));
-                rest = tail;
-            }
-            pool.run(parts.len(), &|part| {
-                let mut part = parts[part].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let (first, size) = (part.0, part.1);
-                fill(first, size, part.2);
-            });
-        }
-        Self { rows, groups, data }
+        pool.run(rows.div_ceil(BLOCK_ROWS), &round);
+        Self { groups, data: &data[..len] }
     }
 
-    /// The blocks in order.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = RowBlock<'_>> {
-        blocks(self.rows).map(|(first, rows)| RowBlock {
-            first,
-            rows,
-            data: &self.data[first * self.groups..(first + rows) * self.groups],
-        })
+    /// The block of `rows` rows that begins with row `first`.
+    pub(super) fn block(&self, first: usize, rows: usize) -> RowBlock<'a> {
+        RowBlock { rows, data: &self.data[first * self.groups..(first + rows) * self.groups] }
     }
 }
 
 /// Rounds a row; its groups lie `step` apart in `out`.
 fn round_row(isa: Isa, row: &[f32], out: &mut [Group], step: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx2 | Isa::Avx512Vnni, (groups, [])) = (isa, row.as_chunks()) {
+    if let (Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni, (groups, [])) = (isa, row.as_chunks()) {
         // SAFETY: this machine has the instruction set `isa`, which includes AVX2.
         return unsafe { super::avx2::round_row(groups, out, step) };
     }

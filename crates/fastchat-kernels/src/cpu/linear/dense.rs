@@ -74,7 +74,7 @@ impl DenseTiles {
             // SAFETY: this machine has the instruction set `isa`; the lengths are those of R rows and a tile.
             Isa::Avx512Vnni => return unsafe { x86::avx512::<R>(self.kind, tile, x, sums) },
             // SAFETY: as above.
-            Isa::Avx2 => return unsafe { x86::avx2::<R>(self.kind, tile, x, sums) },
+            Isa::Avx2 | Isa::AvxVnni => return unsafe { x86::avx2::<R>(self.kind, tile, x, sums) },
             Isa::Portable => {}
         }
         let _ = isa;

@@ -13,18 +13,20 @@ mod tiles;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Storage, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 pub(crate) use buffer::Arena;
 pub(crate) use dense::DenseTiles;
 pub(crate) use tiles::Tiles;
 
+use super::host::{Disjoint, Spare, filled, slice};
+use super::mlp::gate;
 use super::{CpuKernels, Isa};
 use crate::linear::{Packed, Part};
 use crate::ops::embed::check_ids;
 use crate::ops::linear::stacked_shape;
-use crate::{Linear, Weight, WeightKind};
-use activation::{Activation, RowBlock};
+use crate::{Kernels, Linear, Weight, WeightKind};
+use activation::{Activation, BLOCK_ROWS, Group, RowBlock};
 pub(crate) use format::Format;
 use format::ROWS;
 
@@ -32,35 +34,11 @@ use format::ROWS;
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks per thread, so that a thread that lost time leaves work to the others.
 const CHUNKS_PER_THREAD: usize = 6;
+/// Rows from which chunks are smaller.
+const MANY_ROWS: usize = 16;
 
-/// The f32 elements of a contiguous CPU tensor.
-fn with_f32<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("the CPU backend got a tensor of another device") };
-    let start = layout.start_offset();
-    f(&storage.as_slice::<f32>()?[start..start + x.elem_count()])
-}
-
-/// The output matrix, written by several threads in disjoint pieces.
-struct Output {
-    data: *mut f32,
-    width: usize,
-}
-
-// SAFETY: every element is written by the one thread that claimed its tile.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// Writes `values` to row `row` from column `column` on.
-    ///
-    /// # Safety
-    /// The place lies within the matrix and belongs to the calling thread.
-    unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
-        // SAFETY: the caller's promise.
-        unsafe { self.data.add(row * self.width + column).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
-    }
-}
+/// Rounded inputs.
+pub(in crate::cpu) type Rounded = Spare<Vec<Group>>;
 
 /// Packed weights of one part.
 #[derive(Clone, Copy)]
@@ -102,6 +80,15 @@ struct Chunk<'a> {
     /// Output column of the part.
     column: usize,
     range: std::ops::Range<usize>,
+    /// Where these are gates: their activation, and where what they gate lies.
+    gates: Option<(crate::Activation, Gated<'a>)>,
+}
+
+/// What a part of gates belongs to: tile `first + i` to its tile `i`.
+#[derive(Clone, Copy)]
+struct Gated<'a> {
+    tiles: Tiled<'a>,
+    first: usize,
 }
 
 /// What all chunks of one call share.
@@ -110,10 +97,16 @@ struct Call<'a> {
     x: &'a [f32],
     cols: usize,
     /// `x` rounded, where a part is quantised.
-    activation: Option<Activation>,
+    activation: Option<Activation<'a>>,
     bias: Option<&'a [f32]>,
-    output: Output,
+    /// Length of a bias' half: what is gated follows the gates.
+    gated: usize,
+    output: &'a Disjoint<'a, f32>,
+    width: usize,
 }
+
+/// Sums of a tile for a block of rows.
+type Sums = [[f32; ROWS]; BLOCK_ROWS];
 
 /// Packs `weight` into tiles for another device: its format and the tiles' bytes. `None` for kinds without tiles.
 #[cfg(any(emulated, feature = "cuda"))]
@@ -145,40 +138,72 @@ impl CpuKernels {
     }
 
     pub(super) fn run_linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        let mut chunks = Vec::with_capacity(layer.parts.len() * self.most_chunks(x));
+        let mut column = 0;
+        for part in &layer.parts {
+            let tiles = Tiled::of(part)?;
+            self.cut(x, &Chunk { tiles, column, range: 0..tiles.rows().div_ceil(ROWS), gates: None }, &mut chunks);
+            column += tiles.rows();
+        }
+        self.product(x, layer, &chunks, layer.out_features)
+    }
+
+    /// Gates and what they gate tile by tile, so that neither is ever written.
+    pub(super) fn run_gated_linear(&self, x: &Tensor, layer: &Linear, act: crate::Activation) -> Result<Tensor> {
+        let width = layer.out_features / 2;
+        let parts = layer.parts.iter().map(Tiled::of).collect::<Result<Vec<_>>>()?;
+        let (tiles, gated) = match *parts.as_slice() {
+            [gate, up] if gate.rows() == up.rows() => (gate, Gated { tiles: up, first: 0 }),
+            [both] if both.rows().is_multiple_of(2 * ROWS) => (both, Gated { tiles: both, first: width / ROWS }),
+            _ => return self.gated_act(&self.run_linear(x, layer)?, act),
+        };
+        let mut chunks = Vec::with_capacity(self.most_chunks(x));
+        let all = Chunk { tiles, column: 0, range: 0..width.div_ceil(ROWS), gates: Some((act, gated)) };
+        self.cut(x, &all, &mut chunks);
+        self.product(x, layer, &chunks, width)
+    }
+
+    /// Chunks that a part is cut into at most. Many rows are work enough for a claim with few tiles.
+    fn most_chunks(&self, x: &Tensor) -> usize {
+        let many = x.dims().first().is_some_and(|&rows| rows >= MANY_ROWS);
+        self.pool.threads() * if many { 4 * CHUNKS_PER_THREAD } else { CHUNKS_PER_THREAD }
+    }
+
+    /// Cuts a chunk for the threads, into `chunks`.
+    fn cut<'a>(&self, x: &Tensor, all: &Chunk<'a>, chunks: &mut Vec<Chunk<'a>>) {
+        let rows = x.dims().first().copied().unwrap_or(1).max(1);
+        let least = CHUNK_BYTES.div_ceil(all.tiles.stride().max(1) * rows);
+        let size = all.range.len().div_ceil(self.most_chunks(x)).max(least);
+        for start in all.range.clone().step_by(size) {
+            chunks.push(Chunk { range: start..all.range.end.min(start + size), ..*all });
+        }
+    }
+
+    /// Runs chunks that make up rows of `width`.
+    fn product(&self, x: &Tensor, layer: &Linear, chunks: &[Chunk<'_>], width: usize) -> Result<Tensor> {
         let (rows, cols) = x.dims2()?;
         if cols != layer.in_features {
             bail!("input rows of {cols} for a layer of {} input features", layer.in_features);
         }
-        let width = layer.out_features;
-        let bias = layer.bias.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
-        let chunks = self.chunks(layer)?;
-        let quantised = chunks.iter().any(|chunk| matches!(chunk.tiles, Tiled::Quantised(_)));
-        let mut out = vec![0f32; rows * width];
-        with_f32(x, |x| {
-            let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool));
-            let output = Output { data: out.as_mut_ptr(), width };
-            let call = Call { isa: self.isa, x, cols, activation, bias: bias.as_deref(), output };
-            self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
+        let x = x.contiguous()?;
+        let (storage, layout) = x.storage_and_layout();
+        let x = slice::<f32>(&storage, layout)?;
+        let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
+        let bias = bias.as_ref().map(Tensor::storage_and_layout);
+        let bias = bias.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
+        let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_)));
+        let fill = |output: &Disjoint<f32>| {
+            self.rounded.with(|data| {
+                let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
+                let gated = layer.out_features - width;
+                let call = Call { isa: self.isa, x, cols, activation, bias, gated, output, width };
+                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
+            });
             Ok(())
-        })?;
+        };
+        // SAFETY: the chunks hold all tiles, and a tile writes its columns of every row.
+        let out = unsafe { filled(rows * width, fill) }?;
         Tensor::from_vec(out, (rows, width), &Device::Cpu)
-    }
-
-    /// Cuts the layer's tiles for the threads.
-    fn chunks<'a>(&self, layer: &'a Linear) -> Result<Vec<Chunk<'a>>> {
-        let mut chunks = Vec::new();
-        let mut column = 0;
-        for part in &layer.parts {
-            let tiles = Tiled::of(part)?;
-            let count = tiles.rows().div_ceil(ROWS);
-            let least = CHUNK_BYTES.div_ceil(tiles.stride().max(1));
-            let size = count.div_ceil(self.pool.threads() * CHUNKS_PER_THREAD).max(least);
-            for start in (0..count).step_by(size) {
-                chunks.push(Chunk { tiles, column, range: start..count.min(start + size) });
-            }
-            column += tiles.rows();
-        }
-        Ok(chunks)
     }
 
     pub(super) fn run_embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
@@ -187,17 +212,17 @@ impl CpuKernels {
         check_ids(table, ids)?;
         let cols = table.in_features;
         let parts = table.parts.iter().map(Tiled::of).collect::<Result<Vec<_>>>()?;
-        let mut out = vec![0f32; ids.len() * cols];
-        let output = Output { data: out.as_mut_ptr(), width: cols };
-        self.pool.run(ids.len().div_ceil(BATCH), &|batch| {
-            let mut values = vec![0f32; cols];
-            let first = batch * BATCH;
-            for (i, &id) in ids[first..].iter().take(BATCH).enumerate() {
-                decode_row(&parts, id as usize, &mut values);
-                // SAFETY: rows `first ..` are this batch's.
-                unsafe { output.write(first + i, 0, &values) };
-            }
-        });
+        let fill = |output: &Disjoint<f32>| {
+            self.pool.run(ids.len().div_ceil(BATCH), &|batch| {
+                for i in batch * BATCH..ids.len().min((batch + 1) * BATCH) {
+                    // SAFETY: these rows are this batch's.
+                    decode_row(&parts, ids[i] as usize, unsafe { output.piece(i * cols..(i + 1) * cols) });
+                }
+            });
+            Ok(())
+        };
+        // SAFETY: every row is decoded, each element of it written first.
+        let out = unsafe { filled(ids.len() * cols, fill) }?;
         Tensor::from_vec(out, (ids.len(), cols), &Device::Cpu)
     }
 }
@@ -217,41 +242,59 @@ fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
 
 impl Call<'_> {
     fn run(&self, chunk: &Chunk<'_>) {
-        let mut sums = [[0f32; ROWS]; 8];
+        let rows = self.x.len() / self.cols;
+        let (mut sums, mut gated_sums): (Sums, Sums) = ([[0.; ROWS]; BLOCK_ROWS], [[0.; ROWS]; BLOCK_ROWS]);
         for tile in chunk.range.clone() {
-            match (chunk.tiles, &self.activation) {
-                (Tiled::Quantised(tiles), Some(activation)) => {
-                    for block in activation.blocks() {
-                        let sums = &mut sums[..block.rows];
-                        self.quantised(tiles, tile, block, sums);
-                        self.write(chunk, tile, block.first, sums);
-                    }
+            let column = chunk.column + tile * ROWS;
+            let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
+            for (first, rows) in activation::blocks(rows) {
+                let sums = &mut sums[..rows];
+                self.sums(chunk.tiles, tile, first, sums);
+                self.add_bias(column, count, sums);
+                if let Some((act, gated)) = chunk.gates {
+                    let gated_sums = &mut gated_sums[..rows];
+                    self.sums(gated.tiles, gated.first + tile, first, gated_sums);
+                    self.add_bias(self.gated + column, count, gated_sums);
+                    gate(self.isa, act, sums, gated_sums);
                 }
-                (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
-                (Tiled::Dense(tiles), _) => {
-                    for (first, rows) in activation::blocks(self.x.len() / self.cols) {
-                        let sums = &mut sums[..rows];
-                        tiles.product(self.isa, tile, &self.x[first * self.cols..(first + rows) * self.cols], sums);
-                        self.write(chunk, tile, first, sums);
-                    }
-                }
+                self.write(first, column, count, sums);
             }
         }
     }
 
-    /// Adds the bias and writes sums `[row]` of a tile, for the rows from `first` on.
-    fn write(&self, chunk: &Chunk<'_>, tile: usize, first: usize, sums: &mut [[f32; ROWS]]) {
-        let column = chunk.column + tile * ROWS;
-        let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let sums = &mut sums[..count];
-            if let Some(bias) = self.bias {
-                for (sum, bias) in sums.iter_mut().zip(&bias[column..]) {
-                    *sum += bias;
-                }
+    /// A tile times the rows of `x` from `first` on, as many as there are sums.
+    fn sums(&self, tiles: Tiled<'_>, tile: usize, first: usize, sums: &mut [[f32; ROWS]]) {
+        match (tiles, &self.activation) {
+            (Tiled::Quantised(tiles), Some(activation)) => {
+                self.quantised(tiles, tile, activation.block(first, sums.len()), sums);
             }
-            // SAFETY: the columns are the tile's, which this thread claimed, and the row is one of the input's.
-            unsafe { self.output.write(first + r, column, sums) };
+            (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
+            (Tiled::Dense(tiles), _) => {
+                tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums);
+            }
+        }
+    }
+
+    fn add_bias(&self, column: usize, count: usize, sums: &mut [[f32; ROWS]]) {
+        let Some(bias) = self.bias else { return };
+        for sums in sums {
+            for (sum, bias) in sums.iter_mut().zip(&bias[column..column + count]) {
+                *sum += bias;
+            }
+        }
+    }
+
+    /// Writes `count` columns from `column` on of the rows from `first` on.
+    fn write(&self, first: usize, column: usize, count: usize, sums: &[[f32; ROWS]]) {
+        for (r, sums) in sums.iter().enumerate() {
+            let start = (first + r) * self.width + column;
+            // SAFETY: the columns are the tile's, which this thread claimed.
+            let out = unsafe { self.output.piece(start..start + count) };
+            match out.as_mut_array::<ROWS>() {
+                // Of a length that is known: no call.
+                Some(out) => *out = *sums,
+                None => out.copy_from_slice(&sums[..count]),
+            }
         }
     }
 
@@ -269,9 +312,9 @@ impl Call<'_> {
             return unsafe { avx512::product(tiles.format, block.rows, operands) };
         }
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx2 {
+        if let Some(dot) = avx2::Dot::of(self.isa) {
             // SAFETY: `isa` is what this machine has.
-            return unsafe { avx2::product(tiles.format, tile, block, sums) };
+            return unsafe { avx2::product(dot, tiles.format, tile, block, sums) };
         }
         portable::product(tiles.format, tile, block, sums);
     }

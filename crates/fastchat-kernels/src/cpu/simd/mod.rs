@@ -102,7 +102,7 @@ pub(super) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Out {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => x86::on_avx512(task),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::on_avx2(task),
+        Isa::Avx2 | Isa::AvxVnni => x86::on_avx2(task),
         _ => task.run(portable::Portable),
     }
 }
