@@ -147,8 +147,8 @@ fn a_step_of_decoding_takes_its_results_and_the_cut_of_its_work() {
     let most: Counts = [
         ("rms_norm", TENSOR),
         ("linear", TENSOR + 1),
-        // The keys' rows between rotation and cache.
-        ("qk_norm_rope_write", TENSOR + 1),
+        // The keys' rows between rotation and cache, and the two writes in place.
+        ("qk_norm_rope_write", TENSOR + 3),
         // Tiles, parts, where their states begin, and what joins the parts of a long context.
         ("attention", TENSOR + 4),
         ("add_rms_norm", 2 * TENSOR),
@@ -156,6 +156,7 @@ fn a_step_of_decoding_takes_its_results_and_the_cut_of_its_work() {
         ("gated_linear", TENSOR + 2),
         ("down", TENSOR + 1),
     ];
+    let mut seen = most.map(|(name, _)| (name, 0));
     for (sequences, position) in [(1, 40), (1, 1500), (16, 200), (64, 100)] {
         let layer = Layer::new(sequences * (position / BLOCK_SIZE + 2)).unwrap();
         let x = Tensor::ones((sequences, HIDDEN), DType::F32, &Device::Cpu).unwrap();
@@ -166,12 +167,10 @@ fn a_step_of_decoding_takes_its_results_and_the_cut_of_its_work() {
         }
         for _ in 0..10 {
             let counts = layer.step(&x, &plan).unwrap();
-            for ((name, calls), (_, most)) in counts.into_iter().zip(most) {
-                assert!(
-                    calls <= most,
-                    "{name} of {sequences} rows at {position}: {calls} allocations, {most} are known"
-                );
+            for ((_, seen), (_, calls)) in seen.iter_mut().zip(counts) {
+                *seen = calls.max(*seen);
             }
         }
     }
+    assert!(seen.iter().zip(&most).all(|((_, seen), (_, most))| seen <= most), "{seen:?}, known are {most:?}");
 }

@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it sleeps: longer than the gaps within a step, shorter than a step.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long an idle worker spins before it sleeps: longer than the gaps within a step on a slow machine, where waking takes
+/// a tenth of a millisecond too, and shorter than a step.
+const SPIN: Duration = Duration::from_micros(400);
 
 /// Threads that share the chunks of one operation at a time.
 pub struct Pool {

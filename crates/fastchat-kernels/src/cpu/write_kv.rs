@@ -109,7 +109,8 @@ fn store(kernels: &CpuKernels, source: &Source, target: &Target, cache: &KvCache
                 let write = |range| {
                     dispatch(kernels.isa, Write { source, slots, heads, range, dim, order, cache });
                 };
-                if slots.len() * heads * dim < SERIAL {
+                // Each element of a key lies on a line of its own, which has to come from memory first.
+                if slots.len() * heads * dim < SERIAL / 8 {
                     write(0..heads);
                 } else {
                     kernels.pool.run(heads, &|head| write(head..head + 1));
