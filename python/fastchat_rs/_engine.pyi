@@ -4,6 +4,7 @@ Every method that can wait or work releases the GIL. Only `server/bridge.py` and
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Literal, final
 
 __all__ = [
@@ -464,10 +465,12 @@ class Engine:
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
         quantize: str | None = None,
+        mmproj: PathLike[str] | str | None = None,
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `mmproj` is the file of the tower of a GGUF model that takes pictures; None takes the one beside the model.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(
@@ -564,7 +567,7 @@ def probe_device(
 def automatic_kv_memory(weights: int) -> int:
     """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
 
-def inspect(model: str) -> str:
+def inspect(model: str, mmproj: PathLike[str] | str | None = None) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:

@@ -113,6 +113,7 @@ def load(config: EngineConfig) -> LLM:
         threads=config.threads,
         chat_template=template,
         quantize=config.quantize,
+        mmproj=config.mmproj,
     )
 
 
@@ -184,12 +185,13 @@ def _number(value: float) -> str:
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    mmproj: Annotated[str | None, typer.Option(help="File of a GGUF model's tower for pictures")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what MODEL is without loading its weights: resolved layers, tensor kinds, memory plan."""
     from fastchat_rs.inspection import show
 
-    text = inspect_model(model)
+    text = inspect_model(model, mmproj)
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
 
 

@@ -1,5 +1,7 @@
 //! What the engine is given: its configuration, and requests.
 
+use std::path::PathBuf;
+
 use candle_core::DType;
 use fastchat_kernels::DeviceChoice;
 use fastchat_models::Quantize;
@@ -9,7 +11,7 @@ use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
 /// How to load a model and how much to run at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Where the model runs.
     pub device: DeviceChoice,
@@ -35,6 +37,8 @@ pub struct EngineConfig {
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
     pub quantize: Option<Quantize>,
+    /// File of the tower of a GGUF model that takes pictures; `None` is the one beside it.
+    pub mmproj: Option<PathBuf>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -54,6 +58,7 @@ impl Default for EngineConfig {
             threads: None,
             skip_tokenizer_init: false,
             quantize: None,
+            mmproj: None,
             num_blocks: None,
         }
     }

@@ -62,7 +62,8 @@ impl Engine {
     /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
+        let kernels = open_device(config.device, config.threads, &[])?;
+        Self::load_with(path, config, kernels)
     }
 
     /// As `load`, on the given kernels.
@@ -71,7 +72,11 @@ impl Engine {
     /// As `load`.
     pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
+        let options = LoadOptions {
+            max_model_len: config.max_model_len,
+            quantize: config.quantize,
+            mmproj: config.mmproj.clone(),
+        };
         let name = kernels.name();
         let model = load(path, kernels.clone(), &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);

@@ -68,7 +68,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None, quantize=None))]
+        num_blocks=None, quantize=None, mmproj=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -86,6 +86,7 @@ impl PyEngine {
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
         quantize: Option<&str>,
+        mmproj: Option<PathBuf>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -109,6 +110,7 @@ impl PyEngine {
             skip_tokenizer_init,
             num_blocks,
             quantize: quantize.map(kind).transpose()?,
+            mmproj,
         };
         let engine = py.detach(|| {
             config.check()?;
@@ -220,10 +222,11 @@ pub fn kind(name: &str) -> PyResult<Quantize> {
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
-pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
+#[pyo3(signature = (model, mmproj=None))]
+pub fn inspect(py: Python<'_>, model: &str, mmproj: Option<PathBuf>) -> PyResult<String> {
     py.detach(|| {
-        let inspection =
-            fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
+        let inspection = fastchat_models::inspect(Path::new(model), mmproj.as_deref())
+            .map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::ModelError;
 use crate::gguf::{self, Entries, Entry, Planned};
 use crate::hf;
-use crate::load::{LoadOptions, Source, locate, open};
+use crate::load::{Source, locate};
 use crate::quantize::{Quantize, encode, is_large};
 use crate::slots::{Form, slots};
 use crate::weights::{Stored, StoredKind, TensorMap, Weights};
@@ -115,7 +115,7 @@ fn from_gguf(file: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converte
     if same(out).is_some() && same(out) == same(file) {
         return Err(ModelError::request("out", out.display(), "a file cannot be converted into itself"));
     }
-    let checkpoint = open(file, &LoadOptions::default())?;
+    let checkpoint = gguf::open(file, None, None)?;
     let mut entries = gguf::stored_entries(file)?;
     entries.extend(file_type(kind));
     let mut slots_by_name = BTreeMap::new();
