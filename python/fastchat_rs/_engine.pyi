@@ -361,11 +361,6 @@ class MediaPrompt:
     """
 
     def __new__(cls, segments: Sequence[tuple[str | Sequence[int], bool]], images: Sequence[Image]) -> MediaPrompt: ...
-    @property
-    def num_images(self) -> int: ...
-    @property
-    def texts(self) -> list[str]:
-        """The segments that are text."""
 
 @final
 class EngineStats:
@@ -487,6 +482,8 @@ class Engine:
 
         Requests of one `tenant` wait for each other; tenants share the engine evenly.
         """
+    def count_tokens(self, prompt: str | Sequence[int] | MediaPrompt, *, add_special_tokens: bool = True) -> int:
+        """Tokens of a prompt, those of its pictures by their headers. Raises as `submit`, if not for damaged pixels."""
     def subscribe(self) -> Subscription: ...
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...

@@ -208,19 +208,21 @@ def convert(
     converted = convert_model(model, out, kind)
     kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
     print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
+    if converted.left_out:
+        print(f"fastchat-rs: not written: {converted.left_out}", file=sys.stderr)
 
 
 @app.command(epilog=_PRECEDENCE)
 @with_settings(DoctorConfig)
 def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
+    """Check MODEL: kernels, files, numbers, tokenizer, template, text, a picture, memory. Status 1 when one fails.
 
     Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
     """
     if config.model:
         from fastchat_rs.doctor import examine
 
-        checks = examine(config.model, lambda: load(config))
+        checks = examine(config, lambda: load(config))
     else:
         from fastchat_rs.device_check import examine_device
 

@@ -95,9 +95,9 @@ class LLM:
 
     `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda"
     or "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `quantize` rounds
-    matrices stored as floats to blocks of few bits while they are read. `mmproj` is the file of a GGUF model's tower for
-    pictures, where it is not the one beside the model. `skip_tokenizer_init=True` runs a folder without tokenizer on
-    token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
+    matrices stored as floats to blocks of few bits while they are read. `mmproj` is the file of a GGUF model's tower
+    for pictures, where it is not the one beside the model. `skip_tokenizer_init=True` runs a folder without tokenizer
+    on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,

@@ -86,6 +86,42 @@ random! {
     cohere2 ernie4_5 exaone4 glm4 glm4_moe granite olmo2 olmo3 olmoe qwen2_moe seed_oss starcoder2
 }
 
+/// The text of a model that takes pictures; its tower is named as left out.
+#[test]
+fn the_text_of_models_that_take_pictures() {
+    let Some(shared) = rows::shared() else { return };
+    for name in ["gemma3_vision", "idefics3", "llava", "qwen2_5_vl", "qwen3_vl"] {
+        let from = shared.join("vision").join(name);
+        let (folder, expected) = (Folder::new(&format!("convert-{name}")), logits(&open(&from, None)));
+        let (file, converted) = written(&from, &folder, "text.gguf", None);
+        assert_eq!(converted.left_out, Some("the tower for pictures"), "{name}");
+        let model = open(&file, None);
+        let most = difference(&logits(&model), &expected);
+        assert!(most <= TOLERANCE && model.vision.is_none(), "{name}: logits differ by {most}");
+    }
+    let folder = Folder::new("convert-mllama");
+    let error = convert(&shared.join("vision/mllama"), &folder.0.join("a.gguf"), None).unwrap_err().to_string();
+    assert!(error.contains("model_type = mllama_text_model is not supported; it has no GGUF architecture"), "{error}");
+}
+
+/// Layers without positions are every fourth, as the architecture has it.
+#[test]
+fn smollm3() {
+    let Some(folder) = derived("smollm3", "smollm3", |config, tensors| {
+        config["num_hidden_layers"] = 4.into();
+        config["no_rope_layers"] = serde_json::Value::Null;
+        config["layer_types"] = serde_json::Value::Null;
+        for (name, tensor) in tensors.clone() {
+            if name.contains(".layers.0.") {
+                tensors.insert(name.replace(".layers.0.", ".layers.3."), tensor);
+            }
+        }
+    }) else {
+        return;
+    };
+    round_trip("smollm3", &folder.0);
+}
+
 /// The reference model has three layers, which the architecture cannot say the positions of.
 #[test]
 fn what_the_format_has_no_key_for_is_refused() {

@@ -135,6 +135,12 @@ impl PyEngine {
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
     }
 
+    #[pyo3(signature = (prompt, *, add_special_tokens=true))]
+    fn count_tokens(&self, py: Python<'_>, prompt: PyPrompt, add_special_tokens: bool) -> PyResult<usize> {
+        let prompt = prompt.into_engine(add_special_tokens);
+        py.detach(|| self.0.count_tokens(prompt)).map_err(|error| to_py(&error))
+    }
+
     fn subscribe(&self) -> PyResult<PySubscription> {
         self.0.subscribe().map(PySubscription).map_err(|error| to_py(&error))
     }
@@ -224,7 +230,7 @@ pub fn kind(name: &str) -> PyResult<Quantize> {
 #[pyfunction]
 #[pyo3(signature = (model, mmproj=None))]
 pub fn inspect(py: Python<'_>, model: &str, mmproj: Option<PathBuf>) -> PyResult<String> {
-    py.detach(|| {
+    py.detach(move || {
         let inspection = fastchat_models::inspect(Path::new(model), mmproj.as_deref())
             .map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))

@@ -51,7 +51,12 @@ pub struct Converted {
     pub bytes: u64,
     /// Element kind to number of tensors.
     pub kinds: BTreeMap<String, usize>,
+    /// What the model has and the file has not.
+    pub left_out: Option<&'static str>,
 }
+
+/// GGUF has towers in a file of their own.
+const TOWER: &str = "the tower for pictures";
 
 /// Writes the model at `path` to the file `out`; `None` keeps the kinds that are stored.
 ///
@@ -69,10 +74,6 @@ pub fn convert(path: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conver
 
 fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converted, ModelError> {
     let checkpoint = hf::folder::open(folder, None)?;
-    if checkpoint.vision.is_some() {
-        let expected = "models without a tower for pictures are written, as GGUF has those in a file of their own";
-        return Err(ModelError::unsupported(&folder.join("config.json"), "model_type", checkpoint.family, expected));
-    }
     let text = gguf::text_entries(folder, &checkpoint.text, checkpoint.description.spec.vocab_size)?;
     let layout = gguf::layout(folder, &checkpoint.family, checkpoint.description)?;
     let weights = Weights::new(&checkpoint.tensors, &layout.source.names, None);
@@ -106,7 +107,7 @@ fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conv
         }
         Ok(bytes)
     })?;
-    Ok(summary(&planned, bytes))
+    Ok(Converted { left_out: checkpoint.vision.map(|_| TOWER), ..summary(&planned, bytes) })
 }
 
 /// The same keys and names; only kinds change.
@@ -242,5 +243,5 @@ fn summary(planned: &[Planned], bytes: u64) -> Converted {
     for tensor in planned {
         *kinds.entry(format!("{:?}", tensor.kind)).or_default() += 1;
     }
-    Converted { tensors: planned.len(), bytes, kinds }
+    Converted { tensors: planned.len(), bytes, kinds, left_out: None }
 }

@@ -74,7 +74,7 @@ def keys(config, pictures, projector):
 
 def parts(name, values, config, projector, names):
     """(name, values) of what a stored tensor of the tower becomes."""
-    name = re.sub(r"^(model\.)?vision_tower\.(?!vision_model\.|transformer\.|patch_conv|ln_pre)", "vision_tower.vision_model.", name)
+    name = re.sub(r"^(model\.)?vision_tower\.(?!transformer|patch_conv|ln_pre)", "vision_tower.vision_model.", name)
     name = re.sub(r"^model\.visual\.", "visual.", name)
     v = config["vision_config"]
     if name.endswith("patch_embed.proj.weight"):
@@ -92,7 +92,8 @@ def parts(name, values, config, projector, names):
         return [(f"{stem}.{merger[2]}", values)]
     if projector == "mlp" and "multi_modal_projector" in name:
         # The oldest converter numbers the layers of a sequence, the activation among them.
-        return [(name.replace("multi_modal_projector.linear_1", "mm.0").replace("multi_modal_projector.linear_2", "mm.2"), values)]
+        _, layer, kind = name.rsplit(".", 2)
+        return [(f"mm.{0 if layer == 'linear_1' else 2}.{kind}", values)]
     if projector == "gemma3":
         name = name.replace("_weight", ".weight")
         values = values + 1 if "soft_emb_norm" in name else values
