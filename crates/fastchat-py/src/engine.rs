@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use fastchat_engine::{
-    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription, open_device,
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -14,6 +14,7 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::kernels::open_device;
 use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 

@@ -164,7 +164,7 @@ def _notes(body: ChatRequest, request: Request) -> Notes:
 
 def _logprobs(body: ChatRequest, limits: Limits) -> int | None:
     if body.top_logprobs is not None:
-        if not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise bad_field("top_logprobs", "top_logprobs is only allowed when logprobs is true")
         if body.top_logprobs > limits.logprobs:
             raise bad_field("top_logprobs", f"top_logprobs: at most {limits.logprobs}")
