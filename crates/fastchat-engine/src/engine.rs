@@ -14,7 +14,7 @@ use fastchat_models::vision::VisionSpec;
 use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
 
-use crate::block_manager::hash_media;
+use crate::block_hash::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::Constraint;

@@ -1,6 +1,7 @@
 //! Who runs when: sequences, the scheduler with its paged blocks, sampling, text, and the thread that owns the model.
 //! Knows nothing of HTTP.
 
+mod block_hash;
 pub mod block_manager;
 mod choice;
 mod config;

@@ -9,8 +9,8 @@ use fastchat_models::vision::{Encoding, ImageFeatures, VisionTower};
 use fastchat_models::{Decoder, ModelError};
 
 use super::{ActiveMedia, RequestMedia};
+use crate::block_hash::BlockHash;
 use crate::error::EngineError;
-use crate::sequence::BlockHash;
 use crate::worker::Job;
 
 /// Bytes of pictures that are remembered.

@@ -5,8 +5,8 @@ use fastchat_models::vision::processor::Fitting;
 use fastchat_models::vision::{Picture, PictureLimits, Piece, Pixels, VisionSpec};
 
 use super::{ImageData, ImageInput, MAX_IMAGES, MediaLayout, RequestMedia, Run, Segment};
+use crate::block_hash::BlockHash;
 use crate::error::EngineError;
-use crate::sequence::BlockHash;
 use crate::text::Tokenizer;
 
 /// A prompt as the model sees it.
