@@ -19,7 +19,7 @@ use fastchat_models::vision::spec::VisionSpec;
 use fastchat_models::vision::{
     CrossSequence, Detail, ImageFeatures, Media, Picture, PictureLimits, Pixels, Placed, RopeMap,
 };
-use fastchat_models::{Decoder, LoadOptions, ModelError, inspect, load};
+use fastchat_models::{Decoder, LoadOptions, ModelError, VisionTower, inspect, load};
 use rows::{Feed, Sequence, argmax, batch, cache, difference, golden};
 
 /// Largest difference of a logit, both sides computed in f32.
@@ -181,7 +181,7 @@ fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels
     for (kernels, exact) in kernels {
         let what = format!("{name} on {}", kernels.name());
         let model = load(path, kernels, &LoadOptions::default()).unwrap_or_else(|error| panic!("{error}"));
-        let (decoder, tower) = (model.decoder, model.vision.unwrap());
+        let (decoder, mut tower) = (model.decoder, model.vision.unwrap());
         let spec = tower.spec();
         let pixels = pixels(spec, folder);
         let expected = reference(spec, &pixels, &golden(&file, "in.pixel_values"));
@@ -192,7 +192,10 @@ fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels
         // Tiles that a picture does not fill are zeros.
         assert!(expected[pixels.planes.len()..].iter().all(|&value| value == 0.));
 
-        let features = decoder.look(tower.encode(&pixels).unwrap()).unwrap();
+        let features = tower.encode(&pixels).unwrap();
+        in_pieces(&what, &mut tower, &pixels, &features);
+        let spec = tower.spec();
+        let features = decoder.look(features).unwrap();
         let case = Case::new(spec, features, &pixels, &file);
         let all = case.ids.len();
         let whole = case.feed(&decoder, &cache(&decoder, 1, DType::F32), &mut Sequence::new(0, 1), 0..all);
@@ -213,6 +216,28 @@ fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels
             }
         }
     }
+}
+
+/// However little a piece of the tower's work is, the rows are the same, bit for bit.
+fn in_pieces(what: &str, tower: &mut VisionTower, pixels: &Pixels, whole: &ImageFeatures) {
+    let values = |rows: &Tensor| rows.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut steps = Vec::new();
+    for piece in [usize::MAX, 1] {
+        tower.set_piece(piece);
+        let (mut encoding, mut count) = (tower.start(pixels).unwrap(), 0);
+        let features = loop {
+            count += 1;
+            if let Some(features) = tower.advance(&mut encoding).unwrap() {
+                break features;
+            }
+        };
+        steps.push(count);
+        for (rows, expected) in features.all_rows().zip(whole.all_rows()) {
+            assert!(values(rows) == values(expected), "{what}: rows in pieces of {piece} are others");
+        }
+    }
+    assert_eq!(steps[0], tower.spec().layers.len() + 1, "{what}");
+    assert!(steps[0] < steps[1], "{what}: {steps:?}");
 }
 
 macro_rules! families {
@@ -294,4 +319,84 @@ fn files_of_towers() {
     let folder = shared.join("vision/llava");
     let whole = line(refused(&folder, Some(&tower)));
     assert_eq!(whole, "mmproj = ONE/mmproj-model.gguf: only GGUF files have their tower in another file");
+}
+
+/// A Pixtral model of random weights, for whose tower there is no reference.
+fn pixtral(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    let config = serde_json::json!({
+        "model_type": "llava", "image_token_index": 250, "projector_hidden_act": "gelu", "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": {
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        },
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "patch_size": 14, "image_size": 112, "hidden_act": "silu", "rope_theta": 10000.0,
+        },
+    });
+    folder.write("config.json", config.to_string());
+    let half = [0.5; 3];
+    let processor = serde_json::json!({"size": {"longest_edge": 112}, "image_mean": half, "image_std": half});
+    folder.write("preprocessor_config.json", processor.to_string());
+    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut add = |name: &str, shape: &[usize]| all.push((name.to_owned(), shape.to_vec()));
+    add("language_model.lm_head.weight", &[256, 64]);
+    add("language_model.model.embed_tokens.weight", &[256, 64]);
+    add("language_model.model.norm.weight", &[64]);
+    add("vision_tower.patch_conv.weight", &[48, 3, 14, 14]);
+    add("vision_tower.ln_pre.weight", &[48]);
+    for (layer, shape) in [("linear_1", [64, 48]), ("linear_2", [64, 64])] {
+        add(&format!("multi_modal_projector.{layer}.weight"), &shape);
+        add(&format!("multi_modal_projector.{layer}.bias"), &shape[..1]);
+    }
+    for layer in 0..2 {
+        let text = format!("language_model.model.layers.{layer}");
+        let tower = format!("vision_tower.transformer.layers.{layer}");
+        for (name, width) in [("input_layernorm", 64), ("post_attention_layernorm", 64)] {
+            add(&format!("{text}.{name}.weight"), &[width]);
+        }
+        for name in ["attention_norm", "ffn_norm"] {
+            add(&format!("{tower}.{name}.weight"), &[48]);
+        }
+        for (name, rows) in [("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)] {
+            add(&format!("{text}.self_attn.{name}.weight"), &[rows, 64]);
+            add(&format!("{tower}.attention.{name}.weight"), &[48, 48]);
+        }
+        for (name, [rows, cols]) in [("gate_proj", [2, 1]), ("up_proj", [2, 1]), ("down_proj", [1, 2])] {
+            add(&format!("{text}.mlp.{name}.weight"), &[64 * rows, 64 * cols]);
+            add(&format!("{tower}.feed_forward.{name}.weight"), &[48 * rows, 48 * cols]);
+        }
+    }
+    checkpoints::write(&folder.0.join("model.safetensors"), &all);
+    folder
+}
+
+/// Both formats of one Pixtral are the same tower, its heads in another order of rows.
+#[test]
+fn pixtral_mmproj() {
+    if !checkpoints::writer() {
+        return;
+    }
+    let (folder, out) = (pixtral("pixtral"), Folder::new("mmproj-pixtral"));
+    pair(&folder.0, &out, "llama", "pixtral");
+    let open = |path: &Path| {
+        let model = load(path, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default());
+        model.unwrap_or_else(|error| panic!("{error}")).vision.unwrap()
+    };
+    let (one, other) = (open(&folder.0), open(&out.0));
+    assert_eq!(one.spec(), other.spec());
+    let bytes: Vec<u8> = (0..90 * 60 * 3).map(|i| (i * i % 251) as u8).collect();
+    let picture = Picture::from_pixels(90, 60, 3, &bytes, &PictureLimits::default()).unwrap();
+    let fitting = one.spec().processor.fit(90, 60, Detail::Auto).unwrap();
+    let pixels = one.spec().processor.process(&picture, &fitting);
+    let rows = |tower: &VisionTower| {
+        let features = tower.encode(&pixels).unwrap();
+        features.all_rows().next().unwrap().to_vec2::<f32>().unwrap()
+    };
+    let (expected, got) = (rows(&one), rows(&other));
+    assert_eq!(expected.len(), 35);
+    assert!(difference(&got, &expected) <= 1e-5);
 }
