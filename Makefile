@@ -78,6 +78,7 @@ test-rust:
 	$(CARGO) test --release --locked
 
 test-python: dev
+	VIRTUAL_ENV=$(abspath $(VENV)) $(CARGO) build --release --locked -p fastchat-py --example faulty
 	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
 	$(PYTEST) -m faults

@@ -78,11 +78,13 @@ def _announce(port: int, state: "State") -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     body: dict[str, Any] = {"model": name, "stream": True}
     if served is None:
-        route, body = "embeddings", {"model": name, "input": "Tell me a fun fact."}
+        route, body = "embeddings", {"model": name, "input": "Why is the sky blue?"}
     elif served.template is None:
         route, body = "completions", {**body, "prompt": "The capital of France is", "max_tokens": 32}
     else:
-        route, body = "chat/completions", {**body, "messages": [{"role": "user", "content": "Tell me a fun fact."}]}
+        # Small models ramble at the wire's default temperature of 1.
+        question = {"role": "user", "content": "Why is the sky blue?"}
+        route, body = "chat/completions", {**body, "temperature": 0.2, "max_tokens": 200, "messages": [question]}
     key = " -H 'Authorization: Bearer KEY'" if config.api_key or config.keys else ""
     print(
         f"fastchat-rs: {name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"

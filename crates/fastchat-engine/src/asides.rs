@@ -10,7 +10,7 @@ use crate::worker::{Command, Worker};
 /// The way to that thread, which is there once it was needed.
 #[derive(Debug)]
 pub(crate) struct Asides {
-    jobs: Option<Sender<(SequenceId, Constraint)>>,
+    jobs: Option<Sender<(SequenceId, Box<Constraint>)>>,
     news: Sender<Command>,
 }
 
@@ -21,7 +21,7 @@ impl Asides {
     }
 
     /// Gives the constraint back when there is nobody to take it.
-    fn take(&mut self, id: SequenceId, constraint: Constraint) -> Result<(), Constraint> {
+    fn take(&mut self, id: SequenceId, constraint: Box<Constraint>) -> Result<(), Box<Constraint>> {
         if self.jobs.is_none() {
             self.jobs = self.start();
         }
@@ -31,13 +31,13 @@ impl Asides {
         }
     }
 
-    fn start(&self) -> Option<Sender<(SequenceId, Constraint)>> {
-        let (jobs, taken) = channel::<(SequenceId, Constraint)>();
+    fn start(&self) -> Option<Sender<(SequenceId, Box<Constraint>)>> {
+        let (jobs, taken) = channel::<(SequenceId, Box<Constraint>)>();
         let news = self.news.clone();
         let work = move || {
             for (id, mut constraint) in taken {
                 constraint.prepare();
-                if news.send(Command::Masked(id, Box::new(constraint))).is_err() {
+                if news.send(Command::Masked(id, constraint)).is_err() {
                     return;
                 }
             }
@@ -51,9 +51,9 @@ impl Worker {
     pub(crate) fn set_aside(&mut self, id: SequenceId) {
         let Some(choice) = self.book.choices.get_mut(&id) else { return };
         let Some(constraint) = choice.constraint.take_if(|constraint| constraint.is_slow()) else { return };
-        match self.asides.take(id, constraint) {
+        match self.asides.take(id, Box::new(constraint)) {
             Ok(()) => self.scheduler.hold(id),
-            Err(constraint) => choice.constraint = Some(constraint),
+            Err(constraint) => choice.constraint = Some(*constraint),
         }
     }
 

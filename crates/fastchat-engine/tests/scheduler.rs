@@ -246,7 +246,9 @@ impl World {
     }
 
     fn resume_all(&mut self) {
-        std::mem::take(&mut self.held).into_iter().for_each(|id| self.scheduler.resume(id));
+        for id in std::mem::take(&mut self.held) {
+            self.scheduler.resume(id);
+        }
         assert!(!self.scheduler.holds_any());
     }
 
