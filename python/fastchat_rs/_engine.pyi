@@ -456,6 +456,7 @@ class Engine:
         max_queue: int = 512,
         enable_prefix_caching: bool = True,
         speculation: bool = True,
+        mask_timeout: float = 1.0,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,

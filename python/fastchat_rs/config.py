@@ -133,6 +133,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     first_token_timeout: Annotated[Seconds, Meta(description="Seconds until a request must have its first token")] = (
         300.0
     )
+    mask_timeout: Annotated[Seconds, Meta(le=600, description="Seconds to find what may come next in a schema")] = 1.0
     queue_timeout: Annotated[Seconds, Meta(description="Seconds a request may wait to begin")] = 120.0
     heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
     drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0

@@ -14,15 +14,17 @@ use fastchat_models::vision::VisionSpec;
 use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
 
+use crate::asides::Asides;
 use crate::block_hash::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
-use crate::constraint::Constraint;
+use crate::constraint::{Constraint, MaskRules};
 use crate::device::open_device;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::handle::{RequestHandle, Subscription};
 use crate::info::{EngineStats, ModelInfo};
+use crate::mask_watch::MaskWatch;
 use crate::media::{EncoderQueue, Expanded, Expander};
 use crate::memory::MemoryPlan;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
@@ -46,6 +48,8 @@ pub(crate) struct Front {
     tokenizer: Option<Arc<Tokenizer>>,
     /// Built beside the engine's start: its trie takes some hundred milliseconds for a large vocabulary.
     grammars: OnceLock<Result<GrammarCompiler, TextError>>,
+    /// Of constraints.
+    masks: MaskRules,
     info: ModelInfo,
     stats: Arc<Mutex<EngineStats>>,
     next_id: AtomicU64,
@@ -97,9 +101,10 @@ impl Engine {
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };
         let stats = Arc::new(Mutex::new(idle));
         let front = Front {
-            commands: sender,
+            commands: sender.clone(),
             tokenizer: tokenizer.clone(),
             grammars: OnceLock::new(),
+            masks: MaskRules { watch: MaskWatch::new(config.masks.timeout), aside: config.masks.aside },
             info,
             stats: stats.clone(),
             next_id: AtomicU64::new(0),
@@ -118,6 +123,7 @@ impl Engine {
             commands,
             stats,
             book: Book::new(&config),
+            asides: Asides::new(sender),
         };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
@@ -347,7 +353,7 @@ impl Front {
     fn constraints(&self, spec: &GrammarSpec, n: u32) -> Result<Vec<Constraint>, EngineError> {
         let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("structured"))?;
         let first = self.compiler(tokenizer).as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
-        let first = first.and_then(Constraint::new);
+        let first = first.and_then(|matcher| Constraint::new(matcher, self.masks.clone()));
         let first = first.map_err(|error| EngineError::invalid("structured", error.to_string()))?;
         let mut all: Vec<Constraint> = (1..n).map(|_| first.fork()).collect();
         all.push(first);

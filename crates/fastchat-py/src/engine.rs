@@ -2,9 +2,10 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fastchat_engine::{
-    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription,
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, Prompt, Quantize, Request, Subscription,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -68,7 +69,7 @@ fn request(
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
-        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
+        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
         num_blocks=None, quantize=None, mmproj=None))]
     fn new(
         py: Python<'_>,
@@ -83,6 +84,7 @@ impl PyEngine {
         max_queue: usize,
         enable_prefix_caching: bool,
         speculation: bool,
+        mask_timeout: f64,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
@@ -97,6 +99,8 @@ impl PyEngine {
                 _ => Err(invalid("kv_dtype", format!("kv_dtype is '{name}', expected f16, bf16 or f32"))),
             })
             .transpose()?;
+        let timeout = Duration::try_from_secs_f64(mask_timeout)
+            .map_err(|error| invalid("mask_timeout", format!("mask_timeout is {mask_timeout}: {error}")))?;
         let config = EngineConfig {
             device: device_choice(device)?,
             max_model_len,
@@ -107,6 +111,7 @@ impl PyEngine {
             max_queue,
             enable_prefix_caching,
             speculation,
+            masks: MaskLimits { timeout, ..MaskLimits::default() },
             threads,
             skip_tokenizer_init,
             num_blocks,

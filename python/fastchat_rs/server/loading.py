@@ -142,6 +142,7 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
         speculation=config.speculation,
+        mask_timeout=config.mask_timeout,
         threads=config.threads,
         quantize=config.quantize,
         mmproj=wanted.mmproj,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use llguidance::CancellationHandle;
 use llguidance::toktrie::{SimpleVob, TokenizerEnv};
 
 use super::TextError;
@@ -51,7 +52,7 @@ impl TokenMask {
 
 impl Matcher {
     pub(crate) fn new(inner: llguidance::Matcher, incomplete: Option<Arc<GrammarTokens>>) -> Self {
-        Self { inner, incomplete }
+        Self { inner: inner.into_cancellable(), incomplete }
     }
 
     /// A matcher in the same state that shares nothing with this one.
@@ -63,6 +64,15 @@ impl Matcher {
     #[must_use]
     pub fn fork(&self) -> Self {
         self.fresh_copy()
+    }
+
+    /// Ends what the matcher is doing, and itself.
+    pub(crate) fn cancellation(&self) -> Option<CancellationHandle> {
+        self.inner.cancellation_handle()
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.inner.is_cancelled()
     }
 
     /// Tokens that may follow: end tokens only where the text is complete, nothing else once it is finished.
