@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from live import Live, serving
-from tiny_vision import IMAGE_TOKENS, data_url, vision_model
+from tiny_vision import IMAGE_TOKENS, data_url, gguf_vision_model, vision_model
 from where import REPOSITORY, need, shared
 
 PICTURES = REPOSITORY / "crates/fastchat-models/tests/pictures"
@@ -70,6 +70,15 @@ def test_pictures_are_counted_and_remembered(seeing: Live, picture: bytes) -> No
     body = {"model": "vl", "messages": history, "max_tokens": 4, "temperature": 0}
     turn = seeing.post("/v1/chat/completions", body).json()
     assert turn["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
+
+
+def test_a_gguf_file_with_its_tower_sees_the_same(seeing: Live, picture: bytes, tmp_path: Path) -> None:
+    folder = gguf_vision_model(tmp_path / "gguf")
+    question = (part(data_url(picture)), "What is it?")
+    with serving(folder / "model.gguf", "--alias", "vl", "--kv-memory", "64MiB") as live:
+        found, expected = ask(live, *question).json(), ask(seeing, *question).json()
+    assert found["choices"] == expected["choices"]
+    assert found["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
 
 
 def test_tokens_are_known_by_the_header(seeing: Live, picture: bytes, tmp_path: Path) -> None:
