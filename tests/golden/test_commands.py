@@ -68,7 +68,7 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True), report
     names = [check["name"] for check in report["checks"]]
-    assert names == ["machine", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
+    assert names == ["machine", "kernels", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(demo_model.read_bytes()[:1_000_000])
     done = command("doctor", str(broken))

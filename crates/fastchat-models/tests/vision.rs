@@ -2,13 +2,16 @@
 //! whole, in chunks and in company.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
+mod checkpoints;
 mod rows;
 
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use checkpoints::Folder;
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels};
 use fastchat_models::vision::placement::{Sight, Turns};
@@ -16,7 +19,7 @@ use fastchat_models::vision::spec::VisionSpec;
 use fastchat_models::vision::{
     CrossSequence, Detail, ImageFeatures, Media, Picture, PictureLimits, Pixels, Placed, RopeMap,
 };
-use fastchat_models::{Decoder, LoadOptions, load};
+use fastchat_models::{Decoder, LoadOptions, ModelError, inspect, load};
 use rows::{Feed, Sequence, argmax, batch, cache, difference, golden};
 
 /// Largest difference of a logit, both sides computed in f32.
@@ -152,13 +155,35 @@ fn kernels() -> Vec<(Arc<dyn Kernels>, bool)> {
 fn family(name: &str) {
     let Some(shared) = rows::shared() else { return };
     let folder = shared.join("vision").join(name);
+    compare(name, &folder, &folder, kernels());
+}
+
+/// The same from a GGUF file and the file of its tower, which lie in one folder.
+fn gguf(name: &str, architecture: &str, projector: &str) {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let folder = shared.join("vision").join(name);
+    let out = Folder::new(&format!("mmproj-{name}"));
+    pair(&folder, &out, architecture, projector);
+    compare(&format!("{name} from GGUF"), &folder, &out.0, kernels().into_iter().take(1).collect());
+}
+
+/// The model of `folder` as `model.gguf` and `mmproj-model.gguf` in `out`.
+fn pair(folder: &Path, out: &Folder, architecture: &str, projector: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gguf/mmproj.py");
+    let output = Command::new("python3").arg(script).arg(folder).arg(&out.0).args([architecture, projector]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{projector}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The model at `path` against the reference outputs in `folder`.
+fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels>, bool)>) {
     let file = folder.join("golden.safetensors");
-    for (kernels, exact) in kernels() {
+    for (kernels, exact) in kernels {
         let what = format!("{name} on {}", kernels.name());
-        let model = load(&folder, kernels, &LoadOptions::default()).unwrap();
+        let model = load(path, kernels, &LoadOptions::default()).unwrap_or_else(|error| panic!("{error}"));
         let (decoder, tower) = (model.decoder, model.vision.unwrap());
         let spec = tower.spec();
-        let pixels = pixels(spec, &folder);
+        let pixels = pixels(spec, folder);
         let expected = reference(spec, &pixels, &golden(&file, "in.pixel_values"));
         assert!(pixels.planes.len() <= expected.len(), "{what}: {pixels:?}");
         let least = spec.processor.std.iter().fold(f32::MAX, |least, &std| least.min(std));
@@ -206,3 +231,67 @@ macro_rules! families {
 }
 
 families! { gemma3_vision idefics3 llava mllama qwen2_5_vl qwen3_vl }
+
+macro_rules! pairs {
+    ($($test:ident $name:ident $architecture:literal $projector:literal)*) => {
+        $(#[test] fn $test() { gguf(stringify!($name), $architecture, $projector); })*
+    };
+}
+
+pairs! {
+    gemma3_vision_mmproj gemma3_vision "gemma3" "gemma3"
+    idefics3_mmproj idefics3 "llama" "idefics3"
+    llava_mmproj llava "llama" "mlp"
+    qwen2_5_vl_mmproj qwen2_5_vl "qwen2vl" "qwen2.5vl_merger"
+    qwen3_vl_mmproj qwen3_vl "qwen3vl" "qwen3vl_merger"
+}
+
+/// Which file a model takes its tower from, and what is said of files that do not go together.
+#[test]
+fn files_of_towers() {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let (idefics, gemma) = (Folder::new("mmproj-one"), Folder::new("mmproj-other"));
+    pair(&shared.join("vision/idefics3"), &idefics, "llama", "idefics3");
+    pair(&shared.join("vision/gemma3_vision"), &gemma, "gemma3", "gemma3");
+    let (model, tower) = (idefics.0.join("model.gguf"), idefics.0.join("mmproj-model.gguf"));
+    let open = |path: &Path, mmproj: Option<&Path>| {
+        let options = LoadOptions { mmproj: mmproj.map(Path::to_owned), ..LoadOptions::default() };
+        load(path, Arc::new(DefaultKernels(Device::Cpu)), &options)
+    };
+    let fingerprint = |path: &Path, mmproj: Option<&Path>| open(path, mmproj).unwrap().fingerprint;
+    let found = inspect(&model, None).unwrap();
+    assert_eq!(found.mmproj.as_deref(), Some(tower.as_path()));
+    assert_eq!(found.vision, inspect(&idefics.0, Some(&tower)).unwrap().vision);
+    assert!(found.total.tensors > inspect(&gemma.0, None).unwrap().spec.layers.len() as u64);
+    let with = fingerprint(&model, None);
+    assert_eq!(fingerprint(&idefics.0, Some(&tower)), with);
+    // Of several models in a folder nobody knows whose the tower is.
+    std::fs::copy(gemma.0.join("model.gguf"), idefics.0.join("other.gguf")).unwrap();
+    assert!(open(&model, None).unwrap().vision.is_none());
+    assert_ne!(fingerprint(&model, None), with);
+    assert_eq!(fingerprint(&model, Some(&tower)), with);
+
+    let refused = |path: &Path, mmproj: Option<&Path>| -> ModelError { open(path, mmproj).unwrap_err() };
+    let line = |error: ModelError| {
+        let line = error.to_string();
+        assert!(!line.contains('\n'), "{line}");
+        line.replace(idefics.0.to_str().unwrap(), "ONE").replace(gemma.0.to_str().unwrap(), "OTHER")
+    };
+    assert_eq!(
+        line(refused(&model, Some(&gemma.0.join("mmproj-model.gguf")))),
+        "OTHER/mmproj-model.gguf: clip.projector_type = gemma3: expected a file of the model beside it, which has no token \
+         <start_of_image>"
+    );
+    assert_eq!(
+        line(refused(&tower, None)),
+        "ONE/mmproj-model.gguf: general.architecture = clip is not supported; it is a tower for pictures, which belongs \
+         beside its model (mmproj)"
+    );
+    assert_eq!(
+        line(refused(&model, Some(&idefics.0.join("other.gguf")))),
+        "ONE/other.gguf: general.architecture = gemma3 is not supported; clip is, for a tower beside a model"
+    );
+    let folder = shared.join("vision/llava");
+    let whole = line(refused(&folder, Some(&tower)));
+    assert_eq!(whole, "mmproj = ONE/mmproj-model.gguf: only GGUF files have their tower in another file");
+}
