@@ -104,7 +104,10 @@ def ask(client: httpx.Client, model: str, question: dict[str, Any], choice: str)
     ]
     body = {"model": model, "messages": question["question"][0], "tools": tools, "tool_choice": choice}
     body |= {"temperature": 0, "max_tokens": 400, "parallel_tool_calls": "parallel" in question["id"]}
-    reply = client.post("/v1/chat/completions", json=body)
+    try:
+        reply = client.post("/v1/chat/completions", json=body)
+    except httpx.TimeoutException:
+        return None
     if reply.status_code != 200:
         return None
     found: list[tuple[str, Any]] = []
@@ -121,20 +124,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
     parser.add_argument("--data", type=Path, default=ROOT / "models" / "bfcl")
-    parser.add_argument("--count", type=int, default=20, help="questions of each category")
+    parser.add_argument("--questions", type=int, default=60, help="in all, spread over the categories")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--choice", nargs="*", default=["required", "auto"])
+    parser.add_argument("--patience", type=float, default=120, help="seconds for an answer; a later one is none")
+    parser.add_argument("--engines", nargs="*", default=ENGINES)
     options = parser.parse_args()
     peers = peers_python()
     print("| category | tool_choice | engine | correct | well-formed | asked |\n|---|---|---|---|---|---|")
-    for engine in ENGINES:
+    counts = [len(range(at, options.questions, len(CATEGORIES))) for at in range(len(CATEGORIES))]
+    for engine in options.engines:
         with serve(engine, options.model, options.threads, 1, peers) as server:
             model = model_id(server.url)
-            with httpx.Client(base_url=server.url, timeout=600) as client:
-                for category in CATEGORIES:
+            with httpx.Client(base_url=server.url, timeout=options.patience) as client:
+                for category, count in zip(CATEGORIES, counts, strict=True):
                     for choice in options.choice:
                         right = formed = asked = 0
-                        for question, truth in questions(options.data, category, options.count):
+                        for question, truth in questions(options.data, category, count):
                             calls = ask(client, model, question, choice)
                             asked += 1
                             formed += calls is not None and (bool(calls) or choice == "auto")

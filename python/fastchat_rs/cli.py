@@ -78,11 +78,13 @@ def _announce(port: int, state: "State") -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     body: dict[str, Any] = {"model": name, "stream": True}
     if served is None:
-        route, body = "embeddings", {"model": name, "input": "Tell me a fun fact."}
+        route, body = "embeddings", {"model": name, "input": "Why is the sky blue?"}
     elif served.template is None:
         route, body = "completions", {**body, "prompt": "The capital of France is", "max_tokens": 32}
     else:
-        route, body = "chat/completions", {**body, "messages": [{"role": "user", "content": "Tell me a fun fact."}]}
+        # Small models ramble at the wire's default temperature of 1.
+        question = {"role": "user", "content": "Why is the sky blue?"}
+        route, body = "chat/completions", {**body, "temperature": 0.2, "max_tokens": 200, "messages": [question]}
     key = " -H 'Authorization: Bearer KEY'" if config.api_key or config.keys else ""
     print(
         f"fastchat-rs: {name} is ready on http://{host}:{port}, Ctrl-C stops it. Try:\n"
@@ -113,6 +115,7 @@ def load(config: EngineConfig) -> LLM:
         threads=config.threads,
         chat_template=template,
         quantize=config.quantize,
+        mmproj=config.mmproj,
     )
 
 
@@ -184,12 +187,13 @@ def _number(value: float) -> str:
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    mmproj: Annotated[str | None, typer.Option(help="File of a GGUF model's tower for pictures")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what MODEL is without loading its weights: resolved layers, tensor kinds, memory plan."""
     from fastchat_rs.inspection import show
 
-    text = inspect_model(model)
+    text = inspect_model(model, mmproj)
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
 
 
@@ -206,19 +210,21 @@ def convert(
     converted = convert_model(model, out, kind)
     kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
     print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
+    if converted.left_out:
+        print(f"fastchat-rs: not written: {converted.left_out}", file=sys.stderr)
 
 
 @app.command(epilog=_PRECEDENCE)
 @with_settings(DoctorConfig)
 def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
+    """Check MODEL: kernels, files, numbers, tokenizer, template, text, a picture, memory. Status 1 when one fails.
 
     Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
     """
     if config.model:
         from fastchat_rs.doctor import examine
 
-        checks = examine(config.model, lambda: load(config))
+        checks = examine(config, lambda: load(config))
     else:
         from fastchat_rs.device_check import examine_device
 

@@ -61,6 +61,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Quantize | None,
         Meta(description="Round weights stored as floats: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k"),
     ] = None
+    mmproj: Annotated[
+        str | None, Meta(description="File of a GGUF model's tower for pictures (default: the mmproj*.gguf beside it)")
+    ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 
     @property
@@ -130,6 +133,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     first_token_timeout: Annotated[Seconds, Meta(description="Seconds until a request must have its first token")] = (
         300.0
     )
+    mask_timeout: Annotated[Seconds, Meta(le=600, description="Seconds to find what may come next in a schema")] = 1.0
     queue_timeout: Annotated[Seconds, Meta(description="Seconds a request may wait to begin")] = 120.0
     heartbeat: Annotated[Seconds, Meta(description="Seconds between comments on a silent stream")] = 10.0
     drain: Annotated[float, Meta(ge=0, description="Seconds that running requests get on SIGTERM")] = 30.0

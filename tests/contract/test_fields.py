@@ -68,6 +68,8 @@ WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
     ({"stream_options": None}, ok),
     ({"max_tokens": 3, "ignore_eos": True}, tokens(3)),
     ({"max_completion_tokens": 2, "ignore_eos": True}, tokens(2)),
+    ({"max_tokens": 10**30, "stop": "l"}, ok),
+    ({"max_completion_tokens": 2**63, "stop": "l"}, ok),
     ({"min_tokens": 16}, tokens(16)),
     ({"temperature": 2, "seed": 1}, ok),
     ({"top_p": 0, "temperature": 1}, ok),
@@ -89,6 +91,7 @@ WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
         {"logprobs": True, "top_logprobs": 20},
         lambda r: all(len(step["top_logprobs"]) == 20 for step in r["choices"][0]["logprobs"]["content"]),
     ),
+    ({"logprobs": False, "top_logprobs": 0}, lambda r: r["choices"][0]["logprobs"] is None),
     ({"response_format": {"type": "text"}}, ok),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "d", "schema": SCHEMA}}}, one_digit),
     (
@@ -184,6 +187,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regex": "(" * 3}, "regex"),
     ({"regex": 7}, "regex"),
     ({"guided_regex": "[z-a]"}, "guided_regex"),
+    # No token of the model spells F2, the first byte of this.
+    ({"guided_regex": "\U000b538a"}, "guided_regex"),
+    ({"regex": "yes: \U000b538a"}, "regex"),
+    ({"regex": "[a-z]{2}\U000b538a"}, "regex"),
     ({"grammar": "no grammar"}, "grammar"),
     ({"guided_grammar": ""}, "guided_grammar"),
     ({"guided_json": {"type": "nothing"}}, "guided_json"),
@@ -253,6 +260,17 @@ def test_a_wrong_value_is_refused_by_name(live: Live, case: tuple[dict[str, Any]
 def test_a_wrong_value_is_refused_before_a_stream_begins(live: Live) -> None:
     response = live.post(ROUTE, live.chat(stream=True, regex="("))
     assert (response.status_code, response.json()["error"]["param"]) == (400, "regex")
+
+
+def test_a_constraint_that_cannot_be_followed_to_its_end_ends_the_stream(live: Live) -> None:
+    body = live.chat(stream=True, structured_outputs={"regex": "[a-z]{4}\U000b538a"}, max_tokens=64)
+    with live.client() as client, client.stream("POST", ROUTE, json=body) as response:
+        assert response.status_code == 200
+        lines = [line[6:] for line in response.iter_lines() if line]
+    failure = json.loads(lines[-1])["error"]
+    assert (failure["type"], failure["param"]) == ("invalid_request_error", "structured_outputs"), failure
+    text = "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1])
+    assert len(text) == 4, text
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,11 @@ def test_hosts_and_origins(live: Live, demo_model: Path) -> None:
         good = client.options(CHAT, headers={"origin": "https://app.example"})
         assert good.headers["access-control-allow-origin"] == "https://app.example"
         assert "POST" in good.headers["access-control-allow-methods"]
+        assert "authorization" in good.headers["access-control-allow-headers"]
+        # Clients that run in browsers have headers of their own.
+        own = {"origin": "https://app.example", "access-control-request-headers": "authorization,x-stainless-lang"}
+        allowed = client.options(CHAT, headers=own).headers["access-control-allow-headers"]
+        assert allowed == "authorization,x-stainless-lang"
         bad = client.options(CHAT, headers={"origin": "https://other.example"})
         assert "access-control-allow-origin" not in bad.headers
         assert client.get("/v1/models", headers={"host": "ai.example"}).status_code == 200

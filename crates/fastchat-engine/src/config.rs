@@ -1,15 +1,22 @@
 //! What the engine is given: its configuration, and requests.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use candle_core::DType;
 use fastchat_kernels::DeviceChoice;
 use fastchat_models::Quantize;
 
+use crate::constraint::MaskLimits;
 use crate::error::EngineError;
 use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
 
+/// Longest deadline of a mask.
+const MAX_MASK_TIMEOUT: Duration = Duration::from_mins(10);
+
 /// How to load a model and how much to run at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Where the model runs.
     pub device: DeviceChoice,
@@ -29,12 +36,16 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Whether tokens that the text suggests are checked ahead (prompt lookup); the tokens chosen are the same.
     pub speculation: bool,
+    /// How long masks of constrained texts may take.
+    pub masks: MaskLimits,
     /// Threads of the CPU kernels; `None` is what the process may use.
     pub threads: Option<usize>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
     pub quantize: Option<Quantize>,
+    /// File of the tower of a GGUF model that takes pictures; `None` is the one beside it.
+    pub mmproj: Option<PathBuf>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -51,9 +62,11 @@ impl Default for EngineConfig {
             max_queue: 512,
             enable_prefix_caching: true,
             speculation: true,
+            masks: MaskLimits::default(),
             threads: None,
             skip_tokenizer_init: false,
             quantize: None,
+            mmproj: None,
             num_blocks: None,
         }
     }
@@ -75,6 +88,14 @@ impl EngineConfig {
             if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
                 return Err(EngineError::invalid(param, format!("{param} is {value}; it must be 1 to {most}")));
             }
+        }
+        let timeout = self.masks.timeout;
+        if timeout.is_zero() || timeout > MAX_MASK_TIMEOUT {
+            let limit = format!("above 0 and at most {MAX_MASK_TIMEOUT:?}");
+            return Err(EngineError::invalid(
+                "mask_timeout",
+                format!("mask_timeout is {timeout:?}; it must be {limit}"),
+            ));
         }
         Ok(())
     }

@@ -68,7 +68,8 @@ impl From<TextError> for EngineError {
             TextError::TokenId { .. } => Self::invalid("token_ids", message),
             TextError::Encode(_) => Self::invalid("prompt", message),
             TextError::Grammar { kind, .. } => Self::invalid(kind, message),
-            TextError::Constraint(_) => Self::Internal(message),
+            TextError::Constraint(_) => Self::invalid("structured", message),
+            TextError::NotAllowed(_) => Self::Internal(message),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Who runs when: sequences, the scheduler with its paged blocks, sampling, text, and the thread that owns the model.
 //! Knows nothing of HTTP.
 
+mod asides;
+mod block_hash;
 pub mod block_manager;
 mod choice;
 mod config;
@@ -15,6 +17,7 @@ mod error;
 mod fairness;
 mod handle;
 mod info;
+mod mask_watch;
 pub mod media;
 mod memory;
 mod pace;
@@ -35,6 +38,7 @@ mod worker;
 
 pub use candle_core::DType;
 pub use config::{EngineConfig, Prompt, Request};
+pub use constraint::MaskLimits;
 pub use delta::{Delta, Finish, PromptLogprobs, StopReason, Timings, Usage};
 pub use device::open_device;
 pub use embedding::{EmbeddingConfig, EmbeddingEngine, EmbeddingHandle, EmbeddingInfo};

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{BlockManager, hash_media, hash_salt};
-use crate::fairness::{Demand, LineId, Lines, grants};
+use crate::block_hash::{hash_media, hash_salt};
+use crate::block_manager::BlockManager;
+use crate::fairness::{Demand, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
-use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::sequence::{FinishReason, LineId, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 use recede::Ceiling;
@@ -46,6 +47,8 @@ pub struct Scheduler {
     sequences: HashMap<SequenceId, Sequence>,
     lines: Lines,
     next_id: u64,
+    /// Running ones that no step may compute for now.
+    held: HashSet<SequenceId>,
     /// Tokens per step while a sequence decodes.
     shared_tokens: usize,
     stats: SchedulerStats,
@@ -63,6 +66,7 @@ impl Scheduler {
             sequences: HashMap::new(),
             lines: Lines::default(),
             next_id: 0,
+            held: HashSet::new(),
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
             ceiling: None,
@@ -148,6 +152,7 @@ impl Scheduler {
     /// Chooses the next step: one token for each decoding sequence, then prompts with what is left, shared among lines.
     pub fn schedule(&mut self) -> ScheduledBatch {
         let mut running: Vec<(LineId, Rank)> = self.lines.running().collect();
+        running.retain(|(_, rank)| !self.held.contains(&rank.id));
         running.sort_unstable_by_key(|&(_, rank)| rank);
         let (decoding, prefilling): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|(_, rank)| self.sequences[&rank.id].is_decoding());
@@ -214,7 +219,8 @@ impl Scheduler {
         for (&line, mut share) in order.iter().zip(grants(&running, step.tokens)) {
             for &rank in &prompts[&line] {
                 // A grammar may have appended more tokens than the last block holds.
-                if self.lines.is_running(line, rank) && self.grow(rank, step) {
+                // Nor has one that is held any part before it is released.
+                if !self.held.contains(&rank.id) && self.lines.is_running(line, rank) && self.grow(rank, step) {
                     share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
                 }
             }
@@ -391,6 +397,21 @@ impl Scheduler {
         draft.to_vec()
     }
 
+    /// Leaves a sequence out of steps until it is resumed: what its next token may be is not known yet.
+    pub fn hold(&mut self, id: SequenceId) {
+        self.held.insert(id);
+    }
+
+    /// Whether any sequence is held.
+    pub fn holds_any(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Lets it take part again.
+    pub fn resume(&mut self, id: SequenceId) {
+        self.held.remove(&id);
+    }
+
     /// Books that the newest token of a sequence is the one that was drafted, so that the cache holds it already.
     pub fn keep(&mut self, id: SequenceId) {
         let sequence = self.sequences.get_mut(&id).expect("tokens are kept for live sequences; this is a bug");
@@ -458,6 +479,7 @@ impl Scheduler {
             }
             self.release(id);
         }
+        self.held.remove(&id);
         let mut sequence = self.sequences.remove(&id)?;
         self.wake(&std::mem::take(&mut sequence.forks));
         sequence.status = SequenceStatus::Finished(reason);

@@ -12,6 +12,7 @@ use fastchat_kernels::Fault;
 use fastchat_models::vision::VisionTower;
 use parking_lot::Mutex;
 
+use crate::asides::Asides;
 use crate::choice::{Choice, ChoiceSeed};
 use crate::config::EngineConfig;
 use crate::constraint::Constraint;
@@ -38,6 +39,8 @@ const MAX_FORCED: usize = 64;
 pub(crate) enum Command {
     Submit(Box<Job>),
     Abort(u64),
+    /// A mask that was computed aside.
+    Masked(SequenceId, Box<Constraint>),
     Shutdown,
 }
 
@@ -98,13 +101,14 @@ pub(crate) struct Worker {
     pub commands: Receiver<Command>,
     pub stats: Arc<Mutex<EngineStats>>,
     pub book: Book,
+    pub asides: Asides,
 }
 
 /// Requests and choices in flight, and what the thread reuses.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     requests: HashMap<u64, Active>,
-    choices: HashMap<SequenceId, Choice>,
+    pub(crate) choices: HashMap<SequenceId, Choice>,
     sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
     counters: EngineStats,
@@ -136,8 +140,9 @@ impl Worker {
 
     /// Returns what was lost with the device, or nothing when there is no more to serve.
     fn serve(&mut self) -> Option<EngineError> {
+        let mut stalled = false;
         loop {
-            if self.scheduler.is_idle() && self.encoder.is_idle() {
+            if (self.scheduler.is_idle() || stalled) && self.encoder.is_idle() {
                 let Ok(command) = self.commands.recv() else { return None };
                 if !self.obey(command) {
                     return None;
@@ -154,10 +159,12 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return None,
                 }
             }
-            if !self.scheduler.is_idle()
-                && let Err(lost) = self.step()
-            {
-                return Some(lost);
+            if !self.scheduler.is_idle() {
+                match self.step() {
+                    // Nobody but masks that are computed aside can make a difference then.
+                    Ok(computed) => stalled = !computed && self.scheduler.holds_any(),
+                    Err(lost) => return Some(lost),
+                }
             }
             self.encode();
             if !self.pictures.is_empty() {
@@ -180,12 +187,13 @@ impl Worker {
                 Some(job) => self.book.bells.extend(job.slot.0.close(FinishReason::Abort, &EngineError::Cancelled)),
                 None => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
             },
+            Command::Masked(id, constraint) => self.bring_back(id, *constraint),
             Command::Shutdown => return false,
         }
         true
     }
 
-    /// One piece of work on pictures: a layer of one, between two steps of all that run.
+    /// One piece of work on pictures, between two steps of all that run.
     fn encode(&mut self) {
         let Some(tower) = &self.tower else { return };
         let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder()) else { return };
@@ -233,13 +241,18 @@ impl Worker {
         }
     }
 
+    /// Returns whether there was anything to compute: all that run may wait for their masks.
+    ///
     /// # Errors
     /// When the device is lost.
-    fn step(&mut self) -> Result<(), EngineError> {
+    fn step(&mut self) -> Result<bool, EngineError> {
         if let Some(tokens) = self.book.pace.tokens() {
             self.scheduler.set_pace(tokens);
         }
         let batch = self.scheduler.schedule();
+        if batch.sequences.is_empty() {
+            return Ok(false);
+        }
         let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
         let Self { runner, scheduler, book, pictures, .. } = self;
@@ -257,20 +270,21 @@ impl Worker {
                     let id = sampled.id;
                     self.deliver(sampled);
                     self.append_forced(id);
+                    self.set_aside(id);
                 }
-                return Ok(());
+                return Ok(true);
             }
             Ok(Err(StepError { error, fault: Fault::Sticky })) => {
                 return Err(EngineError::Internal(format!("the device is lost, restart the engine: {error}")));
             }
-            Ok(Err(StepError { fault: Fault::OutOfMemory, .. })) if self.scheduler.recede(&batch) => return Ok(()),
+            Ok(Err(StepError { fault: Fault::OutOfMemory, .. })) if self.scheduler.recede(&batch) => return Ok(true),
             Ok(Err(StepError { error, .. })) => error,
             Err(panic) => EngineError::Internal(format!("a step failed: {}", panic_text(panic.as_ref()))),
         };
         for sequence in self.scheduler.fail(&batch) {
             self.end_request(sequence.request, FinishReason::Error, &error);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Appends the tokens that have to follow; the next step computes them all at once.

@@ -1,7 +1,7 @@
 //! Random arrivals, departures and failures over tiny pools, held against a model of what the cache contains.
 #![allow(clippy::unwrap_used)] // a test may fail loudly
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fastchat_engine::scheduler::{ScheduledBatch, Scheduler, SchedulerConfig, Submission};
 use fastchat_engine::sequence::{FinishReason, SequenceId};
@@ -20,15 +20,33 @@ struct World {
     /// Per live sequence: salt, prompt, completion, most tokens to generate.
     live: BTreeMap<SequenceId, (u64, Vec<u32>, Vec<u32>, usize)>,
     ended: HashMap<SequenceId, FinishReason>,
+    held: BTreeSet<SequenceId>,
     next_request: u64,
 }
 
 #[derive(Clone, Debug)]
 enum Event {
-    Submit { prompt: Vec<u32>, n: u32, max_tokens: usize, priority: i32, salt: u64, prompt_logits: bool, tenant: u8 },
-    Step { count: usize },
-    Cancel { which: prop::sample::Index },
+    Submit {
+        prompt: Vec<u32>,
+        n: u32,
+        max_tokens: usize,
+        priority: i32,
+        salt: u64,
+        prompt_logits: bool,
+        tenant: u8,
+    },
+    Step {
+        count: usize,
+    },
+    Cancel {
+        which: prop::sample::Index,
+    },
     Fail,
+    /// Of those that live: their next token is not known to be allowed.
+    Hold {
+        which: prop::sample::Index,
+    },
+    Resume,
 }
 
 impl World {
@@ -40,6 +58,7 @@ impl World {
             states: HashMap::new(),
             live: BTreeMap::new(),
             ended: HashMap::new(),
+            held: BTreeSet::new(),
             next_request: 0,
         }
     }
@@ -63,6 +82,7 @@ impl World {
 
     fn end(&mut self, id: SequenceId, reason: FinishReason) -> Result<(), TestCaseError> {
         prop_assert!(self.live.remove(&id).is_some());
+        self.held.remove(&id);
         prop_assert_eq!(self.ended.insert(id, reason), None, "ended twice");
         Ok(())
     }
@@ -128,7 +148,9 @@ impl World {
         // Whatever the pace, the books stay right.
         self.scheduler.set_pace(self.live.len() * 7 % 40);
         let batch = self.scheduler.schedule();
-        prop_assert!(!batch.sequences.is_empty() || self.live.is_empty(), "live sequences but nothing to run");
+        let stuck = batch.sequences.is_empty() && !self.live.is_empty() && self.held.is_empty();
+        prop_assert!(!stuck, "live sequences but nothing to run");
+        prop_assert!(batch.sequences.iter().all(|scheduled| !self.held.contains(&scheduled.id)));
         self.run(&batch)?;
         self.scheduler.commit(&batch);
         for scheduled in batch.sequences.iter().filter(|scheduled| scheduled.samples) {
@@ -190,6 +212,15 @@ impl World {
                     self.end(id, FinishReason::Abort)?;
                 }
             }
+            Event::Hold { which } => {
+                let ids: Vec<_> = self.live.keys().copied().collect();
+                if !ids.is_empty() {
+                    let id = ids[which.index(ids.len())];
+                    self.scheduler.hold(id);
+                    self.held.insert(id);
+                }
+            }
+            Event::Resume => self.resume_all(),
             Event::Fail => {
                 let batch = self.scheduler.schedule();
                 // A step that died half way leaves anything behind.
@@ -214,11 +245,19 @@ impl World {
         self.scheduler.check().map_err(TestCaseError::fail)
     }
 
+    fn resume_all(&mut self) {
+        for id in std::mem::take(&mut self.held) {
+            self.scheduler.resume(id);
+        }
+        assert!(!self.scheduler.holds_any());
+    }
+
     /// Runs dry. Whoever waits is served within the time that all who may go first need one after the other.
     fn drain(&mut self) -> Result<(), TestCaseError> {
         let serial = |(_, prompt, _, max_tokens): &(u64, Vec<u32>, Vec<u32>, usize)| {
             2 * (prompt.len() + max_tokens + 1) * (max_tokens + 1)
         };
+        self.resume_all();
         let bound: usize = self.live.values().map(serial).sum();
         for _ in 0..bound {
             if self.live.is_empty() {
@@ -252,6 +291,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         6 => (1..8_usize).prop_map(|count| Event::Step { count }),
         2 => any::<prop::sample::Index>().prop_map(|which| Event::Cancel { which }),
         1 => Just(Event::Fail),
+        2 => any::<prop::sample::Index>().prop_map(|which| Event::Hold { which }),
+        2 => Just(Event::Resume),
     ];
     prop::collection::vec(event, 1..50)
 }
@@ -344,6 +385,42 @@ fn choices_share_the_prompt() {
         assert_ne!(table(ids[1])[2], table(ids[2])[2]);
         assert_eq!(scheduler.blocks().num_blocks() - scheduler.blocks().num_free(), 5);
     }
+}
+
+/// A mask that is slow is waited for by its own request and nobody else: the others' tokens come step by step.
+#[test]
+fn one_that_is_held_takes_no_step_from_the_others() {
+    let mut scheduler = Scheduler::new(roomy());
+    let mut submit = |request: u64| {
+        let submission = Submission { request, prompt: vec![1; 20], n: 1, max_tokens: 60, ..Submission::default() };
+        scheduler.submit(submission).unwrap()[0]
+    };
+    let (slow, quick) = (submit(0), submit(1));
+    let step = |scheduler: &mut Scheduler| {
+        let batch = scheduler.schedule();
+        scheduler.commit(&batch);
+        let ids: Vec<_> = batch.sequences.iter().filter(|s| s.samples).map(|s| s.id).collect();
+        for &id in &ids {
+            assert_eq!(scheduler.append(id, 5), None);
+        }
+        ids
+    };
+    assert_eq!(step(&mut scheduler), [slow, quick]);
+    scheduler.hold(slow);
+    for _ in 0..40 {
+        assert_eq!(step(&mut scheduler), [quick]);
+    }
+    scheduler.resume(slow);
+    assert_eq!(step(&mut scheduler), [slow, quick]);
+    let lengths = [slow, quick].map(|id| scheduler.sequence(id).unwrap().completion_len());
+    assert_eq!(lengths, [2, 42]);
+    // Alone and held: there is nothing to do, and nothing is lost.
+    scheduler.finish(quick, FinishReason::Stop);
+    scheduler.hold(slow);
+    assert!(step(&mut scheduler).is_empty() && scheduler.holds_any());
+    scheduler.finish(slow, FinishReason::Abort);
+    assert!(scheduler.is_idle() && !scheduler.holds_any());
+    scheduler.check().unwrap();
 }
 
 #[test]

@@ -6,9 +6,10 @@ mod harness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastchat_engine::text::{GrammarSpec, ThinkingBudget};
-use fastchat_engine::{Engine, EngineConfig, EngineError, FinishReason, Request, SamplingParams};
+use fastchat_engine::{Engine, EngineConfig, EngineError, FinishReason, MaskLimits, Request, SamplingParams};
 use harness::{all_blocks_come_back, complete, config, drain, greedy, request, shared, together, tokens};
 use regex::Regex;
 use serde_json::{Value, json};
@@ -189,6 +190,43 @@ fn company_and_preemption_change_nothing() {
     assert!(found.chunks(requests.len()).all(|found| found == expected), "preempted");
     assert!(tiny.stats().preemptions > 0, "nobody was preempted");
     all_blocks_come_back(&tiny);
+}
+
+#[test]
+fn masks_that_are_computed_aside_change_nothing() {
+    let Some(model) = model("aside") else { return };
+    let inline = load(&model, config());
+    let requests: Vec<Request> = (0..12_u64)
+        .map(|seed| {
+            let free = SamplingParams { temperature: 1.0, seed: Some(seed), ..greedy(60) };
+            let bound = SamplingParams { n: 2, max_tokens: Some(60), ..constrained(&schema(), seed) };
+            request(&[5, 6, 7], if seed % 3 == 0 { free } else { bound })
+        })
+        .collect();
+    let expected = tokens(&together(&inline, &requests));
+    let masks = MaskLimits { aside: Duration::ZERO, ..MaskLimits::default() };
+    // Few blocks, so that those who sit out are preempted too.
+    for num_blocks in [None, Some(16)] {
+        let aside = load(&model, EngineConfig { masks, num_blocks, ..config() });
+        let gone: Vec<_> = requests.iter().map(|request| aside.submit(request.clone()).unwrap()).collect();
+        drop(gone);
+        assert_eq!(tokens(&together(&aside, &requests)), expected);
+        assert_eq!(tokens(&[complete(&aside, requests[1].clone())]), expected[1..2], "alone");
+        all_blocks_come_back(&aside);
+    }
+}
+
+#[test]
+fn a_mask_that_takes_too_long_ends_its_request_only() {
+    let Some(model) = model("timeout") else { return };
+    let masks = MaskLimits { timeout: Duration::from_nanos(1), ..MaskLimits::default() };
+    let engine = load(&model, EngineConfig { masks, ..config() });
+    let free = engine.submit(request(&[5, 6, 7], greedy(60))).unwrap();
+    let refused = engine.submit(request(&[5, 6, 7], constrained(&schema(), 1))).err();
+    let Some(EngineError::InvalidRequest { param, message }) = refused else { panic!("{refused:?}") };
+    assert!(param == "structured" && message.contains("limit"), "{message}");
+    assert_eq!(drain(&free)[0].tokens.len(), 60);
+    all_blocks_come_back(&engine);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use fastchat_engine::{EngineError, open_device};
+use fastchat_engine::EngineError;
 use fastchat_kernels::{probe, selftest};
 use pyo3::prelude::*;
 
 use crate::engine::device_choice;
 use crate::errors::to_py;
+use crate::kernels::open_device;
 
 /// (operation, difference, bound, error) of every operation against the plain default on the CPU.
 type Findings = Vec<(String, f32, f32, Option<String>)>;

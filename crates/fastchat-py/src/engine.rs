@@ -2,9 +2,10 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fastchat_engine::{
-    DType, DeviceChoice, Engine, EngineConfig, EngineError, Prompt, Quantize, Request, Subscription, open_device,
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, Prompt, Quantize, Request, Subscription,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -14,6 +15,7 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::kernels::open_device;
 use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
@@ -67,8 +69,8 @@ fn request(
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
-        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, threads=None, skip_tokenizer_init=false,
-        num_blocks=None, quantize=None))]
+        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
+        num_blocks=None, quantize=None, mmproj=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -82,10 +84,12 @@ impl PyEngine {
         max_queue: usize,
         enable_prefix_caching: bool,
         speculation: bool,
+        mask_timeout: f64,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
         quantize: Option<&str>,
+        mmproj: Option<PathBuf>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -95,6 +99,8 @@ impl PyEngine {
                 _ => Err(invalid("kv_dtype", format!("kv_dtype is '{name}', expected f16, bf16 or f32"))),
             })
             .transpose()?;
+        let timeout = Duration::try_from_secs_f64(mask_timeout)
+            .map_err(|error| invalid("mask_timeout", format!("mask_timeout is {mask_timeout}: {error}")))?;
         let config = EngineConfig {
             device: device_choice(device)?,
             max_model_len,
@@ -105,10 +111,12 @@ impl PyEngine {
             max_queue,
             enable_prefix_caching,
             speculation,
+            masks: MaskLimits { timeout, ..MaskLimits::default() },
             threads,
             skip_tokenizer_init,
             num_blocks,
             quantize: quantize.map(kind).transpose()?,
+            mmproj,
         };
         let engine = py.detach(|| {
             config.check()?;
@@ -131,6 +139,12 @@ impl PyEngine {
     ) -> PyResult<PyRequestHandle> {
         let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
+    }
+
+    #[pyo3(signature = (prompt, *, add_special_tokens=true))]
+    fn count_tokens(&self, py: Python<'_>, prompt: PyPrompt, add_special_tokens: bool) -> PyResult<usize> {
+        let prompt = prompt.into_engine(add_special_tokens);
+        py.detach(|| self.0.count_tokens(prompt)).map_err(|error| to_py(&error))
     }
 
     fn subscribe(&self) -> PyResult<PySubscription> {
@@ -220,10 +234,11 @@ pub fn kind(name: &str) -> PyResult<Quantize> {
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
-pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
-    py.detach(|| {
-        let inspection =
-            fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
+#[pyo3(signature = (model, mmproj=None))]
+pub fn inspect(py: Python<'_>, model: &str, mmproj: Option<PathBuf>) -> PyResult<String> {
+    py.detach(move || {
+        let inspection = fastchat_models::inspect(Path::new(model), mmproj.as_deref())
+            .map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

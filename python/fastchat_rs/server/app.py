@@ -91,6 +91,8 @@ _EXPOSED = ", ".join(
         *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     ]
 )
+_HEADERS = ("authorization", "content-type", "x-request-id", "cache-control", "x-fastchat-resume")
+_HEADER_LIST = re.compile(r"[A-Za-z0-9-]{1,64}(, ?[A-Za-z0-9-]{1,64}){0,63}")
 _RESPONSE = re.compile(r"/v1/responses/[^/]+(/cancel)?")
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -191,10 +193,7 @@ class App:
         if any(name == "access-control-allow-origin" for name, _ in request.headers_out):
             headers += [
                 ("access-control-allow-methods", _allow(methods)),
-                (
-                    "access-control-allow-headers",
-                    "authorization, content-type, x-request-id, cache-control, x-fastchat-resume",
-                ),
+                ("access-control-allow-headers", _allowed_headers(request.header("access-control-request-headers"))),
                 ("access-control-max-age", "600"),
             ]
         return Reply(b"", 204, headers=headers)
@@ -235,6 +234,11 @@ def _allow(methods: dict[str, Handler]) -> str:
     if "GET" in methods:
         names.insert(1, "HEAD")
     return ", ".join(names)
+
+
+def _allowed_headers(asked: str) -> str:
+    """What an allowed origin asks for: clients have headers of their own, and none of them decides anything here."""
+    return asked if _HEADER_LIST.fullmatch(asked) else ", ".join(_HEADERS)
 
 
 def _allowed_hosts(address: str, extra: list[str]) -> frozenset[str] | None:

@@ -13,7 +13,7 @@ from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidReq
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.fetch import ImageFetcher
-from fastchat_rs.server.http import OPENAI, Reply, Request
+from fastchat_rs.server.http import OPENAI, ApiError, Reply, Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.outlet import RESUME_HEADER, Direct, Outlet, Ring, Rings
 from fastchat_rs.server.receipt import Notes
@@ -80,10 +80,6 @@ class Submission:
     """The field an engine's complaint about the constraint is about."""
     ids: Ids | None = None
     """Of the answer, where it may be cached or resumed."""
-
-
-PICTURE_TOKENS = 1024
-"""Held for a picture until its request is settled by what it took: processors make fewer of most."""
 
 
 class Context:
@@ -226,18 +222,15 @@ class _Job:
         request, submission, lease = self.request, self.submission, self.request.lease
         usage: UsageCounter | None = None
         try:
-            try:
-                submission = await _reserved(lease, self.served, submission, self.notes)
-                generation = await self.served.bridge.submit(
-                    submission.prompts,
-                    submission.params,
-                    add_special_tokens=submission.add_special_tokens,
-                    cache_salt=submission.cache_salt,
-                    priority=submission.priority,
-                    tenant=request.tenant,
-                )
-            except (InvalidRequestError, ContextLengthError) as error:
-                raise _worded(error, request, submission) from error
+            submission = await _reserved(lease, self.served, submission, self.notes)
+            generation = await self.served.bridge.submit(
+                submission.prompts,
+                submission.params,
+                add_special_tokens=submission.add_special_tokens,
+                cache_salt=submission.cache_salt,
+                priority=submission.priority,
+                tenant=request.tenant,
+            )
             try:
                 watcher.guard(generation)
                 lengths = [len(ids) for ids in generation.prompt_token_ids]
@@ -249,6 +242,8 @@ class _Job:
                 await self._send(out, generation, usage, submission is self.submission)
             finally:
                 generation.close()
+        except (InvalidRequestError, ContextLengthError) as error:
+            raise self._worded(error) from error
         finally:
             if usage is not None and usage.begun:
                 request.tokens = usage.prompt_tokens, usage.completion_tokens
@@ -257,7 +252,8 @@ class _Job:
     async def _send(self, out: Outlet, generation: Generation, usage: UsageCounter, uncut: bool) -> None:
         context, ids = self.context, self.submission.ids
         observed = context.metrics.observe(generation.submitted_at)
-        answer = Answer(self.request, context.state, observed, generation, self.shape(generation, usage))
+        shape = self.shape(generation, usage)
+        answer = Answer(self.request, context.state, observed, generation, shape, self._worded)
         parts: list[bytes] = []
         # An answer that a budget cut short is not the answer.
         kept = self.key is not None and context.cache is not None and uncut
@@ -268,6 +264,13 @@ class _Job:
             parts.append(body)
         if kept and parts and context.cache and self.key and ids:
             await context.cache.put(self.key, ids.id, ids.created, b"".join(parts))
+
+    def _worded(self, error: Exception) -> ApiError:
+        """The engine's complaint as one about the request's own fields."""
+        worded = to_api_error(error, self.request.id)
+        if worded.param in ("messages", "prompt"):
+            worded.param = self.submission.prompt_field
+        return reworded(worded, self.submission.structured_field)
 
 
 async def _settle(lease: Lease | None, usage: UsageCounter | None, gone: bool) -> None:
@@ -287,13 +290,12 @@ async def _reserved(lease: Lease | None, served: Served, submission: Submission,
     if not lease.counts_ahead:
         lease.on(served.name)
         return submission
-    encode, special = served.bridge.engine.encode, submission.add_special_tokens
+    engine, special = served.bridge.engine, submission.add_special_tokens
 
     def counted(prompt: str | Sequence[int] | MediaPrompt) -> tuple[Sequence[int] | MediaPrompt, int]:
         if isinstance(prompt, MediaPrompt):
-            texts = sum(len(encode(text, add_special_tokens=False)) for text in prompt.texts)
-            return prompt, texts + PICTURE_TOKENS * prompt.num_images
-        ids = encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
+            return prompt, engine.count_tokens(prompt)
+        ids = engine.encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
         return ids, len(ids)
 
     prompts = await served.bridge.offload(lambda: [counted(prompt) for prompt in submission.prompts])
@@ -312,10 +314,3 @@ async def _reserved(lease: Lease | None, served: Served, submission: Submission,
         params = with_max_tokens(params, clamped)
     # What was counted is not tokenised again.
     return replace(submission, prompts=[prompt for prompt, _ in prompts], params=params)
-
-
-def _worded(error: Any, request: Request, submission: Submission) -> Exception:
-    worded = to_api_error(error, request.id)
-    if worded.param in ("messages", "prompt"):
-        worded.param = submission.prompt_field
-    return reworded(worded, submission.structured_field)

@@ -7,6 +7,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+# Of an answer: what is more than the context is clamped, however large.
+Length = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
@@ -153,8 +155,8 @@ class ChatRequest(SamplingFields, kw_only=True):
 
     messages: list[Message] | None = None
     prompt: str | None = None
-    max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     logprobs: bool | None = None
     top_logprobs: Tokens | None = None
     tools: list[Tool] | None = None
@@ -172,7 +174,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | Tokens | list[Tokens]] | None = None
-    max_tokens: Tokens | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
     logprobs: Tokens | None = None
     prompt_logprobs: Tokens | None = None
     echo: bool | None = None

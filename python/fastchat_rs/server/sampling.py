@@ -8,6 +8,8 @@ from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import SamplingFields
 from fastchat_rs.server.state import Limits, Served
 
+# More than any context.
+_MOST_TOKENS = 2**31 - 1
 # Sampling fields whose default may come from the model's generation_config.json.
 _FROM_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -39,7 +41,7 @@ def sampling_params(request: SamplingFields, served: Served, limits: Limits, rou
         raise bad_field("n", f"n: {n} is more than the limit of {limits.n}")
     values: dict[str, Any] = {
         "n": n,
-        "max_tokens": route.max_tokens,
+        "max_tokens": None if route.max_tokens is None else min(route.max_tokens, _MOST_TOKENS),
         "logprobs": route.logprobs,
         "prompt_logprobs": route.prompt_logprobs,
         "stop": _stop(request.stop, limits.stop),

@@ -13,7 +13,6 @@ from typing import Protocol
 from msgspec import Struct
 
 from fastchat_rs.server.bridge import Delta, Generation
-from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.http import (
     ApiError,
     HTTPProtocol,
@@ -93,9 +92,16 @@ class Answer:
     """Sends one generation to one client."""
 
     def __init__(
-        self, request: Request, state: State, observed: Observation, generation: Generation, shape: Shape
+        self,
+        request: Request,
+        state: State,
+        observed: Observation,
+        generation: Generation,
+        shape: Shape,
+        worded: Callable[[Exception], ApiError],
     ) -> None:
         self._request = request
+        self._worded = worded
         self._state = state
         self._generation = generation
         self._shape = shape
@@ -186,7 +192,7 @@ class Answer:
         return b"".join(map(self._request.wording.chunk, chunks))
 
     async def _fail(self, out: Outlet, error: Exception) -> None:
-        failure = self._request.renamed(to_api_error(error, self._request.id))
+        failure = self._request.renamed(self._worded(error))
         self._request.status = failure.status
         try:
             await out.send(self._request.wording.chunk(self._request.wording.stream_error(failure)))

@@ -40,9 +40,12 @@ pub enum TextError {
         /// What is wrong with it, in one line.
         message: String,
     },
-    /// A constrained text went where its grammar does not, or the grammar became too expensive.
-    #[error("constrained text: {0}")]
+    /// Nothing can follow a constrained text that is not complete, or its grammar became too expensive.
+    #[error("the constraint cannot be followed: {0}")]
     Constraint(String),
+    /// A token that the mask does not allow was to be accepted.
+    #[error("token {0} is not allowed by the constraint here")]
+    NotAllowed(u32),
 }
 
 impl TextError {

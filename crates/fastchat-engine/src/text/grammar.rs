@@ -170,6 +170,8 @@ fn one_line(message: &str) -> String {
 /// Compiles constraints for one tokenizer and remembers the latest ones.
 pub struct GrammarCompiler {
     factory: ParserFactory,
+    /// Where masks need more than llguidance to be right.
+    incomplete: Option<Arc<GrammarTokens>>,
     cache: Mutex<GrammarCache>,
 }
 
@@ -177,9 +179,10 @@ impl GrammarCompiler {
     /// Builds the trie of all tokens once. `end_tokens` are what may follow a complete text. Where a grammar leaves no
     /// choice of text, masks leave no choice of tokens either: the model's own cut of it.
     pub fn forcing(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
-        let trie = trie(tokenizer, end_tokens)?;
-        let environment: TokEnv = Arc::new(GrammarTokens::new(trie, tokenizer.clone()));
-        Self::with(&environment)
+        let tokens = Arc::new(GrammarTokens::new(trie(tokenizer, end_tokens)?, tokenizer.clone()));
+        let mut compiler = Self::with(&(tokens.clone() as TokEnv))?;
+        compiler.incomplete = Some(tokens).filter(|tokens| tokens.is_incomplete());
+        Ok(compiler)
     }
 
     /// The same, with every cut of a forced text allowed.
@@ -194,7 +197,7 @@ impl GrammarCompiler {
             .map_err(|e| TextError::vocabulary("tokens", one_line(&e.to_string())))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, cache: Mutex::new(GrammarCache::default()) })
+        Ok(Self { factory, incomplete: None, cache: Mutex::new(GrammarCache::default()) })
     }
 
     /// A matcher at the beginning of a text. Compiling takes milliseconds; call it off the engine's thread.
@@ -210,7 +213,7 @@ impl GrammarCompiler {
         if let Some(message) = inner.get_error() {
             return Err(spec.error(&complaint(first_line(&message))));
         }
-        let matcher = Matcher::new(inner);
+        let matcher = Matcher::new(inner, self.incomplete.clone());
         self.cache.lock().insert(key, matcher.fresh_copy(), bytes);
         Ok(matcher)
     }

@@ -1,9 +1,11 @@
 //! Random walks through masks: whatever the mask allows must end in a text the constraint accepts.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::test_vocabulary::byte_level;
+use super::test_vocabulary::{byte_level, byte_level_without};
 use super::{GrammarCompiler, GrammarSpec, Matcher, REASONING_MARKERS, TextError, Tokenizer};
 
 pub(crate) const END: u32 = 257;
@@ -262,6 +264,55 @@ fn strange_tokens_do_no_harm() {
     let spelled: Vec<&[u8]> =
         matcher.mask().unwrap().ids().iter().map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
     assert!(spelled.contains(&&b"aa"[..]) && spelled.iter().all(|bytes| bytes.len() < 100), "{spelled:?}");
+}
+
+/// U+B538A is F2 B5 8E 8A. Without the byte F2 nothing spells it but tokens of several bytes; without 8A nothing does.
+#[test]
+fn bytes_that_no_token_spells_are_never_left_out() {
+    let whole = |lacking: &[u8]| Arc::new(byte_level_without(lacking));
+    let masks = |tokenizer: &Arc<Tokenizer>, regex: &str, text: &str| -> Result<Vec<Vec<Vec<u8>>>, TextError> {
+        let compiler = GrammarCompiler::forcing(tokenizer, &[END]).unwrap();
+        let mut matcher = compiler.compile(&GrammarSpec::Regex(regex.into()))?;
+        let mut found = Vec::new();
+        let mut left = text.as_bytes();
+        loop {
+            let ids = matcher.mask()?.ids();
+            let mut spelled: Vec<_> = ids.iter().map(|&id| tokenizer.token_bytes(id).unwrap().to_vec()).collect();
+            spelled.sort();
+            found.push(spelled);
+            if matcher.is_finished() {
+                return Ok(found);
+            }
+            assert!(matcher.forced().is_none_or(|id| ids == [id]));
+            let fits = |id: &&u32| **id != END && left.starts_with(tokenizer.token_bytes(**id).unwrap());
+            let Some(&id) = ids.iter().filter(fits).max_by_key(|&&id| tokenizer.token_bytes(id).unwrap().len()) else {
+                return Ok(found);
+            };
+            left = &left[tokenizer.token_bytes(id).unwrap().len()..];
+            matcher.accept(id).unwrap();
+        }
+    };
+    let (first, two, three): (&[u8], &[u8], &[u8]) = (b"\xF2", b"\xF2\xB5", b"\xF2\xB5\x8E");
+    let text = "\u{b538a}";
+    // Every byte is there: what is forced is cut as the model would.
+    assert_eq!(masks(&whole(&[]), text, text).unwrap()[0], [three]);
+    assert_eq!(masks(&whole(&[0xF2]), text, text).unwrap()[0], [two, three]);
+    assert_eq!(masks(&whole(&[0xF2, 0x8E]), text, text).unwrap()[0], [three]);
+    // Forced bytes that end inside a token.
+    let two_ways = "(\u{b538a}|\u{b53bf})";
+    assert_eq!(masks(&whole(&[0xF2]), two_ways, text).unwrap()[0], [two, three]);
+    assert_eq!(masks(&whole(&[0xF2]), "(\u{b538a}|\u{b6000})", text).unwrap()[0], [two, three]);
+    assert_eq!(masks(&whole(&[]), "(\u{b538a}|\u{b6000})", text).unwrap()[0], [first, two, three]);
+    // What has to come is seen from the beginning.
+    for regex in [text, "yes, \u{b538a}!", "[\u{b538a}]", "\u{b538a}{2}x"] {
+        let dead = masks(&whole(&[0x8A]), regex, "yes, \u{b538a}!");
+        let Err(TextError::Constraint(message)) = dead else { panic!("{regex}: {dead:?}") };
+        assert!(!message.contains('\n') && !message.is_empty(), "{message}");
+    }
+    // Where there is a choice nothing else is taken away, and the end of the other way is an error.
+    assert!(masks(&whole(&[0x8A]), "(a|b\u{b538a})", "a").is_ok());
+    let dead = masks(&whole(&[0x8A]), "(a|b\u{b538a})", "b\u{b538a}");
+    assert!(matches!(dead, Err(TextError::Constraint(_))), "{dead:?}");
 }
 
 #[test]

@@ -23,14 +23,20 @@ fn build(vocab: GgufVocab, words: &[&str]) -> Tokenizer {
 
 /// 256 bytes in GPT-2's alphabet, then [`CONTROL`], then merged words.
 pub(crate) fn byte_level() -> Tokenizer {
+    byte_level_without(&[])
+}
+
+/// The same with tokens of no use in place of some bytes.
+pub(crate) fn byte_level_without(lacking: &[u8]) -> Tokenizer {
     let alphabet = ByteAlphabet::new();
     let letter = |byte: u8| {
         let mut out = String::new();
         alphabet.spell(&[byte], &mut out);
         out
     };
-    let tokens = (0..=255).map(letter).collect();
-    let merges = ["t r", "tr u", "tru e", "\" :", "{ \"", "Ġ t", "a b"];
+    let token = |byte| if lacking.contains(&byte) { format!("unused{byte}") } else { letter(byte) };
+    let tokens = (0..=255).map(token).collect();
+    let merges = ["t r", "tr u", "tru e", "\" :", "{ \"", "Ġ t", "a b", "ò µ", "òµ İ"];
     let words: Vec<String> = merges.iter().map(|merge| merge.replace(' ', "")).collect();
     let merges = merges.iter().map(|&merge| merge.to_owned()).collect();
     let vocab = GgufVocab { model: "gpt2".into(), pre: "gpt-2".into(), tokens, merges, ..GgufVocab::default() };

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from msgspec import Raw, Struct
 
-from fastchat_rs.server.protocol import ErrorBody, Positive, Probability, Tokens
+from fastchat_rs.server.protocol import ErrorBody, Length, Positive, Probability, Tokens
 
 
 class Text(Struct, kw_only=True, tag_field="type", tag="text"):
@@ -132,7 +132,7 @@ class CountRequest(Struct, kw_only=True):
 class MessagesRequest(CountRequest, kw_only=True):
     """POST /v1/messages."""
 
-    max_tokens: Positive
+    max_tokens: Length
     stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: Probability | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from fastchat_rs.server.protocol import Positive, Probability, Tokens
+from fastchat_rs.server.protocol import Length, Positive, Probability, Tokens
 
 
 def _null() -> Raw:
@@ -94,7 +94,7 @@ class ResponsesRequest(Struct, kw_only=True):
     background: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_output_tokens: Positive | None = None
+    max_output_tokens: Length | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Probability | None = None
     top_logprobs: Tokens | None = None
