@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
+    parser.add_argument("--embedding", action="store_true", help="serve embeddings, pooled as the file says")
     args = parser.parse_args()
     params = xllamacpp.CommonParams()
     params.model.path = args.model
@@ -25,6 +26,10 @@ def main() -> None:
     params.n_ctx = args.context * args.slots
     params.cont_batching = True
     params.n_gpu_layers = 0
+    if args.embedding:
+        params.embedding = True
+        # A text has to fit into one batch.
+        params.n_batch = params.n_ubatch = 2048
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

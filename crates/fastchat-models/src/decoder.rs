@@ -103,6 +103,27 @@ impl Decoder {
     /// # Errors
     /// As `forward`; also pictures that do not fit the batch.
     pub fn forward_media(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
+        let rows = self.rows(batch, media, cache)?;
+        if batch.logits_rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
+        }
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
+        let logits = scaled(self.kernels.linear(&rows, head)?, self.spec.logit_scale)?;
+        match self.spec.logit_softcap.map(f64::from) {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
+        }
+    }
+
+    /// What the output matrix is given: f32 `[batch.logits_rows, hidden]`.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn hidden(&self, batch: &ForwardBatch, cache: &Cache) -> Result<Tensor> {
+        self.rows(batch, &Media::default(), cache)
+    }
+
+    fn rows(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
         self.check(batch, cache)?;
         media.check(batch.num_tokens())?;
         let plan = self.kernels.plan(batch, &self.ropes)?;
@@ -141,7 +162,7 @@ impl Decoder {
                 }
             }
         }
-        self.logits(&step, &stream, pending.as_ref())
+        self.last_norm(&step, &stream, pending.as_ref())
     }
 
     /// A tower's rows as this decoder takes them: for layers that look at pictures, their keys and values.
@@ -165,11 +186,11 @@ impl Decoder {
         Ok(features)
     }
 
-    fn logits(&self, step: &Step, stream: &Tensor, pending: Option<&Tensor>) -> Result<Tensor> {
+    fn last_norm(&self, step: &Step, stream: &Tensor, pending: Option<&Tensor>) -> Result<Tensor> {
         let rows = &step.plan.batch.logits_rows;
         let device = self.kernels.device();
         if rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, device)?);
+            return Ok(Tensor::zeros((0, self.spec.hidden_size), DType::F32, device)?);
         }
         let pick = |x: &Tensor| {
             if rows.len() == x.dim(0)? && rows.iter().enumerate().all(|(i, &row)| i == row as usize) {
@@ -178,12 +199,7 @@ impl Decoder {
             x.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
         };
         let (_, x) = step.join(pick(stream)?, pending.map(pick).transpose()?, Some(&self.weights.final_norm))?;
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
-        let logits = scaled(self.kernels.linear(&x, head)?, self.spec.logit_scale)?;
-        match self.spec.logit_softcap.map(f64::from) {
-            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
-            None => Ok(logits),
-        }
+        Ok(x)
     }
 
     /// Refuses a batch that would read or write outside the tables, the cache or the state slots.
