@@ -2,8 +2,8 @@
 
 This engine reads the published safetensors; llama.cpp gets them as a GGUF file of the same f32 numbers (q8_0 with
 `--quantize`, on both sides), written here by the `gguf` package, which has to be installed. The texts are bfcl-eval's
-questions, and documents made of its function descriptions: 12 to 220 tokens. Both servers get the same requests of
-many texts, in turns; the vectors must agree.
+questions, and documents made of its function descriptions: some 20 and some 120 tokens. Both servers get the
+same requests of many texts, in turns; the vectors must agree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from compare import ROOT, peers_python
 from peers.servers import HERE, free_port, model_id
 
-WORDS_OF_A_DOCUMENT = 150
+WORDS_OF_A_DOCUMENT = 80
 NAMES = [
     ("embeddings.word_embeddings.weight", "token_embd.weight"),
     ("embeddings.position_embeddings.weight", "position_embd.weight"),
