@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench mutants clean
+.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench families mutants clean
 .PHONY: cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
@@ -116,6 +116,10 @@ wheel-cuda: dev
 
 bench: dev models
 	$(BIN)/python benches/compare.py
+
+# Lines of every family's mapping, and their median.
+families:
+	$(CARGO) test --release --locked -p fastchat-models --test house -- --nocapture
 
 # Breaks the CUDA kernels one line at a time; the emulator's tests must find every mutant.
 mutants:

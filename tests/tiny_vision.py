@@ -3,10 +3,14 @@
 import base64
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from where import need, shared
+import pytest
+
+from fastchat_rs.convert import convert_model
+from where import REPOSITORY, need, shared
 
 SPECIAL = {
     0: "<pad>",
@@ -61,6 +65,26 @@ def vision_model(folder: Path, family: str = "qwen2_5_vl") -> Path:
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    return folder
+
+
+def gguf_vision_model(folder: Path) -> Path:
+    """The same in `folder` as model.gguf, with mmproj-model.gguf beside it and the picture."""
+    if subprocess.run(["python3", "-c", "import gguf"], capture_output=True, timeout=60).returncode != 0:
+        pytest.skip("SKIPPED: python3 cannot import gguf; pip install gguf")
+    source = vision_model(folder / "source")
+    script = REPOSITORY / "crates/fastchat-models/tests/gguf/mmproj.py"
+    command = ["python3", str(script), str(source), str(folder), "qwen2vl", "qwen2.5vl_merger"]
+    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    # That script's words are made up; these are the model's, with one merge and a split into words, as GGUF wants.
+    words = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    words["pre_tokenizer"]["use_regex"] = True
+    words["model"]["vocab"]["zq"] = words["model"]["vocab"].pop("\u0100")
+    words["model"]["merges"] = ["z q"]
+    (source / "tokenizer.json").write_text(json.dumps(words), "utf-8")
+    convert_model(source, folder / "model.gguf")
+    (source / "image.png").rename(folder / "image.png")
+    shutil.rmtree(source)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from pathlib import Path
 
 import xllamacpp
 
@@ -15,6 +16,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
     parser.add_argument("--embedding", action="store_true", help="serve embeddings, pooled as the file says")
+    parser.add_argument("--mmproj", default="", help="tower for pictures")
+    parser.add_argument("--chat-template", type=Path, help="file that replaces the model's")
     args = parser.parse_args()
     params = xllamacpp.CommonParams()
     params.model.path = args.model
@@ -30,6 +33,9 @@ def main() -> None:
         params.embedding = True
         # A text has to fit into one batch.
         params.n_batch = params.n_ubatch = 2048
+    params.mmproj.path = args.mmproj
+    if args.chat_template is not None:
+        params.chat_template = args.chat_template.read_text()
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

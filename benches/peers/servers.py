@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +69,12 @@ def command(name: str, model: Path, port: int, threads: int, slots: int, peers: 
 
 
 @contextmanager
-def serve(name: str, model: Path, threads: int, slots: int, peers: Path) -> Iterator[Server]:
-    """Start a server, wait for its first token, stop it by its own process id at the end."""
+def serve(name: str, model: Path, threads: int, slots: int, peers: Path, more: Sequence[str] = ()) -> Iterator[Server]:
+    """Start a server, wait for its first token, stop it by its own process id at the end. `more` is for both."""
     port = free_port()
     began = time.perf_counter()
     process = subprocess.Popen(
-        command(name, model, port, threads, slots, peers),
+        [*command(name, model, port, threads, slots, peers), *more],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "RAYON_NUM_THREADS": str(threads)},
@@ -85,7 +85,7 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path) -> Iter
             if process.poll() is not None:
                 raise RuntimeError(f"{name} ended with status {process.returncode} before it answered")
             try:
-                body = {"prompt": [5, 6, 7], "max_tokens": 1, "model": model_id(url)}
+                body = {"prompt": "one two", "max_tokens": 1, "model": model_id(url)}
                 if httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200:
                     break
             except httpx.HTTPError:

@@ -4,6 +4,7 @@ Every method that can wait or work releases the GIL. Only `server/bridge.py` and
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Literal, final
 
 __all__ = [
@@ -360,11 +361,6 @@ class MediaPrompt:
     """
 
     def __new__(cls, segments: Sequence[tuple[str | Sequence[int], bool]], images: Sequence[Image]) -> MediaPrompt: ...
-    @property
-    def num_images(self) -> int: ...
-    @property
-    def texts(self) -> list[str]:
-        """The segments that are text."""
 
 @final
 class EngineStats:
@@ -465,10 +461,12 @@ class Engine:
         skip_tokenizer_init: bool = False,
         num_blocks: int | None = None,
         quantize: str | None = None,
+        mmproj: PathLike[str] | str | None = None,
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
+        `mmproj` is the file of the tower of a GGUF model that takes pictures; None takes the one beside the model.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(
@@ -485,6 +483,8 @@ class Engine:
 
         Requests of one `tenant` wait for each other; tenants share the engine evenly.
         """
+    def count_tokens(self, prompt: str | Sequence[int] | MediaPrompt, *, add_special_tokens: bool = True) -> int:
+        """Tokens of a prompt, those of its pictures by their headers. Raises as `submit`, if not for damaged pixels."""
     def subscribe(self) -> Subscription: ...
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
@@ -565,7 +565,7 @@ def probe_device(
 def automatic_kv_memory(weights: int) -> int:
     """Budget of all caches when nothing is said, for several models whose `weights` bytes are not loaded yet."""
 
-def inspect(model: str) -> str:
+def inspect(model: str, mmproj: PathLike[str] | str | None = None) -> str:
     """Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights."""
 
 def machine_limits(threads: int | None = None) -> tuple[float, float, str]:

@@ -115,6 +115,7 @@ def load(config: EngineConfig) -> LLM:
         threads=config.threads,
         chat_template=template,
         quantize=config.quantize,
+        mmproj=config.mmproj,
     )
 
 
@@ -186,12 +187,13 @@ def _number(value: float) -> str:
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Path, Hugging Face id or demo name", show_default=False)],
+    mmproj: Annotated[str | None, typer.Option(help="File of a GGUF model's tower for pictures")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what MODEL is without loading its weights: resolved layers, tensor kinds, memory plan."""
     from fastchat_rs.inspection import show
 
-    text = inspect_model(model)
+    text = inspect_model(model, mmproj)
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())
 
 
@@ -208,19 +210,21 @@ def convert(
     converted = convert_model(model, out, kind)
     kinds = ", ".join(f"{count} {name}" for name, count in converted.kinds.items())
     print(f"{out}: {size(converted.bytes)}, {converted.tensors} tensors: {kinds}")
+    if converted.left_out:
+        print(f"fastchat-rs: not written: {converted.left_out}", file=sys.stderr)
 
 
 @app.command(epilog=_PRECEDENCE)
 @with_settings(DoctorConfig)
 def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
-    """Check MODEL: files, finite numbers, tokenizer, template, a short text, memory. Status 1 when a check fails.
+    """Check MODEL: kernels, files, numbers, tokenizer, template, text, a picture, memory. Status 1 when one fails.
 
     Without MODEL, check the device: every kernel against its plain default, and the families that --parity names.
     """
     if config.model:
         from fastchat_rs.doctor import examine
 
-        checks = examine(config.model, lambda: load(config))
+        checks = examine(config, lambda: load(config))
     else:
         from fastchat_rs.device_check import examine_device
 

@@ -61,6 +61,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Quantize | None,
         Meta(description="Round weights stored as floats: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k"),
     ] = None
+    mmproj: Annotated[
+        str | None, Meta(description="File of a GGUF model's tower for pictures (default: the mmproj*.gguf beside it)")
+    ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
 
     @property

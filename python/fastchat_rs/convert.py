@@ -12,11 +12,13 @@ FileKind = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1",
 
 
 class Converted(msgspec.Struct, frozen=True):
-    """What was written: tensors, bytes of the file, and the number of tensors of each element kind."""
+    """What was written: tensors, bytes of the file, the number of tensors of each element kind, and what the model has
+    that the file has not."""
 
     tensors: int
     bytes: int
     kinds: dict[str, int]
+    left_out: str | None = None
 
 
 def convert_model(model: str | Path, out: str | Path, kind: FileKind | None = None) -> Converted:

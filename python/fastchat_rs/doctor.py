@@ -1,12 +1,15 @@
 """The checks of `fastchat-rs doctor`: each says what it saw, and the first that loads nothing ends the list."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastchat_rs.config import DoctorConfig
+from fastchat_rs.device import kernel_findings
 from fastchat_rs.errors import FastchatError
 from fastchat_rs.inspection import memory_lines
 from fastchat_rs.llm import LLM, EngineError, SamplingParams, inspect_model, machine_limits
@@ -27,9 +30,14 @@ class Check:
         return asdict(self)
 
 
-def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
+def examine(config: DoctorConfig, load: Callable[[], LLM]) -> list[Check]:
     """Runs all checks that the model allows."""
-    checks = [check("machine", _machine), check("files", lambda: _files(model))]
+
+    def found() -> Any:
+        return json.loads(inspect_model(config.model, config.mmproj))
+
+    checks = [check("machine", _machine), check("kernels", lambda: _kernels(config.device))]
+    checks.append(check("files", lambda: _files(found())))
     if not checks[-1].ok:
         return checks
     loaded: list[LLM] = []
@@ -45,8 +53,10 @@ def examine(model: str, load: Callable[[], LLM]) -> list[Check]:
         parts: list[tuple[str, Callable[[LLM], str]]] = [("numbers", _numbers)]
         if llm.info.has_tokenizer:
             parts += [("tokenizer", _tokenizer), ("template", _template), ("text", _text)]
+        if llm.info.takes_images and llm.info.has_tokenizer:
+            parts.append(("picture", _picture))
         checks += [check(name, lambda part=part: part(llm)) for name, part in parts]
-        checks.append(check("memory", lambda: _memory(llm, model)))
+        checks.append(check("memory", lambda: _memory(llm, found())))
     return checks
 
 
@@ -67,9 +77,21 @@ def _machine() -> str:
     return f"{kernels} reads {read / 1e9:.3g} GB/s and does {int8 / 1e9:.3g} billion 8-bit operations a second"
 
 
-def _files(model: str) -> str:
-    found = json.loads(inspect_model(model))
-    return f"readable, {len(found.get('spec', {}).get('layers', []))} layers"
+def _kernels(device: str) -> str:
+    """What the model is computed with, on inputs made up, against the plain defaults."""
+    name, findings = kernel_findings(device)
+    for operation, difference, bound, error in findings:
+        if error is not None or not difference <= bound:
+            raise FailedError(f"{operation}: {error or f'differs by {difference:.1e}, at most {bound:.0e} is right'}")
+    return f"{len(findings)} operations of {name} equal their plain defaults"
+
+
+def _files(found: Mapping[str, Any]) -> str:
+    tower = found.get("vision")
+    if tower is None:
+        return f"readable, {len(found['spec']['layers'])} layers"
+    beside = f" in {Path(found['mmproj']).name}" if "mmproj" in found else ""
+    return f"readable, {len(found['spec']['layers'])} layers, {len(tower['layers'])} of a tower for pictures{beside}"
 
 
 def _numbers(llm: LLM) -> str:
@@ -112,10 +134,21 @@ def _text(llm: LLM) -> str:
     return repr(output.outputs[0].text)
 
 
-def _memory(llm: LLM, model: str) -> str:
+def _picture(llm: LLM) -> str:
+    """A made-up picture goes the whole way: processor, tower, projector, decoder."""
+    if llm.info.chat_template is None:
+        return "no template, so none was sent"
+    shades = np.ndarray((64, 96, 3), np.uint8, bytes(i // 72 for i in range(64 * 96 * 3)))
+    parts = [{"type": "image", "image": shades}, {"type": "text", "text": "What is this?"}]
+    messages = [{"role": "user", "content": parts}]
+    output = llm.chat(messages, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0]
+    return f"{len(output.prompt_token_ids)} tokens with a picture of 96 x 64: {output.outputs[0].text!r}"
+
+
+def _memory(llm: LLM, found: Mapping[str, Any]) -> str:
     stats = llm.stats()
     room = stats.total_blocks * stats.block_size
-    lines = [*memory_lines(json.loads(inspect_model(model))), f"cache for {room} tokens"]
+    lines = [*memory_lines(found), f"cache for {room} tokens"]
     if room < llm.info.max_model_len:
         lines.append(f"which is less than the context of {llm.info.max_model_len}: raise --kv-memory")
     return ", ".join(lines)

@@ -38,6 +38,8 @@ class Located:
 
     path: Path
     name: str
+    mmproj: Path | None = None
+    """File of its tower for pictures, where that is known to be its."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _from_hugging_face(model: str) -> Located:
     wants_gguf = bool(variant or inner) or name.lower().endswith("gguf")
     try:
         if wants_gguf:
-            return Located(_gguf_file(repository, "/".join(inner), variant), model)
+            path, tower = _gguf_files(repository, "/".join(inner), variant)
+            return Located(path, model, tower)
         # Without a network this returns the cached snapshot.
         folder = snapshot_download(repository, allow_patterns=_FOLDER_PATTERNS, ignore_patterns=_FOLDER_IGNORED)
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
@@ -191,7 +194,8 @@ def _from_hugging_face(model: str) -> Located:
     return Located(Path(folder), model)
 
 
-def _gguf_file(repository: str, file: str, variant: str) -> Path:
+def _gguf_files(repository: str, file: str, variant: str) -> tuple[Path, Path | None]:
+    """The model, and its tower where the repository has one; a file that is named stands for itself."""
     from huggingface_hub import (
         HfApi,
         hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
@@ -199,6 +203,7 @@ def _gguf_file(repository: str, file: str, variant: str) -> Path:
     )
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    tower = None
     if not file:
         try:
             files = HfApi().list_repo_files(repository)
@@ -208,8 +213,16 @@ def _gguf_file(repository: str, file: str, variant: str) -> Path:
             # No network, in whichever class the client's HTTP library says so: choose among what is cached.
             folder = Path(snapshot_download(repository, local_files_only=True))
             files = [found.relative_to(folder).as_posix() for found in folder.rglob("*.gguf")]
-        file = choose_gguf([name for name in files if name.endswith(".gguf")], variant, repository)
-    return Path(hf_hub_download(repository, file))
+        files = [name for name in files if name.endswith(".gguf")]
+        file, tower = choose_gguf(files, variant, repository), choose_tower(files)
+    return Path(hf_hub_download(repository, file)), Path(hf_hub_download(repository, tower)) if tower else None
+
+
+def choose_tower(files: Sequence[str]) -> str | None:
+    """Of several copies of a tower the one in 16 bits."""
+    towers = sorted(name for name in files if "mmproj" in name.lower())
+    wanted = (name for kind in ("-f16", "bf16") for name in towers if kind in name.lower())
+    return next(wanted, towers[0] if towers else None)
 
 
 def choose_gguf(files: Sequence[str], variant: str, repository: str) -> str:

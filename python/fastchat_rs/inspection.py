@@ -21,6 +21,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for (mixer, mlp, norms), count in Counter(_layer(layer) for layer in spec["layers"]).items():
         layers.add_row(str(count), mixer, mlp, norms)
     console.print(layers)
+    if "vision" in found:
+        console.print(f"pictures: {_tower(found)}", markup=False, highlight=False, soft_wrap=True)
     kinds = Table("kind", "tensors", "elements", "bytes", title="tensors")
     for kind, sums in found["kinds"].items():
         kinds.add_row(kind, f"{sums['tensors']:,}", f"{sums['elements']:,}", f"{sums['bytes']:,}")
@@ -65,6 +67,16 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def _tower(found: Mapping[str, Any]) -> str:
+    tower = found["vision"]
+    patch, rule = tower["patch"], tower["processor"]["rule"]
+    parts = [f"{len(tower['layers'])} layers of {tower['hidden_size']}", f"patches of {patch['size']} pixels"]
+    if patch["group"] > 1:
+        parts.append(f"{patch['group']} x {patch['group']} of them a row")
+    parts.append(_short(rule))
+    return ", ".join([*parts, found["mmproj"]] if "mmproj" in found else parts)
 
 
 def _layer(layer: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -77,9 +77,10 @@ _WAITING_SHARE = 2
 _LOOK_SECONDS = 0.25
 
 
-def inspect_model(model: str) -> str:
+def inspect_model(model: str, mmproj: str | Path | None = None) -> str:
     """Resolved description, tensor kinds and bytes of a model as JSON, without loading its weights."""
-    return inspect(str(_located(model).path))
+    located = _located(model)
+    return inspect(str(located.path), mmproj or located.mmproj)
 
 
 def _located(model: str) -> "Located":
@@ -94,8 +95,9 @@ class LLM:
 
     `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda"
     or "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `quantize` rounds
-    matrices stored as floats to blocks of few bits while they are read. `skip_tokenizer_init=True` runs a folder
-    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
+    matrices stored as floats to blocks of few bits while they are read. `mmproj` is the file of a GGUF model's tower
+    for pictures, where it is not the one beside the model. `skip_tokenizer_init=True` runs a folder without tokenizer
+    on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
@@ -114,6 +116,7 @@ class LLM:
         threads: int | None = None,
         chat_template: str | None = None,
         quantize: Quantize | None = None,
+        mmproj: str | Path | None = None,
     ) -> None:
         kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
         if dtype not in kinds:
@@ -144,6 +147,7 @@ class LLM:
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
             speculation=speculation,
+            mmproj=mmproj or located.mmproj,
         )
 
     def __enter__(self) -> "LLM":

@@ -1,15 +1,18 @@
 """Pictures over HTTP: counted, remembered, refused by the part they came in; nothing is fetched that is not allowed."""
 
 import socket
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from live import Live, serving
-from tiny_vision import IMAGE_TOKENS, data_url, vision_model
+from tiny_vision import IMAGE_TOKENS, data_url, gguf_vision_model, vision_model
 from where import REPOSITORY, need, shared
 
 PICTURES = REPOSITORY / "crates/fastchat-models/tests/pictures"
@@ -67,6 +70,41 @@ def test_pictures_are_counted_and_remembered(seeing: Live, picture: bytes) -> No
     body = {"model": "vl", "messages": history, "max_tokens": 4, "temperature": 0}
     turn = seeing.post("/v1/chat/completions", body).json()
     assert turn["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
+
+
+def test_a_gguf_file_with_its_tower_sees_the_same(seeing: Live, picture: bytes, tmp_path: Path) -> None:
+    folder = gguf_vision_model(tmp_path / "gguf")
+    question = (part(data_url(picture)), "What is it?")
+    with serving(folder / "model.gguf", "--alias", "vl", "--kv-memory", "64MiB") as live:
+        found, expected = ask(live, *question).json(), ask(seeing, *question).json()
+    assert found["choices"] == expected["choices"]
+    assert found["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+
+
+def test_tokens_are_known_by_the_header(seeing: Live, picture: bytes, tmp_path: Path) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": data_url(picture).partition(",")[2]}
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image", "source": source}]
+    body = {"model": "vl", "messages": [{"role": "user", "content": content}]}
+    counted = seeing.post("/v1/messages/count_tokens", body).json()["input_tokens"]
+    assert counted == prompt_tokens(seeing, "What is it?", part(data_url(picture)))
+    broken: dict[str, Any] = {**source, "data": data_url(b"no picture").partition(",")[2]}
+    body["messages"] = [{"role": "user", "content": [{"type": "image", "source": broken}]}]
+    reply = seeing.post("/v1/messages/count_tokens", body)
+    assert (reply.status_code, "PNG, JPEG, WebP or GIF" in reply.text) == (400, True), reply.text
+
+    # What a key must have left is what the picture takes, and the answer.
+    keys = tmp_path / "keys.json"
+    made = [sys.executable, "-m", "fastchat_rs", "keys", "add", "small", "--keys", str(keys), "--tokens-per-minute"]
+    made.append(str(counted + 8))
+    key = subprocess.run(made, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    model = vision_model(tmp_path / "tiny-vl")
+    with serving(model, "--alias", "vl", "--kv-memory", "64MiB", "--keys", str(keys)) as limited:
+        content = [{"type": "text", "text": "What is it?"}, part(data_url(picture))]
+        chat = {"model": "vl", "messages": [{"role": "user", "content": content}]}
+        headers = {"authorization": f"Bearer {key}"}
+        for tokens, status in ((16, 429), (8, 200)):
+            reply = limited.post("/v1/chat/completions", {**chat, "max_tokens": tokens}, headers=headers)
+            assert reply.status_code == status, reply.text
 
 
 def test_words_are_never_places(seeing: Live, picture: bytes) -> None:

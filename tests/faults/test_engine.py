@@ -82,10 +82,12 @@ def test_a_row_without_numbers(faulty: Live, figure: Any) -> None:
     contents = [f"say {number}" for number in range(7)]
     alone = [text(ask(faulty, content)) for content in contents]
     found: dict[str, httpx.Response] = {}
-    threads = [
-        threading.Thread(target=lambda content=content: found.update({content: ask(faulty, content)}))
-        for content in [*contents[:3], "say ~", *contents[3:]]
-    ]
+
+    def keep(content: str) -> None:
+        found[content] = ask(faulty, content)
+
+    asked = [*contents[:3], "say ~", *contents[3:]]
+    threads = [threading.Thread(target=keep, args=(content,)) for content in asked]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from where import need, shared
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -68,13 +71,62 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True), report
     names = [check["name"] for check in report["checks"]]
-    assert names == ["machine", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
+    assert names == ["machine", "kernels", "files", "tensors", "numbers", "tokenizer", "template", "text", "memory"]
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(demo_model.read_bytes()[:1_000_000])
     done = command("doctor", str(broken))
     assert done.returncode == 1
     assert "\nFAIL files: " in done.stdout
     assert "broken.gguf" in done.stdout
+
+
+DOWN, UNUSED = "model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+def broken(source: Path, folder: Path, fields: dict[str, Any], fault: str) -> Path:
+    """A reference model with other fields in its config, and a fault in its tensors."""
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **fields}), "utf-8")
+    raw = (source / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8:end]), raw[end:]
+    if fault == "missing":
+        # Under this name it is nothing that anybody needs.
+        header[UNUSED] = header.pop(DOWN)
+    elif fault == "extra":
+        header["model.layers.0.extra"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+        data += bytes(4)
+    elif fault == "shape":
+        header[DOWN]["shape"].reverse()
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "fields", "said"),
+    [
+        ("model type", {"model_type": "gpt_j"}, "config.json: model_type = gpt_j is not supported; "),
+        ("rope", {"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters.rope_type = spiral is not supported; "),
+        ("activation", {"hidden_act": "mish"}, "config.json: hidden_act = mish is not supported; "),
+        (
+            "quantisation",
+            {"quantization_config": {"quant_method": "hqq"}},
+            "config.quant_method = hqq is not supported; ",
+        ),
+        ("missing", {}, f"tensor {DOWN}: is missing"),
+        ("extra", {}, "model.safetensors: tensor model.layers.0.extra: is left over"),
+        ("shape", {}, f"model.safetensors: tensor {DOWN}: has shape [128, 64]"),
+    ],
+)
+def test_what_does_not_load_is_one_line(fault: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    model = broken(need(shared() / "parity/text/llama3", always_in_ci=True), tmp_path / "model", fields, fault)
+    done = command("generate", str(model), "--prompt", "a")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"fastchat-rs: {model}")
+    assert said in done.stderr
 
 
 @pytest.mark.slow

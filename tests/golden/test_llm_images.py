@@ -1,6 +1,9 @@
 """Pictures through `LLM.chat`: every form of the same picture gives the same answer."""
 
+import json
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from fastchat_rs import LLM, SamplingParams
 from fastchat_rs.errors import ConfigError
-from tiny_vision import IMAGE_TOKENS, data_url, vision_model
+from tiny_vision import IMAGE_TOKENS, data_url, gguf_vision_model, vision_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -53,6 +56,23 @@ def test_every_form_of_a_picture_is_the_same_picture(llm: LLM, tmp_path: Path) -
     assert openai.outputs[0].token_ids == outputs[0].outputs[0].token_ids
     streamed = "".join(chunk.text for chunk in llm.chat_stream(ask(pixels), GREEDY))
     assert streamed == outputs[0].outputs[0].text
+
+
+def test_a_gguf_file_and_its_tower_are_the_same_model(llm: LLM, tmp_path: Path) -> None:
+    out = gguf_vision_model(tmp_path / "gguf")
+    tower = (out / "mmproj-model.gguf").rename(tmp_path / "tower.gguf")
+    picture = (out / "image.png").read_bytes()
+    with LLM(out, mmproj=tower, kv_memory="64MiB") as other:
+        answers = [one.chat(ask(picture), GREEDY)[0] for one in (llm, other)]
+    assert answers[0].prompt_token_ids == answers[1].prompt_token_ids
+    assert answers[0].outputs[0].token_ids == answers[1].outputs[0].token_ids
+    command = [sys.executable, "-m", "fastchat_rs", "doctor", str(out), "--mmproj", str(tower), "--json"]
+    checks = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)["checks"]
+    found = {check["name"]: check["detail"] for check in checks}
+    assert "3 of a tower for pictures in tower.gguf" in found["files"]
+    assert "tokens with a picture of 96 x 64" in found["picture"]
+    with LLM(out, kv_memory="64MiB") as blind, pytest.raises(ConfigError, match="does not support image"):
+        blind.chat(ask(picture), GREEDY)
 
 
 def test_what_is_no_picture_is_refused_by_place(llm: LLM, demo_model: Path) -> None:

@@ -51,6 +51,15 @@ def test_an_absent_quantisation_lists_what_there_is() -> None:
         hub.choose_gguf(FILES, "Q2_K", "org/m")
 
 
+def test_of_several_towers_the_one_in_16_bits() -> None:
+    assert hub.choose_tower(["m-Q4_K_M.gguf", "mmproj-m-Q8_0.gguf", "mmproj-m-F16.gguf", "mmproj-m-BF16.gguf"]) == (
+        "mmproj-m-F16.gguf"
+    )
+    assert hub.choose_tower(["mmproj-BF16.gguf", "mmproj-F32.gguf"]) == "mmproj-BF16.gguf"
+    assert hub.choose_tower(["mmproj-F32.gguf"]) == "mmproj-F32.gguf"
+    assert hub.choose_tower(["m-F16.gguf"]) is None
+
+
 class Packages:
     """A demo model of two wheels that were never on an index."""
 

@@ -1,5 +1,6 @@
 //! What the engine is given: its configuration, and requests.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_core::DType;
@@ -15,7 +16,7 @@ use crate::params::SamplingParams;
 const MAX_MASK_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// How to load a model and how much to run at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Where the model runs.
     pub device: DeviceChoice,
@@ -43,6 +44,8 @@ pub struct EngineConfig {
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
     pub quantize: Option<Quantize>,
+    /// File of the tower of a GGUF model that takes pictures; `None` is the one beside it.
+    pub mmproj: Option<PathBuf>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
 }
@@ -63,6 +66,7 @@ impl Default for EngineConfig {
             threads: None,
             skip_tokenizer_init: false,
             quantize: None,
+            mmproj: None,
             num_blocks: None,
         }
     }

@@ -15,7 +15,7 @@ use fastchat_models::{LoadOptions, load};
 use parking_lot::Mutex;
 
 use crate::asides::Asides;
-use crate::block_manager::hash_media;
+use crate::block_hash::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::{Constraint, MaskRules};
@@ -66,16 +66,21 @@ impl Engine {
     /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
+        let kernels = open_device(config.device, config.threads, &[])?;
+        Self::load_with(path, config, kernels)
     }
 
     /// As `load`, on the given kernels.
     ///
     /// # Errors
     /// As `load`.
-    pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
+    pub fn load_with(path: &Path, mut config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize };
+        let options = LoadOptions {
+            max_model_len: config.max_model_len,
+            quantize: config.quantize,
+            mmproj: config.mmproj.take(),
+        };
         let name = kernels.name();
         let model = load(path, kernels.clone(), &options)?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
@@ -161,6 +166,14 @@ impl Engine {
         self.tokenizer().ok_or_else(|| no_tokenizer(param))
     }
 
+    /// Tokens of a prompt, those of its pictures by their headers.
+    ///
+    /// # Errors
+    /// As `submit` for a prompt that is no prompt, but for pictures damaged past the header.
+    pub fn count_tokens(&self, prompt: Prompt) -> Result<usize, EngineError> {
+        self.front.count_tokens(prompt)
+    }
+
     /// Token ids of a text.
     ///
     /// # Errors
@@ -242,6 +255,23 @@ fn no_tokenizer(param: &str) -> EngineError {
 }
 
 impl Front {
+    fn expander(&self) -> Expander<'_> {
+        Expander {
+            vision: self.vision.as_ref(),
+            tokenizer: self.tokenizer.as_deref(),
+            limit: self.info.max_model_len,
+            vocab: self.info.vocab_size,
+        }
+    }
+
+    fn count_tokens(&self, prompt: Prompt) -> Result<usize, EngineError> {
+        match prompt {
+            Prompt::Media { segments, images } => self.expander().count(&segments, &images),
+            Prompt::Text { text, add_special_tokens } => Ok(self.encode(&text, add_special_tokens)?.len()),
+            Prompt::Tokens(ids) => Ok(ids.len()),
+        }
+    }
+
     pub fn submit(&self, request: Request, doorbell: Option<Arc<Doorbell>>) -> Result<RequestHandle, EngineError> {
         let Request { prompt, params, cache_salt, priority, tenant } = request;
         let (vocab, limit) = (self.info.vocab_size, self.info.max_model_len);
@@ -251,9 +281,7 @@ impl Front {
         }
         let (prompt, media) = match prompt {
             Prompt::Media { segments, images } => {
-                let tokenizer = self.tokenizer.as_deref();
-                let expander = Expander { vision: self.vision.as_ref(), tokenizer, limit, vocab };
-                let Expanded { tokens, media } = expander.expand(&segments, &images)?;
+                let Expanded { tokens, media } = self.expander().expand(&segments, &images)?;
                 (tokens, media)
             }
             Prompt::Text { text, add_special_tokens } => (self.encode(&text, add_special_tokens)?, None),

@@ -3,14 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::sequence::Rank;
+use crate::sequence::{LineId, Rank};
 
 /// Tokens a line is granted per round. A block: small against a step, so that shares are even.
 const QUANTUM: usize = 16;
-
-/// One tenant's line, while it has sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LineId(u64);
 
 #[derive(Clone, Debug, Default)]
 struct Line {

@@ -2,6 +2,7 @@
 //! Knows nothing of HTTP.
 
 mod asides;
+mod block_hash;
 pub mod block_manager;
 mod choice;
 mod config;

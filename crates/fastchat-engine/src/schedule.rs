@@ -2,7 +2,8 @@
 
 use fastchat_kernels::StateStep;
 
-use crate::sequence::{BlockHash, MediaSpan, SequenceId};
+use crate::block_hash::BlockHash;
+use crate::sequence::{MediaSpan, SequenceId};
 
 /// Limits of the scheduler.
 #[derive(Clone, Copy, Debug)]

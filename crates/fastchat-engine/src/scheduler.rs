@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{BlockManager, hash_media, hash_salt};
-use crate::fairness::{Demand, LineId, Lines, grants};
+use crate::block_hash::{hash_media, hash_salt};
+use crate::block_manager::BlockManager;
+use crate::fairness::{Demand, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
-use crate::sequence::{FinishReason, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
+use crate::sequence::{FinishReason, LineId, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
 use recede::Ceiling;

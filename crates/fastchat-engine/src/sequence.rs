@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_manager::{hash_block, hash_media};
-use crate::fairness::LineId;
+use crate::block_hash::{BlockHash, hash_block, hash_media};
 use crate::speculation::Drafter;
 
 /// Key of a sequence, never used twice.
@@ -19,6 +18,10 @@ impl fmt::Display for SequenceId {
         write!(f, "sequence {}", self.0)
     }
 }
+
+/// A tenant's line, while it has sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LineId(pub(crate) u64);
 
 /// Order of service within a line, least first. It never changes, so the least of a line is the last of it to be
 /// preempted, and every sequence becomes the least in the end.
@@ -53,9 +56,6 @@ pub enum SequenceStatus {
     /// Owns nothing and is about to be forgotten.
     Finished(FinishReason),
 }
-
-/// Hash of a block's tokens and everything before them.
-pub type BlockHash = u128;
 
 /// Tokens that a picture belongs to, as the scheduler sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use fastchat_kernels::{BLOCK_SIZE, StateStep};
 
-use crate::sequence::{BlockHash, Sequence};
+use crate::block_hash::BlockHash;
+use crate::sequence::Sequence;
 
 /// Tokens between snapshots of recurrent state within a prompt, beside the one at its last block border.
 const SNAPSHOT_INTERVAL: usize = 256;

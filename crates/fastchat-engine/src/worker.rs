@@ -193,7 +193,7 @@ impl Worker {
         true
     }
 
-    /// One piece of work on pictures: a layer of one, between two steps of all that run.
+    /// One piece of work on pictures, between two steps of all that run.
     fn encode(&mut self) {
         let Some(tower) = &self.tower else { return };
         let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder()) else { return };

@@ -153,14 +153,14 @@ fn the_cache_gets_what_the_largest_step_leaves() {
     let Some(model) = shared("parity/text/llama3") else { return };
     let load = |config: EngineConfig| -> Arc<FakeDevice> {
         let kernels = FakeDevice::with_room(usize::MAX);
-        let engine = Engine::load_with(&model, config, kernels.clone()).unwrap();
+        let engine = Engine::load_with(&model, config.clone(), kernels.clone()).unwrap();
         // 24 MiB are free, and a 32nd of 64 MiB is left alone.
         let bytes = config.kv_memory.unwrap_or((24 - 2) << 20);
         assert_eq!(engine.stats().total_blocks, blocks_in(&model, bytes));
         kernels
     };
     let everything = EngineConfig { kv_memory: None, max_num_seqs: 4096, ..EngineConfig::default() };
-    assert_eq!(load(everything).largest.load(Ordering::SeqCst), 512, "the profile runs the largest step");
+    assert_eq!(load(everything.clone()).largest.load(Ordering::SeqCst), 512, "the profile runs the largest step");
     let asked = EngineConfig { kv_memory: Some(3 << 20), ..everything };
     assert_eq!(load(asked).largest.load(Ordering::SeqCst), 0, "nothing to find out");
 }

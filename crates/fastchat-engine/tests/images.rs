@@ -61,6 +61,8 @@ fn the_next_token_is_the_references_in_any_company() {
         for config in [config(), small] {
             let engine = Engine::load(&folder, config).unwrap();
             let image = picture(&folder);
+            let prompt = pictured(ids, std::slice::from_ref(&image), 8).prompt;
+            assert_eq!(engine.count_tokens(prompt).unwrap(), len, "{name}: tokens by the picture's header");
             let alone = complete(&engine, pictured(ids, std::slice::from_ref(&image), 8));
             assert_eq!(alone[0].tokens[0], next, "{name}");
             assert_eq!(alone[0].usage.prompt_tokens, len, "{name}: usage counts the picture's tokens");

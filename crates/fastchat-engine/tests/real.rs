@@ -104,10 +104,10 @@ fn thirty_two_prompts_in_any_company() {
     let texts = |outcomes: Vec<Vec<harness::Outcome>>| -> Vec<(String, Vec<u32>)> {
         outcomes.into_iter().map(|mut choices| choices.remove(0)).map(|choice| (choice.text, choice.tokens)).collect()
     };
-    let engine = Engine::load(&model, EngineConfig { enable_prefix_caching: false, ..base }).unwrap();
+    let engine = Engine::load(&model, EngineConfig { enable_prefix_caching: false, ..base.clone() }).unwrap();
     let alone = texts(requests.iter().map(|request| complete(&engine, request.clone())).collect());
     assert_eq!(texts(together(&engine, &requests)), alone, "together");
-    let cached = Engine::load(&model, base).unwrap();
+    let cached = Engine::load(&model, base.clone()).unwrap();
     assert_eq!(texts(together(&cached, &requests)), alone, "cold cache");
     assert_eq!(texts(together(&cached, &requests)), alone, "prefix hits");
     assert!(cached.stats().cached_tokens > 32 * 16);

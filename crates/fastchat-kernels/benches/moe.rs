@@ -29,7 +29,8 @@ fn pack(kernels: &CpuKernels, rows: usize, cols: usize, seed: u32) -> Linear {
     kernels.pack(&[weight], None).unwrap()
 }
 
-/// 8 and 64 experts at the same `top_k`: one token reads as many experts of either; of 64 tokens more are read.
+/// 8 and 64 experts at the same `top_k`: one token reads as many experts of either, 512 compute as much, and 64 read
+/// eight times as many experts for the same sums.
 fn experts(criterion: &mut Criterion) {
     let kernels = CpuKernels::new(None);
     let mut group = criterion.benchmark_group("moe");
@@ -50,7 +51,7 @@ fn experts(criterion: &mut Criterion) {
             groups: None,
             act: Activation::Silu,
         };
-        for tokens in [1, 64] {
+        for tokens in [1, 64, 512] {
             let x = Tensor::from_vec(values(tokens * HIDDEN, 7), (tokens, HIDDEN), &Device::Cpu).unwrap();
             let id = BenchmarkId::new(format!("top 4 of {num_experts}"), tokens);
             group.bench_with_input(id, &x, |bencher, x| {

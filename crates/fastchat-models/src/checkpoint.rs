@@ -20,6 +20,8 @@ pub(crate) struct Checkpoint {
     pub description: Description,
     /// The tower of a model that takes pictures.
     pub vision: Option<VisionDescription>,
+    /// The tower's, where they lie in a file of their own.
+    pub tower_tensors: Option<TensorMap>,
     pub tensors: TensorMap,
     pub text: TextSide,
 }

@@ -22,6 +22,9 @@ pub struct Inspection {
     /// What the tower of a model that takes pictures computes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision: Option<VisionSpec>,
+    /// File of its own that the tower lies in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mmproj: Option<PathBuf>,
     /// Element kind to number of tensors, elements and bytes.
     pub kinds: BTreeMap<String, KindTotal>,
     /// All of `kinds` together.
@@ -41,15 +44,17 @@ pub struct KindTotal {
     pub bytes: u64,
 }
 
-/// Describes the checkpoint at `path`.
+/// Describes the checkpoint at `path`, with the tower in the file `mmproj` (`None`: as `load` finds it).
 ///
 /// # Errors
 /// What `load` would say about the configuration and the headers.
-pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
-    let checkpoint = open(path, &LoadOptions::default())?;
+pub fn inspect(path: &Path, mmproj: Option<&Path>) -> Result<Inspection, ModelError> {
+    let options = LoadOptions { mmproj: mmproj.map(Path::to_owned), ..LoadOptions::default() };
+    let checkpoint = open(path, &options)?;
     let mut kinds: BTreeMap<String, KindTotal> = BTreeMap::new();
     let mut total = KindTotal::default();
-    for stored in checkpoint.tensors.tensors.values() {
+    let maps = std::iter::once(&checkpoint.tensors).chain(&checkpoint.tower_tensors);
+    for stored in maps.flat_map(|map| map.tensors.values()) {
         let elements = stored.shape.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         for sum in [kinds.entry(stored.kind.name()).or_default(), &mut total] {
             sum.tensors += 1;
@@ -62,6 +67,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
         format: checkpoint.format,
         spec: checkpoint.description.spec,
         vision: checkpoint.vision.map(|vision| vision.spec),
+        mmproj: checkpoint.tower_tensors.map(|tensors| tensors.origin),
         kinds,
         total,
         generation: checkpoint.text.generation,

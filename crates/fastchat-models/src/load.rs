@@ -19,6 +19,9 @@ pub struct LoadOptions {
     pub max_model_len: Option<usize>,
     /// Rounds matrices stored as floats.
     pub quantize: Option<Quantize>,
+    /// File with the tower of a GGUF model that takes pictures; `None` is the `*mmproj*.gguf` beside the only model of a
+    /// folder.
+    pub mmproj: Option<PathBuf>,
 }
 
 /// A decoder and what its text side needs.
@@ -49,12 +52,14 @@ pub struct LoadedModel {
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let checkpoint = open(path, options)?;
     let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
+    let maps: Vec<_> = std::iter::once(&checkpoint.tensors).chain(&checkpoint.tower_tensors).collect();
     let fingerprint = match &checkpoint.vision {
-        Some(vision) => fingerprint(&(spec, &vision.spec, quantize), &checkpoint.tensors)?,
-        None => fingerprint(&(spec, quantize), &checkpoint.tensors)?,
+        Some(vision) => fingerprint(&(spec, &vision.spec, quantize), &maps)?,
+        None => fingerprint(&(spec, quantize), &maps)?,
     };
-    let Checkpoint { description, vision, tensors, text, .. } = checkpoint;
-    let vision = vision.map(|vision| VisionTower::new(vision, &tensors, kernels.clone())).transpose()?;
+    let Checkpoint { description, vision, tower_tensors, tensors, text, .. } = checkpoint;
+    let tower_tensors = tower_tensors.as_ref().unwrap_or(&tensors);
+    let vision = vision.map(|vision| VisionTower::new(vision, tower_tensors, kernels.clone())).transpose()?;
     let decoder = Decoder::new(description, &tensors, kernels, options)?;
     Ok(LoadedModel {
         decoder,
@@ -117,19 +122,26 @@ pub fn load_encoder(
     }
     let quantize = options.quantize.map(Quantize::name);
     let fingerprint = match &description {
-        EmbedderDescription::Encoder(encoder) => fingerprint(&(&encoder.spec, pooling, quantize), &tensors)?,
-        EmbedderDescription::Decoder(decoder) => fingerprint(&(&decoder.spec, pooling, quantize), &tensors)?,
+        EmbedderDescription::Encoder(encoder) => fingerprint(&(&encoder.spec, pooling, quantize), &[&tensors])?,
+        EmbedderDescription::Decoder(decoder) => fingerprint(&(&decoder.spec, pooling, quantize), &[&tensors])?,
     };
-    let options = LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize };
+    let options = LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize, mmproj: None };
     let encoder = Embedder::new(description, pooling, &tensors, kernels, &options)?;
     Ok(LoadedEncoder { encoder, tokenizer, fingerprint })
 }
 
 /// Reads everything but packs nothing.
 pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Checkpoint, ModelError> {
-    match locate(path)? {
-        Source::Folder(folder) => hf::folder::open(&folder, options.max_model_len),
-        Source::Gguf(file) => gguf::open(&file, options.max_model_len),
+    match (locate(path)?, &options.mmproj) {
+        (Source::Folder(folder), None) => hf::folder::open(&folder, options.max_model_len),
+        (Source::Folder(_), Some(tower)) => {
+            let limit = "only GGUF files have their tower in another file";
+            Err(ModelError::request("mmproj", tower.display(), limit))
+        }
+        (Source::Gguf(file), tower) => {
+            let tower = tower.clone().or_else(|| gguf::tower_beside(&file));
+            gguf::open(&file, options.max_model_len, tower.as_deref())
+        }
     }
 }
 
@@ -153,7 +165,8 @@ pub(crate) fn locate(path: &Path) -> Result<Source, ModelError> {
         return Ok(Source::Folder(path.to_owned()));
     }
     let entries = std::fs::read_dir(path).map_err(|error| ModelError::io(path, error))?;
-    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    let files: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path) && !gguf::is_tower(path)).collect();
     if let Some(file) = gguf::one_model(&files) {
         return Ok(Source::Gguf(file.clone()));
     }
@@ -164,13 +177,12 @@ pub(crate) fn locate(path: &Path) -> Result<Source, ModelError> {
 /// Bytes read at the start, the middle and the end of every tensor.
 const SAMPLE: usize = 256;
 
-fn fingerprint(spec: &impl Serialize, tensors: &TensorMap) -> Result<String, ModelError> {
-    let TensorMap { origin, tensors } = tensors;
-    let spec =
-        serde_json::to_vec(spec).map_err(|error| ModelError::field(origin, "spec", error, "a serializable spec"))?;
+fn fingerprint(spec: &impl Serialize, maps: &[&TensorMap]) -> Result<String, ModelError> {
+    let spec = serde_json::to_vec(spec)
+        .map_err(|error| ModelError::field(&maps[0].origin, "spec", error, "a serializable spec"))?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&spec);
-    for (name, stored) in tensors {
+    for (name, stored) in maps.iter().flat_map(|map| &map.tensors) {
         hasher.update(name.as_bytes());
         hasher.update(stored.kind.name().as_bytes());
         for size in &stored.shape {

@@ -136,3 +136,17 @@ fn yarn_range(betas: (f32, f32), dim: usize, theta: f32, original: f32, truncate
 pub fn yarn_mscale(factor: f32, mscale: f32) -> f32 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
+
+/// Axis (time, lines, columns) of each of a rope's pairs by the counts of each (arXiv 2409.12191): in blocks, or
+/// interleaved as far as the counts of lines and columns reach.
+pub fn axes([time, lines, columns]: [usize; 3], interleaved: bool) -> Vec<u8> {
+    let axis = |pair: usize| match (interleaved, pair % 3) {
+        (true, 1) if pair < 3 * lines => 1,
+        (true, 2) if pair < 3 * columns => 2,
+        (true, _) => 0,
+        (false, _) if pair < time => 0,
+        (false, _) if pair < time + lines => 1,
+        (false, _) => 2,
+    };
+    (0..time + lines + columns).map(axis).collect()
+}

@@ -148,7 +148,7 @@ fn inspection_counts_what_is_stored() {
     let folder = checkpoints::random("granite", "inspect");
     folder
         .write("generation_config.json", r#"{"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": [2, 7]}"#);
-    let inspection = inspect(&folder.0).unwrap();
+    let inspection = inspect(&folder.0, None).unwrap();
     let entries = tensors("granite");
     let elements: usize = entries.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     assert_eq!(inspection.total.tensors, entries.len() as u64);

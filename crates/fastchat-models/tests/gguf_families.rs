@@ -23,16 +23,6 @@ const TOLERANCE: f32 = 1e-4;
 /// Rows that f32 evaluations scatter in by more, and by how much; `parity.rs` says why.
 const AMPLIFIED: &[(&str, &[usize], f32)] = &[("qwen3_5", &[14, 16], 5e-4), ("qwen3_next", &[2], 5e-4)];
 
-/// Whether there is a python3 with the `gguf` package; a loud line when there is not.
-fn writer() -> bool {
-    let found = Command::new("python3").args(["-c", "import gguf"]).output();
-    let found = found.is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("SKIPPED: python3 cannot import gguf; pip install gguf");
-    }
-    found
-}
-
 /// The safetensors folder `from` as a GGUF file in `to`.
 fn convert(from: &Path, to: &Folder, architecture: &str, settings: &[&str]) -> PathBuf {
     let file = to.0.join("model.gguf");
@@ -48,7 +38,7 @@ fn open(path: &Path) -> LoadedModel {
 }
 
 fn reference(name: &str, architecture: &str) {
-    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
     let folder = Folder::new(&format!("gguf-{name}"));
     let from = shared.join("text").join(name);
     let model = open(&convert(&from, &folder, architecture, &[]));
@@ -67,7 +57,7 @@ fn reference(name: &str, architecture: &str) {
 
 /// Both formats of one checkpoint compute the same.
 fn twin(name: &str, from: &Path, architecture: &str) {
-    if !writer() {
+    if !checkpoints::writer() {
         return;
     }
     let folder = Folder::new(&format!("gguf-{name}"));
@@ -127,7 +117,7 @@ twins! {
 
 /// The encoders' hidden states, and what their files say of pooling and framing.
 fn encoder(name: &str, architecture: &str) {
-    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
     let folder = Folder::new(&format!("gguf-{name}"));
     let from = shared.join("encoders").join(name);
     let file = convert(&from, &folder, architecture, &[]);
@@ -164,7 +154,7 @@ fn nomic_bert() {
 /// A decoder's file that says how its rows are pooled makes vectors, and the same as the folder that says so.
 #[test]
 fn a_decoder_with_a_pooling_type_makes_vectors() {
-    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
     let folder = Folder::new("gguf-pooled");
     let from = shared.join("text/qwen3");
     let plain = convert(&from, &folder, "qwen3", &[]);
@@ -208,7 +198,7 @@ fn smollm3() {
 /// A model in several files is the same from any of them; a file of it that is gone is named.
 #[test]
 fn shards() {
-    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
     let (whole, cut) = (Folder::new("gguf-whole"), Folder::new("gguf-shards"));
     let from = shared.join("text/qwen2");
     let expected = open(&convert(&from, &whole, "qwen2", &[])).fingerprint;
@@ -227,7 +217,7 @@ fn shards() {
 
 #[test]
 fn text_side() {
-    let Some(shared) = rows::shared().filter(|_| writer()) else { return };
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
     let folder = Folder::new("gguf-text");
     let path = convert(&shared.join("text/qwen2"), &folder, "qwen2", &[]);
     let model = open(&path);
@@ -244,5 +234,5 @@ fn text_side() {
     assert_eq!((vocab.add_bos, vocab.add_eos, vocab.add_space_prefix), (true, false, false));
     // A folder with one file is that file.
     assert_eq!(open(&folder.0).fingerprint, model.fingerprint);
-    assert_eq!(inspect(&path).unwrap().format, "gguf");
+    assert_eq!(inspect(&path, None).unwrap().format, "gguf");
 }

@@ -31,7 +31,7 @@ const NAMES: [&str; 22] = [
 ];
 
 /// Files of a folder that are no family.
-const SHARED: [&str; 19] = [
+const SHARED: [&str; 21] = [
     "base",
     "config",
     "encoder_base",
@@ -47,6 +47,8 @@ const SHARED: [&str; 19] = [
     "header",
     "keys",
     "meta",
+    "mmproj",
+    "projectors",
     "shards",
     "value",
     "vocab",

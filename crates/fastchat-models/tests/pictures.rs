@@ -25,6 +25,8 @@ fn every_kind_has_the_pixels_that_pillow_reads() {
             [picture.width as u64, picture.height as u64],
             [0, 1].map(|i| expected["size"][i].as_u64().unwrap())
         );
+        let size = Picture::size(&read(name), &PictureLimits::default()).unwrap();
+        assert_eq!(size, (picture.width, picture.height), "{name} by its header");
         // Decoders of lossy formats may differ in the last bits of a transform, and in how ink becomes light.
         let most = if name == "cmyk.jpg" {
             6

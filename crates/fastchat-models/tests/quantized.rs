@@ -29,7 +29,7 @@ fn method(name: &str, quantization: Value, encode: impl Fn(&str, usize, usize) -
     let (dense, coded) = both(name, quantization, encode);
     let most = difference(&logits(&coded), &logits(&dense));
     assert!(most <= rounding, "{name}: logits differ by {most}");
-    assert!(inspect(&coded.0).unwrap().kinds.len() > 1);
+    assert!(inspect(&coded.0, None).unwrap().kinds.len() > 1);
 }
 
 /// Sums of the same numbers in the same order.
@@ -143,7 +143,7 @@ fn pieces_that_do_not_fit_together() {
     }
     let message = |all: &Tensors| {
         save(all, &folder.0.join("model.safetensors"));
-        let error = inspect(&folder.0).unwrap_err().to_string();
+        let error = inspect(&folder.0, None).unwrap_err().to_string();
         error.split(": ").skip(1).collect::<Vec<_>>().join(": ")
     };
     let scales = all.remove("a.scales").unwrap();

@@ -37,7 +37,7 @@ fn families_with_reference_outputs() {
     folders.sort();
     for folder in folders {
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
-        insta::assert_snapshot!(name, outline(&inspect(&folder).unwrap().spec));
+        insta::assert_snapshot!(name, outline(&inspect(&folder, None).unwrap().spec));
     }
 }
 
@@ -45,7 +45,7 @@ fn families_with_reference_outputs() {
 fn families_without() {
     for family in checkpoints::FAMILIES {
         let folder = checkpoints::random(family, "snapshots");
-        insta::assert_snapshot!(family, outline(&inspect(&folder.0).unwrap().spec));
+        insta::assert_snapshot!(family, outline(&inspect(&folder.0, None).unwrap().spec));
     }
 }
 
@@ -57,7 +57,7 @@ fn families_that_take_pictures() {
     folders.sort();
     for folder in folders {
         let name = format!("{}_tower", folder.file_name().unwrap().to_str().unwrap());
-        let vision = inspect(&folder).unwrap().vision.unwrap();
+        let vision = inspect(&folder, None).unwrap().vision.unwrap();
         insta::assert_snapshot!(name, outline(&vision));
     }
 }

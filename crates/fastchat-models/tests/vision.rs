@@ -2,13 +2,16 @@
 //! whole, in chunks and in company.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
+mod checkpoints;
 mod rows;
 
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use checkpoints::Folder;
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels};
 use fastchat_models::vision::placement::{Sight, Turns};
@@ -16,7 +19,7 @@ use fastchat_models::vision::spec::VisionSpec;
 use fastchat_models::vision::{
     CrossSequence, Detail, ImageFeatures, Media, Picture, PictureLimits, Pixels, Placed, RopeMap,
 };
-use fastchat_models::{Decoder, LoadOptions, load};
+use fastchat_models::{Decoder, LoadOptions, ModelError, VisionTower, inspect, load};
 use rows::{Feed, Sequence, argmax, batch, cache, difference, golden};
 
 /// Largest difference of a logit, both sides computed in f32.
@@ -152,13 +155,35 @@ fn kernels() -> Vec<(Arc<dyn Kernels>, bool)> {
 fn family(name: &str) {
     let Some(shared) = rows::shared() else { return };
     let folder = shared.join("vision").join(name);
+    compare(name, &folder, &folder, kernels());
+}
+
+/// The same from a GGUF file and the file of its tower, which lie in one folder.
+fn gguf(name: &str, architecture: &str, projector: &str) {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let folder = shared.join("vision").join(name);
+    let out = Folder::new(&format!("mmproj-{name}"));
+    pair(&folder, &out, architecture, projector);
+    compare(&format!("{name} from GGUF"), &folder, &out.0, kernels().into_iter().take(1).collect());
+}
+
+/// The model of `folder` as `model.gguf` and `mmproj-model.gguf` in `out`.
+fn pair(folder: &Path, out: &Folder, architecture: &str, projector: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gguf/mmproj.py");
+    let output = Command::new("python3").arg(script).arg(folder).arg(&out.0).args([architecture, projector]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{projector}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The model at `path` against the reference outputs in `folder`.
+fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels>, bool)>) {
     let file = folder.join("golden.safetensors");
-    for (kernels, exact) in kernels() {
+    for (kernels, exact) in kernels {
         let what = format!("{name} on {}", kernels.name());
-        let model = load(&folder, kernels, &LoadOptions::default()).unwrap();
-        let (decoder, tower) = (model.decoder, model.vision.unwrap());
+        let model = load(path, kernels, &LoadOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+        let (decoder, mut tower) = (model.decoder, model.vision.unwrap());
         let spec = tower.spec();
-        let pixels = pixels(spec, &folder);
+        let pixels = pixels(spec, folder);
         let expected = reference(spec, &pixels, &golden(&file, "in.pixel_values"));
         assert!(pixels.planes.len() <= expected.len(), "{what}: {pixels:?}");
         let least = spec.processor.std.iter().fold(f32::MAX, |least, &std| least.min(std));
@@ -167,7 +192,10 @@ fn family(name: &str) {
         // Tiles that a picture does not fill are zeros.
         assert!(expected[pixels.planes.len()..].iter().all(|&value| value == 0.));
 
-        let features = decoder.look(tower.encode(&pixels).unwrap()).unwrap();
+        let features = tower.encode(&pixels).unwrap();
+        in_pieces(&what, &mut tower, &pixels, &features);
+        let spec = tower.spec();
+        let features = decoder.look(features).unwrap();
         let case = Case::new(spec, features, &pixels, &file);
         let all = case.ids.len();
         let whole = case.feed(&decoder, &cache(&decoder, 1, DType::F32), &mut Sequence::new(0, 1), 0..all);
@@ -190,6 +218,28 @@ fn family(name: &str) {
     }
 }
 
+/// However little a piece of the tower's work is, the rows are the same, bit for bit.
+fn in_pieces(what: &str, tower: &mut VisionTower, pixels: &Pixels, whole: &ImageFeatures) {
+    let values = |rows: &Tensor| rows.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut steps = Vec::new();
+    for piece in [usize::MAX, 1] {
+        tower.set_piece(piece);
+        let (mut encoding, mut count) = (tower.start(pixels).unwrap(), 0);
+        let features = loop {
+            count += 1;
+            if let Some(features) = tower.advance(&mut encoding).unwrap() {
+                break features;
+            }
+        };
+        steps.push(count);
+        for (rows, expected) in features.all_rows().zip(whole.all_rows()) {
+            assert!(values(rows) == values(expected), "{what}: rows in pieces of {piece} are others");
+        }
+    }
+    assert_eq!(steps[0], tower.spec().layers.len() + 1, "{what}");
+    assert!(steps[0] < steps[1], "{what}: {steps:?}");
+}
+
 macro_rules! families {
     ($($name:ident)*) => {
         $(#[test] fn $name() { family(stringify!($name)); })*
@@ -206,3 +256,147 @@ macro_rules! families {
 }
 
 families! { gemma3_vision idefics3 llava mllama qwen2_5_vl qwen3_vl }
+
+macro_rules! pairs {
+    ($($test:ident $name:ident $architecture:literal $projector:literal)*) => {
+        $(#[test] fn $test() { gguf(stringify!($name), $architecture, $projector); })*
+    };
+}
+
+pairs! {
+    gemma3_vision_mmproj gemma3_vision "gemma3" "gemma3"
+    idefics3_mmproj idefics3 "llama" "idefics3"
+    llava_mmproj llava "llama" "mlp"
+    qwen2_5_vl_mmproj qwen2_5_vl "qwen2vl" "qwen2.5vl_merger"
+    qwen3_vl_mmproj qwen3_vl "qwen3vl" "qwen3vl_merger"
+}
+
+/// Which file a model takes its tower from, and what is said of files that do not go together.
+#[test]
+fn files_of_towers() {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let (idefics, gemma) = (Folder::new("mmproj-one"), Folder::new("mmproj-other"));
+    pair(&shared.join("vision/idefics3"), &idefics, "llama", "idefics3");
+    pair(&shared.join("vision/gemma3_vision"), &gemma, "gemma3", "gemma3");
+    let (model, tower) = (idefics.0.join("model.gguf"), idefics.0.join("mmproj-model.gguf"));
+    let open = |path: &Path, mmproj: Option<&Path>| {
+        let options = LoadOptions { mmproj: mmproj.map(Path::to_owned), ..LoadOptions::default() };
+        load(path, Arc::new(DefaultKernels(Device::Cpu)), &options)
+    };
+    let fingerprint = |path: &Path, mmproj: Option<&Path>| open(path, mmproj).unwrap().fingerprint;
+    let found = inspect(&model, None).unwrap();
+    assert_eq!(found.mmproj.as_deref(), Some(tower.as_path()));
+    assert_eq!(found.vision, inspect(&idefics.0, Some(&tower)).unwrap().vision);
+    assert!(found.total.tensors > inspect(&gemma.0, None).unwrap().spec.layers.len() as u64);
+    let with = fingerprint(&model, None);
+    assert_eq!(fingerprint(&idefics.0, Some(&tower)), with);
+    // Of several models in a folder nobody knows whose the tower is.
+    std::fs::copy(gemma.0.join("model.gguf"), idefics.0.join("other.gguf")).unwrap();
+    assert!(open(&model, None).unwrap().vision.is_none());
+    assert_ne!(fingerprint(&model, None), with);
+    assert_eq!(fingerprint(&model, Some(&tower)), with);
+
+    let refused = |path: &Path, mmproj: Option<&Path>| -> ModelError { open(path, mmproj).unwrap_err() };
+    let line = |error: ModelError| {
+        let line = error.to_string();
+        assert!(!line.contains('\n'), "{line}");
+        line.replace(idefics.0.to_str().unwrap(), "ONE").replace(gemma.0.to_str().unwrap(), "OTHER")
+    };
+    assert_eq!(
+        line(refused(&model, Some(&gemma.0.join("mmproj-model.gguf")))),
+        "OTHER/mmproj-model.gguf: clip.projector_type = gemma3: expected a file of the model beside it, which has no token \
+         <start_of_image>"
+    );
+    assert_eq!(
+        line(refused(&tower, None)),
+        "ONE/mmproj-model.gguf: general.architecture = clip is not supported; it is a tower for pictures, which belongs \
+         beside its model (mmproj)"
+    );
+    assert_eq!(
+        line(refused(&model, Some(&idefics.0.join("other.gguf")))),
+        "ONE/other.gguf: general.architecture = gemma3 is not supported; clip is, for a tower beside a model"
+    );
+    let folder = shared.join("vision/llava");
+    let whole = line(refused(&folder, Some(&tower)));
+    assert_eq!(whole, "mmproj = ONE/mmproj-model.gguf: only GGUF files have their tower in another file");
+}
+
+/// A Pixtral model of random weights, for whose tower there is no reference.
+fn pixtral(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    let config = serde_json::json!({
+        "model_type": "llava", "image_token_index": 250, "projector_hidden_act": "gelu", "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": {
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        },
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "patch_size": 14, "image_size": 112, "hidden_act": "silu", "rope_theta": 10000.0,
+        },
+    });
+    folder.write("config.json", config.to_string());
+    let half = [0.5; 3];
+    let processor = serde_json::json!({"size": {"longest_edge": 112}, "image_mean": half, "image_std": half});
+    folder.write("preprocessor_config.json", processor.to_string());
+    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut add = |name: &str, shape: &[usize]| all.push((name.to_owned(), shape.to_vec()));
+    add("language_model.lm_head.weight", &[256, 64]);
+    add("language_model.model.embed_tokens.weight", &[256, 64]);
+    add("language_model.model.norm.weight", &[64]);
+    add("vision_tower.patch_conv.weight", &[48, 3, 14, 14]);
+    add("vision_tower.ln_pre.weight", &[48]);
+    for (layer, shape) in [("linear_1", [64, 48]), ("linear_2", [64, 64])] {
+        add(&format!("multi_modal_projector.{layer}.weight"), &shape);
+        add(&format!("multi_modal_projector.{layer}.bias"), &shape[..1]);
+    }
+    for layer in 0..2 {
+        let text = format!("language_model.model.layers.{layer}");
+        let tower = format!("vision_tower.transformer.layers.{layer}");
+        for (name, width) in [("input_layernorm", 64), ("post_attention_layernorm", 64)] {
+            add(&format!("{text}.{name}.weight"), &[width]);
+        }
+        for name in ["attention_norm", "ffn_norm"] {
+            add(&format!("{tower}.{name}.weight"), &[48]);
+        }
+        for (name, rows) in [("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)] {
+            add(&format!("{text}.self_attn.{name}.weight"), &[rows, 64]);
+            add(&format!("{tower}.attention.{name}.weight"), &[48, 48]);
+        }
+        for (name, [rows, cols]) in [("gate_proj", [2, 1]), ("up_proj", [2, 1]), ("down_proj", [1, 2])] {
+            add(&format!("{text}.mlp.{name}.weight"), &[64 * rows, 64 * cols]);
+            add(&format!("{tower}.feed_forward.{name}.weight"), &[48 * rows, 48 * cols]);
+        }
+    }
+    checkpoints::write(&folder.0.join("model.safetensors"), &all);
+    folder
+}
+
+/// Both formats of one Pixtral are the same tower, its heads in another order of rows.
+#[test]
+fn pixtral_mmproj() {
+    if !checkpoints::writer() {
+        return;
+    }
+    let (folder, out) = (pixtral("pixtral"), Folder::new("mmproj-pixtral"));
+    pair(&folder.0, &out, "llama", "pixtral");
+    let open = |path: &Path| {
+        let model = load(path, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default());
+        model.unwrap_or_else(|error| panic!("{error}")).vision.unwrap()
+    };
+    let (one, other) = (open(&folder.0), open(&out.0));
+    assert_eq!(one.spec(), other.spec());
+    let bytes: Vec<u8> = (0..90 * 60 * 3).map(|i| (i * i % 251) as u8).collect();
+    let picture = Picture::from_pixels(90, 60, 3, &bytes, &PictureLimits::default()).unwrap();
+    let fitting = one.spec().processor.fit(90, 60, Detail::Auto).unwrap();
+    let pixels = one.spec().processor.process(&picture, &fitting);
+    let rows = |tower: &VisionTower| {
+        let features = tower.encode(&pixels).unwrap();
+        features.all_rows().next().unwrap().to_vec2::<f32>().unwrap()
+    };
+    let (expected, got) = (rows(&one), rows(&other));
+    assert_eq!(expected.len(), 35);
+    assert!(difference(&got, &expected) <= 1e-5);
+}

@@ -70,7 +70,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
-        num_blocks=None, quantize=None))]
+        num_blocks=None, quantize=None, mmproj=None))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -89,6 +89,7 @@ impl PyEngine {
         skip_tokenizer_init: bool,
         num_blocks: Option<usize>,
         quantize: Option<&str>,
+        mmproj: Option<PathBuf>,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -115,6 +116,7 @@ impl PyEngine {
             skip_tokenizer_init,
             num_blocks,
             quantize: quantize.map(kind).transpose()?,
+            mmproj,
         };
         let engine = py.detach(|| {
             config.check()?;
@@ -137,6 +139,12 @@ impl PyEngine {
     ) -> PyResult<PyRequestHandle> {
         let request = request(prompt, params, add_special_tokens, cache_salt, priority, tenant);
         py.detach(|| self.0.submit(request)).map(PyRequestHandle).map_err(|error| to_py(&error))
+    }
+
+    #[pyo3(signature = (prompt, *, add_special_tokens=true))]
+    fn count_tokens(&self, py: Python<'_>, prompt: PyPrompt, add_special_tokens: bool) -> PyResult<usize> {
+        let prompt = prompt.into_engine(add_special_tokens);
+        py.detach(|| self.0.count_tokens(prompt)).map_err(|error| to_py(&error))
     }
 
     fn subscribe(&self) -> PyResult<PySubscription> {
@@ -226,10 +234,11 @@ pub fn kind(name: &str) -> PyResult<Quantize> {
 
 /// Resolved description, tensor kinds and byte counts of a model as JSON, without loading its weights.
 #[pyfunction]
-pub fn inspect(py: Python<'_>, model: &str) -> PyResult<String> {
-    py.detach(|| {
-        let inspection =
-            fastchat_models::inspect(Path::new(model)).map_err(|error| to_py(&EngineError::from(error)))?;
+#[pyo3(signature = (model, mmproj=None))]
+pub fn inspect(py: Python<'_>, model: &str, mmproj: Option<PathBuf>) -> PyResult<String> {
+    py.detach(move || {
+        let inspection = fastchat_models::inspect(Path::new(model), mmproj.as_deref())
+            .map_err(|error| to_py(&EngineError::from(error)))?;
         serde_json::to_string(&inspection).map_err(|error| to_py(&EngineError::Internal(error.to_string())))
     })
 }

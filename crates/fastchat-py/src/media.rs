@@ -67,22 +67,6 @@ impl PyMediaPrompt {
         Self { segments: segments.into_iter().map(segment).collect(), images }
     }
 
-    #[getter]
-    fn texts(&self) -> Vec<&str> {
-        let mut texts = Vec::new();
-        for segment in &self.segments {
-            if let Segment::Text(text) | Segment::Literal(text) = segment {
-                texts.push(text.as_str());
-            }
-        }
-        texts
-    }
-
-    #[getter]
-    fn num_images(&self) -> usize {
-        self.images.len()
-    }
-
     fn __repr__(&self) -> String {
         format!("MediaPrompt({} segments, {} images)", self.segments.len(), self.images.len())
     }

@@ -8,6 +8,7 @@ from msgspec import UNSET, Struct
 
 from fastchat_rs.server.bridge import (
     ChatParser,
+    ContextLengthError,
     Delta,
     Generation,
     InvalidRequestError,
@@ -144,9 +145,12 @@ async def count_tokens(context: Context, request: Request, body: ChatRequest) ->
     notes = _notes(body, request)
     pictures = Pictures(served, context.images)
     prompt = await _prompt(served, body, tool_use(body, context.state.limits.tools, notes), notes, pictures)
-    prompt = pictures.plain(prompt)
-    encode = served.bridge.engine.encode
-    return len(await served.bridge.offload(lambda: encode(prompt, add_special_tokens=body.messages is None)))
+    submitted = await pictures.submitted(prompt)
+    count, special = served.bridge.engine.count_tokens, body.messages is None
+    try:
+        return await served.bridge.offload(lambda: count(submitted, add_special_tokens=special))
+    except (InvalidRequestError, ContextLengthError) as error:
+        raise pictures.placed(to_api_error(error, request.id)) from error
 
 
 def _notes(body: ChatRequest, request: Request) -> Notes:

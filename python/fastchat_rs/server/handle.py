@@ -82,10 +82,6 @@ class Submission:
     """Of the answer, where it may be cached or resumed."""
 
 
-PICTURE_TOKENS = 1024
-"""Held for a picture until its request is settled by what it took: processors make fewer of most."""
-
-
 class Context:
     """What a handler is given besides the request."""
 
@@ -294,13 +290,12 @@ async def _reserved(lease: Lease | None, served: Served, submission: Submission,
     if not lease.counts_ahead:
         lease.on(served.name)
         return submission
-    encode, special = served.bridge.engine.encode, submission.add_special_tokens
+    engine, special = served.bridge.engine, submission.add_special_tokens
 
     def counted(prompt: str | Sequence[int] | MediaPrompt) -> tuple[Sequence[int] | MediaPrompt, int]:
         if isinstance(prompt, MediaPrompt):
-            texts = sum(len(encode(text, add_special_tokens=False)) for text in prompt.texts)
-            return prompt, texts + PICTURE_TOKENS * prompt.num_images
-        ids = encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
+            return prompt, engine.count_tokens(prompt)
+        ids = engine.encode(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
         return ids, len(ids)
 
     prompts = await served.bridge.offload(lambda: [counted(prompt) for prompt in submission.prompts])

@@ -34,6 +34,7 @@ class Wanted:
     """Its part of the one budget; None where nothing is said."""
     max_model_len: int | None = None
     alone: bool = True
+    mmproj: str | Path | None = None
 
     @property
     def path(self) -> str:
@@ -70,7 +71,15 @@ def _wanted(config: ServeConfig) -> list[Wanted]:
     names = names_of(config, [one.name for one in located])
     alone, longest = len(asked) == 1, config.max_model_len
     return [
-        Wanted(one, own, is_encoder(str(one.path)), max_model_len=longest, alone=alone)
+        Wanted(
+            one,
+            own,
+            is_encoder(str(one.path)),
+            max_model_len=longest,
+            alone=alone,
+            # MODEL's, as the other settings of one model.
+            mmproj=(config.mmproj if one is located[0] else None) or one.mmproj,
+        )
         for one, own in zip(located, names, strict=True)
     ]
 
@@ -113,7 +122,7 @@ def _share_memory(config: ServeConfig, wanted: list[Wanted]) -> None:
 
 def _sequence_bytes(wanted: Wanted) -> int:
     """Of the longest one. Among several models `max_model_len` is a bound, not a demand."""
-    found = json.loads(inspect_model(wanted.path))
+    found = json.loads(inspect_model(wanted.path, wanted.mmproj))
     token, state, _ = cache_bytes(found)
     own = found["spec"]["max_positions"]
     if wanted.max_model_len is not None:
@@ -136,6 +145,7 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         mask_timeout=config.mask_timeout,
         threads=config.threads,
         quantize=config.quantize,
+        mmproj=wanted.mmproj,
     )
 
 

@@ -1,4 +1,4 @@
-//! Requests that wait for their pictures: one layer of one picture at a time, so that running streams keep their pace.
+//! Requests that wait for their pictures: one piece of one picture at a time, so that running streams keep their pace.
 //! What was encoded is remembered by content, within a budget of bytes.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,8 +9,8 @@ use fastchat_models::vision::{Encoding, ImageFeatures, VisionTower};
 use fastchat_models::{Decoder, ModelError};
 
 use super::{ActiveMedia, RequestMedia};
+use crate::block_hash::BlockHash;
 use crate::error::EngineError;
-use crate::sequence::BlockHash;
 use crate::worker::Job;
 
 /// Bytes of pictures that are remembered.

@@ -13,7 +13,8 @@ use fastchat_models::vision::{CrossSequence, Detail, Grid, ImageFeatures, Media,
 pub(crate) use encoding::{EncoderQueue, Ready};
 pub(crate) use prompt::{Expanded, Expander};
 
-use crate::sequence::{BlockHash, MediaSpan};
+use crate::block_hash::BlockHash;
+use crate::sequence::MediaSpan;
 
 /// Pictures of one request.
 pub const MAX_IMAGES: usize = 32;

@@ -1,11 +1,12 @@
 //! From segments and pictures to token ids with places for the pictures' rows. Runs on the caller's thread, so that a
 //! hostile picture costs its sender's time and nobody else's.
 
+use fastchat_models::vision::processor::Fitting;
 use fastchat_models::vision::{Picture, PictureLimits, Piece, Pixels, VisionSpec};
 
 use super::{ImageData, ImageInput, MAX_IMAGES, MediaLayout, RequestMedia, Run, Segment};
+use crate::block_hash::BlockHash;
 use crate::error::EngineError;
-use crate::sequence::BlockHash;
 use crate::text::Tokenizer;
 
 /// A prompt as the model sees it.
@@ -48,46 +49,79 @@ fn picture(input: &ImageInput, limits: &PictureLimits) -> Result<Picture, fastch
     }
 }
 
+fn size(input: &ImageInput, limits: &PictureLimits) -> Result<(usize, usize), fastchat_models::ModelError> {
+    match &input.data {
+        ImageData::Encoded(bytes) => Picture::size(bytes, limits),
+        // Checked when it is read.
+        ImageData::Pixels { width, height, .. } => Ok((*width, *height)),
+    }
+}
+
 impl Expander<'_> {
     /// The tokens of `segments`, in which `images` stand in the order of their markers.
     pub fn expand(&self, segments: &[Segment], images: &[ImageInput]) -> Result<Expanded, EngineError> {
-        let vision = match (self.vision, images) {
-            (None, []) => None,
-            (None, _) => {
-                return Err(EngineError::invalid("images.0", "images.0: this model does not support image input"));
-            }
-            (Some(vision), _) => Some(vision),
-        };
+        let vision = self.vision_for(images)?;
+        let limits = PictureLimits::default();
+        let (mut pieces, mut pixels) = (Vec::with_capacity(images.len()), Vec::with_capacity(images.len()));
+        for (place, input) in images.iter().enumerate() {
+            let Some(vision) = vision else { break };
+            let picture = picture(input, &limits).map_err(|error| wrong_image(place, &error))?;
+            let fitting = self.fit(vision, (picture.width, picture.height), (place, input), &mut pieces)?;
+            pixels.push(vision.processor.process(&picture, &fitting));
+        }
+        Ok(Self::finish(self.assemble(segments, vision, &pieces)?, vision, pixels))
+    }
+
+    /// How many tokens `expand` would make, by the headers of the pictures.
+    pub fn count(&self, segments: &[Segment], images: &[ImageInput]) -> Result<usize, EngineError> {
+        let vision = self.vision_for(images)?;
+        let limits = PictureLimits::default();
+        let mut pieces = Vec::with_capacity(images.len());
+        for (place, input) in images.iter().enumerate() {
+            let Some(vision) = vision else { break };
+            let size = size(input, &limits).map_err(|error| wrong_image(place, &error))?;
+            self.fit(vision, size, (place, input), &mut pieces)?;
+        }
+        Ok(self.assemble(segments, vision, &pieces)?.tokens.len())
+    }
+
+    fn vision_for(&self, images: &[ImageInput]) -> Result<Option<&VisionSpec>, EngineError> {
         if images.len() > MAX_IMAGES {
             let message = format!("images: {} pictures; at most {MAX_IMAGES} are read", images.len());
             return Err(EngineError::invalid("images", message));
         }
-        let mut fitted = Vec::with_capacity(images.len());
-        let mut rows = 0;
-        if let Some(vision) = vision {
-            for (place, input) in images.iter().enumerate() {
-                let picture = picture(input, &PictureLimits::default()).map_err(|error| wrong_image(place, &error))?;
-                let fitting = vision.processor.fit(picture.width, picture.height, input.detail);
-                let fitting = fitting.map_err(|error| wrong_image(place, &error))?;
-                let pieces = vision.pieces(&fitting);
-                rows += pieces.iter().map(|piece| if let Piece::Rows(rows) = piece { *rows } else { 0 }).sum::<usize>();
-                // Refused before pixels are resized: many large pictures must not cost more than few.
-                if rows >= self.limit {
-                    return Err(EngineError::ContextLength { limit: self.limit, prompt: rows });
-                }
-                let pixels = vision.processor.process(&picture, &fitting);
-                fitted.push((pieces, pixels));
-            }
+        match (self.vision, images) {
+            (_, []) => Ok(None),
+            (None, _) => Err(EngineError::invalid("images.0", "images.0: this model does not support image input")),
+            (vision, _) => Ok(vision),
         }
-        self.assemble(segments, vision, fitted)
+    }
+
+    /// Adds what stands for a picture of that size. Rows past the context are refused before pixels are resized: many
+    /// large pictures must not cost more than few.
+    fn fit(
+        &self,
+        vision: &VisionSpec,
+        (width, height): (usize, usize),
+        (place, input): (usize, &ImageInput),
+        all: &mut Vec<Vec<Piece>>,
+    ) -> Result<Fitting, EngineError> {
+        let fitting = vision.processor.fit(width, height, input.detail).map_err(|error| wrong_image(place, &error))?;
+        all.push(vision.pieces(&fitting));
+        let rows = |piece: &Piece| if let Piece::Rows(rows) = piece { *rows } else { 0 };
+        let rows = all.iter().flatten().map(rows).sum();
+        if rows >= self.limit {
+            return Err(EngineError::ContextLength { limit: self.limit, prompt: rows });
+        }
+        Ok(fitting)
     }
 
     fn assemble(
         &self,
         segments: &[Segment],
         vision: Option<&VisionSpec>,
-        fitted: Vec<(Vec<Piece>, Pixels)>,
-    ) -> Result<Expanded, EngineError> {
+        pictures: &[Vec<Piece>],
+    ) -> Result<Draft, EngineError> {
         let marker = vision.map(|vision| vision.placement.marker);
         let spelling = marker.and_then(|marker| self.tokenizer?.id_to_token(marker));
         let mut draft = Draft::default();
@@ -95,8 +129,8 @@ impl Expander<'_> {
         let mut picture = |draft: &mut Draft| -> Result<(), EngineError> {
             let place = found;
             found += 1;
-            match (vision, fitted.get(place)) {
-                (Some(vision), Some((pieces, _))) => self.insert(draft, vision, pieces, place),
+            match (vision, pictures.get(place)) {
+                (Some(vision), Some(pieces)) => self.insert(draft, vision, pieces, place),
                 _ => Ok(()),
             }
         };
@@ -135,21 +169,21 @@ impl Expander<'_> {
             }
         }
         self.flush(&mut draft)?;
-        if found != fitted.len() {
-            let message = format!("images: {} for {found} places in the prompt; each picture has one", fitted.len());
+        if found != pictures.len() {
+            let message = format!("images: {} for {found} places in the prompt; each picture has one", pictures.len());
             return Err(EngineError::invalid("images", message));
         }
-        Ok(Self::finish(draft, vision, fitted))
+        Ok(draft)
     }
 
-    fn finish(draft: Draft, vision: Option<&VisionSpec>, fitted: Vec<(Vec<Piece>, Pixels)>) -> Expanded {
+    fn finish(draft: Draft, vision: Option<&VisionSpec>, pixels: Vec<Pixels>) -> Expanded {
         let Draft { tokens, runs, markers, .. } = draft;
-        let media = vision.filter(|_| !fitted.is_empty()).map(|vision| {
-            let grids: Vec<_> = fitted.iter().map(|(_, pixels)| vision.grid_of(pixels)).collect();
+        let media = vision.filter(|_| !pixels.is_empty()).map(|vision| {
+            let grids: Vec<_> = pixels.iter().map(|pixels| vision.grid_of(pixels)).collect();
             let manner = (vision.placement.turns, vision.placement.sight);
             let layout = MediaLayout::new(runs, markers, manner, tokens.len(), &grids);
-            let hashed = |(_, pixels): (Vec<Piece>, Pixels)| (BlockHash::from_le_bytes(pixels.hash()), pixels);
-            RequestMedia { images: fitted.into_iter().map(hashed).collect(), layout }
+            let hashed = |pixels: Pixels| (BlockHash::from_le_bytes(pixels.hash()), pixels);
+            RequestMedia { images: pixels.into_iter().map(hashed).collect(), layout }
         });
         Expanded { tokens, media }
     }

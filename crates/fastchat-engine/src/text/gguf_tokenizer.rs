@@ -7,7 +7,7 @@ use super::bpe::BytePairs;
 use super::sentencepiece::{SentencePiece, token_bytes};
 use super::special_tokens::{Fragment, SpecialTokens};
 use super::split_patterns;
-use super::tokenizer::TokenTable;
+use super::token_table::TokenTable;
 use super::unigram::Unigrams;
 use super::wordpiece::WordPieces;
 

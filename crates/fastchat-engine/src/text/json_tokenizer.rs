@@ -9,7 +9,7 @@ use tokenizers::{AddedVocabulary, Encoding, Model, OffsetType, PreTokenizer};
 use super::TextError;
 use super::byte_level::ByteAlphabet;
 use super::sentencepiece::token_bytes;
-use super::tokenizer::TokenTable;
+use super::token_table::TokenTable;
 
 /// Largest tokenizer.json read, in bytes; published ones are below 40 MB.
 const MAX_FILE_BYTES: u64 = 512 << 20;

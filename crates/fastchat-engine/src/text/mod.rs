@@ -28,6 +28,7 @@ mod stop;
 #[cfg(test)]
 mod test_vocabulary;
 mod thinking;
+mod token_table;
 mod tokenizer;
 pub mod tools;
 mod unigram;

@@ -1,7 +1,5 @@
 //! Text to token ids and back, for any tokenizer a checkpoint brings. Immutable and shared by all requests.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -10,6 +8,7 @@ use fastchat_models::{GgufVocab, TokenizerSource};
 use super::TextError;
 use super::gguf_tokenizer::{self, GgufTokenizer};
 use super::json_tokenizer::{self, JsonTokenizer};
+use super::token_table::TokenTable;
 
 /// A checkpoint's tokenizer.
 #[derive(Debug)]
@@ -24,40 +23,6 @@ pub struct Tokenizer {
 enum Encoder {
     Json(Box<JsonTokenizer>),
     Gguf(Box<GgufTokenizer>),
-}
-
-/// Spelling and exact bytes of every token.
-#[derive(Debug)]
-pub(crate) struct TokenTable {
-    ids: HashMap<Box<str>, u32>,
-    names: Vec<Box<str>>,
-    /// Bytes of all tokens, one behind the other; token `id` is `bytes[ends[id - 1]..ends[id]]`.
-    bytes: Vec<u8>,
-    ends: Vec<u32>,
-    special: Vec<bool>,
-    strips_first_space: bool,
-}
-
-impl TokenTable {
-    pub(crate) fn new(strips_first_space: bool) -> Self {
-        let (ids, names, bytes, ends, special) = (HashMap::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { ids, names, bytes, ends, special, strips_first_space }
-    }
-
-    pub(crate) fn push(&mut self, name: String, bytes: &[u8], special: bool) {
-        let name = name.into_boxed_str();
-        self.ids.insert(name.clone(), self.names.len() as u32);
-        self.names.push(name);
-        self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len() as u32);
-        self.special.push(special);
-    }
-
-    fn range(&self, id: u32) -> Option<Range<usize>> {
-        let end = *self.ends.get(id as usize)? as usize;
-        let start = if id == 0 { 0 } else { self.ends[id as usize - 1] as usize };
-        Some(start..end)
-    }
 }
 
 impl Tokenizer {
@@ -111,8 +76,7 @@ impl Tokenizer {
 
     /// Exact bytes that token `id` stands for; not necessarily whole characters.
     pub fn token_bytes(&self, id: u32) -> Result<&[u8], TextError> {
-        let range = self.table.range(id).ok_or(TextError::TokenId { id, size: self.vocab_size() })?;
-        Ok(&self.table.bytes[range])
+        self.table.bytes(id).ok_or(TextError::TokenId { id, size: self.vocab_size() })
     }
 
     /// Id of the token spelled `token` in the vocabulary file.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::ModelError;
 use crate::gguf::{self, Entries, Entry, Planned};
 use crate::hf;
-use crate::load::{LoadOptions, Source, locate, open};
+use crate::load::{Source, locate};
 use crate::quantize::{Quantize, encode, is_large};
 use crate::slots::{Form, slots};
 use crate::weights::{Stored, StoredKind, TensorMap, Weights};
@@ -51,7 +51,12 @@ pub struct Converted {
     pub bytes: u64,
     /// Element kind to number of tensors.
     pub kinds: BTreeMap<String, usize>,
+    /// What the model has and the file has not.
+    pub left_out: Option<&'static str>,
 }
+
+/// GGUF has towers in a file of their own.
+const TOWER: &str = "the tower for pictures";
 
 /// Writes the model at `path` to the file `out`; `None` keeps the kinds that are stored.
 ///
@@ -69,10 +74,6 @@ pub fn convert(path: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conver
 
 fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converted, ModelError> {
     let checkpoint = hf::folder::open(folder, None)?;
-    if checkpoint.vision.is_some() {
-        let expected = "models without a tower for pictures are written, as GGUF has those in a file of their own";
-        return Err(ModelError::unsupported(&folder.join("config.json"), "model_type", checkpoint.family, expected));
-    }
     let text = gguf::text_entries(folder, &checkpoint.text, checkpoint.description.spec.vocab_size)?;
     let layout = gguf::layout(folder, &checkpoint.family, checkpoint.description)?;
     let weights = Weights::new(&checkpoint.tensors, &layout.source.names, None);
@@ -106,7 +107,7 @@ fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conv
         }
         Ok(bytes)
     })?;
-    Ok(summary(&planned, bytes))
+    Ok(Converted { left_out: checkpoint.vision.map(|_| TOWER), ..summary(&planned, bytes) })
 }
 
 /// The same keys and names; only kinds change.
@@ -115,7 +116,7 @@ fn from_gguf(file: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converte
     if same(out).is_some() && same(out) == same(file) {
         return Err(ModelError::request("out", out.display(), "a file cannot be converted into itself"));
     }
-    let checkpoint = open(file, &LoadOptions::default())?;
+    let checkpoint = gguf::open(file, None, None)?;
     let mut entries = gguf::stored_entries(file)?;
     entries.extend(file_type(kind));
     let mut slots_by_name = BTreeMap::new();
@@ -242,5 +243,5 @@ fn summary(planned: &[Planned], bytes: u64) -> Converted {
     for tensor in planned {
         *kinds.entry(format!("{:?}", tensor.kind)).or_default() += 1;
     }
-    Converted { tensors: planned.len(), bytes, kinds }
+    Converted { tensors: planned.len(), bytes, kinds, left_out: None }
 }

@@ -258,6 +258,22 @@ impl Description {
         Ok(())
     }
 
+    /// Pairs of the first rope turn by time, lines and columns, as many as `rope.dimension_sections` says.
+    pub fn sections(&mut self, m: &Meta, interleaved: bool) -> Result<(), ModelError> {
+        const SECTIONS: &str = ".rope.dimension_sections";
+        let pairs = self.spec.ropes[0].inv_freq.len();
+        let sections: Vec<usize> =
+            m.wholes(SECTIONS, 4)?.iter().map(|&n| usize::try_from(n).unwrap_or(pairs + 1)).collect();
+        match sections[..] {
+            // A fourth axis has no pairs.
+            [time, lines, columns] | [time, lines, columns, 0] if time + lines + columns == pairs => {
+                self.spec.ropes[0].axes = crate::rope::axes([time, lines, columns], interleaved);
+                Ok(())
+            }
+            _ => Err(m.bad(SECTIONS, format!("{sections:?}"), format!("three counts of {pairs} pairs in all"))),
+        }
+    }
+
     /// Windowed layers use a rope of their own, unscaled, of base `rope.freq_base_swa`.
     pub fn local_rope(&mut self, m: &Meta, theta: f32) -> Result<(), ModelError> {
         let RopeSpec { layout, inv_freq, .. } = &self.spec.ropes[0];

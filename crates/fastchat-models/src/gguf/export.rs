@@ -40,6 +40,8 @@ const FAMILIES: &[(&str, &str)] = &[
     ("olmoe", "olmoe"),
     ("phi3", "phi3"),
     ("qwen2", "qwen2"),
+    ("qwen2_5_vl", "qwen2vl"),
+    ("qwen2_5_vl_text", "qwen2vl"),
     ("qwen2_moe", "qwen2moe"),
     ("qwen3", "qwen3"),
     ("qwen3_5", "qwen35"),
@@ -48,6 +50,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("qwen3_5_text", "qwen35"),
     ("qwen3_moe", "qwen3moe"),
     ("qwen3_next", "qwen3next"),
+    ("qwen3_vl_text", "qwen3vl"),
     ("seed_oss", "seed_oss"),
     ("smollm3", "smollm3"),
     ("starcoder2", "starcoder2"),
@@ -178,6 +181,8 @@ fn same_rope(a: &RopeSpec, b: &RopeSpec) -> bool {
     a.inv_freq.len() == b.inv_freq.len()
         && a.inv_freq.iter().zip(&b.inv_freq).all(|(a, b)| same((*a).into(), (*b).into()))
         && same(a.attention_factor.into(), b.attention_factor.into())
+        // Of text all axes turn alike; an architecture for text alone has none.
+        && (b.axes.is_empty() || a.axes == b.axes)
 }
 
 fn same(a: f64, b: f64) -> bool {

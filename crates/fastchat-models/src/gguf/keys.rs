@@ -176,7 +176,7 @@ fn multipliers(k: &mut Keys, spec: &DecoderSpec) {
 fn scaling(k: &mut Keys, spec: &DecoderSpec, rope: &RopeSpec) {
     k.set("rope.dimension_count", 2 * rope.inv_freq.len());
     k.real("rope.freq_base", rope.theta);
-    if matches!(k.arch, "qwen35" | "qwen35moe") {
+    if matches!(k.arch, "qwen35" | "qwen35moe" | "qwen2vl" | "qwen3vl") {
         k.set("rope.dimension_sections", Entry::Signed(sections(rope)));
     }
     match &rope.scaling {

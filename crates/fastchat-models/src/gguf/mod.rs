@@ -9,6 +9,8 @@ mod export_text;
 mod header;
 mod keys;
 mod meta;
+mod mmproj;
+mod projectors;
 mod rope;
 mod shards;
 mod value;
@@ -32,10 +34,12 @@ mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen35;
 mod qwen3moe;
 mod qwen3next;
+mod qwen3vl;
 mod seed_oss;
 mod smollm3;
 mod starcoder2;
@@ -51,6 +55,7 @@ use crate::encoder_spec::{EncoderDescription, Pooling, PoolingMode};
 pub(crate) use export::layout;
 pub(crate) use export_text::entries as text_entries;
 use meta::Meta;
+pub(crate) use mmproj::{beside as tower_beside, is_named as is_tower};
 pub(crate) use shards::one_model;
 pub(crate) use writer::{Entries, Entry, Planned, write};
 
@@ -74,11 +79,13 @@ const ARCHITECTURES: &[(&str, Architecture)] = &[
     ("phi3", phi3::describe),
     ("qwen2", qwen2::describe),
     ("qwen2moe", qwen2moe::describe),
+    ("qwen2vl", qwen2vl::describe),
     ("qwen3", qwen3::describe),
     ("qwen35", qwen35::describe),
     ("qwen35moe", qwen35::describe),
     ("qwen3moe", qwen3moe::describe),
     ("qwen3next", qwen3next::describe),
+    ("qwen3vl", qwen3vl::describe),
     ("seed_oss", seed_oss::describe),
     ("smollm3", smollm3::describe),
     ("starcoder2", starcoder2::describe),
@@ -122,7 +129,7 @@ pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<
         let known = format!("for embeddings {}, and what has a pooling_type are", known.join(", "));
         return Err(meta.unsupported("general.architecture", meta.arch, known));
     };
-    let Checkpoint { description, tensors, text, .. } = open(path, max_model_len)?;
+    let Checkpoint { description, tensors, text, .. } = open(path, max_model_len, None)?;
     Ok(EncoderCheckpoint {
         description: EmbedderDescription::Decoder(description.without_head("output")),
         pooling,
@@ -132,18 +139,23 @@ pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<
     })
 }
 
-/// Reads a file, or all files of a model cut into several: headers are checked, tensors stay mapped.
-pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
+/// Reads a file, or all files of a model cut into several, and the one that holds its tower: headers are checked, tensors
+/// stay mapped.
+pub(crate) fn open(path: &Path, max_model_len: Option<usize>, tower: Option<&Path>) -> Result<Checkpoint, ModelError> {
     let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
     let mut header = header::read(&file)?;
     if let Some(place) = shards::place(&header, path)? {
         let files = shards::files(path, place)?;
         if place.0 > 0 {
-            return open(&files[0], max_model_len);
+            return open(&files[0], max_model_len, tower);
         }
         shards::join(&mut header, &files)?;
     }
     let meta = Meta::new(&header, path, max_model_len)?;
+    if meta.arch == "clip" {
+        let expected = "it is a tower for pictures, which belongs beside its model (mmproj)";
+        return Err(meta.unsupported("general.architecture", meta.arch, expected));
+    }
     let Some((_, describe)) = ARCHITECTURES.iter().find(|(known, _)| *known == meta.arch) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(known, _)| *known).collect();
         return Err(meta.unsupported("general.architecture", meta.arch, format!("{} are", known.join(", "))));
@@ -151,7 +163,9 @@ pub(crate) fn open(path: &Path, max_model_len: Option<usize>) -> Result<Checkpoi
     let description = describe(&meta)?;
     let text = vocab::read(&meta, description.spec.vocab_size)?;
     let family = meta.arch.to_owned();
-    Ok(Checkpoint { format: "gguf", family, vision: None, description, tensors: header.tensors, text })
+    let tower = tower.map(|tower| mmproj::open(tower, &description.spec, &text)).transpose()?;
+    let (vision, tower_tensors) = tower.unzip();
+    Ok(Checkpoint { format: "gguf", family, description, vision, tower_tensors, tensors: header.tensors, text })
 }
 
 /// The metadata of a file as stored, without what is said of its kinds and its parts.

@@ -41,6 +41,12 @@ impl Config {
         Ok(Self { file, prefix: String::new(), fields, max_model_len, outer })
     }
 
+    /// What another file says, in the words of config.json.
+    pub fn from_fields(file: &Path, fields: Map<String, Value>) -> Self {
+        let outer = fields.get("model_type").and_then(Value::as_str).map(str::to_owned);
+        Self { file: file.to_owned(), prefix: String::new(), fields, max_model_len: None, outer }
+    }
+
     /// A JSON file beside config.json.
     pub fn table_file(file: PathBuf) -> Result<Self, ModelError> {
         let fields = read_json(&file)?;

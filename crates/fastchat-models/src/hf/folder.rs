@@ -21,7 +21,7 @@ pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, M
     let tensors = tensors(folder, &config)?;
     let family = config.text("model_type")?.unwrap_or_default().to_owned();
     let text = text_side(folder, &config)?;
-    Ok(Checkpoint { format: "safetensors", family, description, vision, tensors, text })
+    Ok(Checkpoint { format: "safetensors", family, description, vision, tower_tensors: None, tensors, text })
 }
 
 /// Whether config.json names an encoder, or files of sentence-transformers say how a decoder's rows are pooled.

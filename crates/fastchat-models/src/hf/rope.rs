@@ -114,32 +114,18 @@ fn resolve(c: &Config, t: &Config, theta: f32, dim: usize) -> Result<Rope, Model
     Ok(Rope { spec, scale, reach })
 }
 
-/// Axis of each pair by `mrope_section`: in blocks, or interleaved as far as the sections of lines and columns reach.
+/// Axis of each pair by `mrope_section`.
 fn axes(t: &Config, pairs: usize) -> Result<Vec<u8>, ModelError> {
-    let sections = t.counts("mrope_section")?;
-    let [_, lines, columns] = match sections[..] {
-        [] => return Ok(Vec::new()),
-        [time, lines, columns] if time + lines + columns == pairs => [time, lines, columns],
-        _ => {
-            return Err(t.bad(
-                "mrope_section",
-                format!("{sections:?}"),
-                format!("three counts of {pairs} pairs in all"),
-            ));
+    match t.counts("mrope_section")?[..] {
+        [] => Ok(Vec::new()),
+        [time, lines, columns] if time + lines + columns == pairs => {
+            Ok(crate::rope::axes([time, lines, columns], t.flag_or("mrope_interleaved", false)?))
         }
-    };
-    let interleaved = |pair: usize| match pair % 3 {
-        1 if pair < 3 * lines => 1,
-        2 if pair < 3 * columns => 2,
-        _ => 0,
-    };
-    let in_blocks = |pair: usize| match pair + lines + columns {
-        at if at < pairs => 0,
-        at if at < pairs + lines => 1,
-        _ => 2,
-    };
-    let all = t.flag_or("mrope_interleaved", false)?;
-    Ok((0..pairs).map(|pair| if all { interleaved(pair) } else { in_blocks(pair) }).collect())
+        ref sections => {
+            let expected = format!("three counts of {pairs} pairs in all");
+            Err(t.bad("mrope_section", format!("{sections:?}"), expected))
+        }
+    }
 }
 
 fn factor(t: &Config) -> Result<f32, ModelError> {

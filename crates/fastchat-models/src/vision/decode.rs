@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::ModelError;
@@ -94,36 +95,60 @@ impl Picture {
     /// # Errors
     /// What is no such picture, damaged, or past the limits, as a reason for its sender.
     pub fn decode(bytes: &[u8], limits: &PictureLimits) -> Result<Self> {
-        const KNOWN: &str = "a picture in PNG, JPEG, WebP or GIF format";
-        if bytes.is_empty() {
-            return Err(refuse("0 bytes", KNOWN));
-        }
-        let format = image::guess_format(bytes)
-            .ok()
-            .filter(|format| {
-                [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif].contains(format)
-            })
-            .ok_or_else(|| refuse("data of another kind", KNOWN))?;
-        let damaged = |error: ImageError| match error {
-            ImageError::Limits(_) => refuse("a picture", format!("decoding may hold at most {} bytes", limits.bytes)),
-            _ => refuse(format!("{format:?} data"), "damaged or cut off"),
-        };
-        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-        let mut allowed = Limits::default();
-        // Sides are checked below, for a message that names them.
-        allowed.max_alloc = Some(limits.bytes);
-        reader.limits(allowed);
-        let mut decoder = reader.into_decoder().map_err(damaged)?;
-        let (width, height) = decoder.dimensions();
-        limits.check(width, height)?;
-        if decoder.total_bytes() > limits.bytes {
-            return Err(refuse(format!("{width} x {height}"), format!("its pixels may take {} bytes", limits.bytes)));
-        }
-        let orientation = decoder.orientation().map_err(damaged)?;
-        let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+        let (decoder, orientation, format) = open(bytes, limits)?;
+        let decoded = DynamicImage::from_decoder(decoder);
+        let mut decoded = decoded.map_err(|error| damaged(&error, format, limits))?;
         decoded.apply_orientation(orientation);
         let rgb = decoded.into_rgb8();
         let (width, height) = rgb.dimensions();
         Ok(Self { width: width as usize, height: height as usize, rgb: rgb.into_raw() })
+    }
+
+    /// (width, height) that `decode` would give, from the header alone.
+    ///
+    /// # Errors
+    /// As `decode`, but for damage past the header.
+    pub fn size(bytes: &[u8], limits: &PictureLimits) -> Result<(usize, usize)> {
+        let (decoder, orientation, _) = open(bytes, limits)?;
+        let (width, height) = decoder.dimensions();
+        let lies = matches!(
+            orientation,
+            Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+        );
+        let (width, height) = if lies { (height, width) } else { (width, height) };
+        Ok((width as usize, height as usize))
+    }
+}
+
+/// A decoder whose header has been read and found within the limits.
+fn open<'a>(bytes: &'a [u8], limits: &PictureLimits) -> Result<(impl ImageDecoder + 'a, Orientation, ImageFormat)> {
+    const KNOWN: &str = "a picture in PNG, JPEG, WebP or GIF format";
+    if bytes.is_empty() {
+        return Err(refuse("0 bytes", KNOWN));
+    }
+    let format = image::guess_format(bytes)
+        .ok()
+        .filter(|format| [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif].contains(format))
+        .ok_or_else(|| refuse("data of another kind", KNOWN))?;
+    let damaged = |error: ImageError| damaged(&error, format, limits);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut allowed = Limits::default();
+    // Sides are checked below, for a message that names them.
+    allowed.max_alloc = Some(limits.bytes);
+    reader.limits(allowed);
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    limits.check(width, height)?;
+    if decoder.total_bytes() > limits.bytes {
+        return Err(refuse(format!("{width} x {height}"), format!("its pixels may take {} bytes", limits.bytes)));
+    }
+    let orientation = decoder.orientation().map_err(damaged)?;
+    Ok((decoder, orientation, format))
+}
+
+fn damaged(error: &ImageError, format: ImageFormat, limits: &PictureLimits) -> ModelError {
+    match error {
+        ImageError::Limits(_) => refuse("a picture", format!("decoding may hold at most {} bytes", limits.bytes)),
+        _ => refuse(format!("{format:?} data"), "damaged or cut off"),
     }
 }

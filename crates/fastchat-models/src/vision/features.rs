@@ -27,10 +27,15 @@ impl ImageFeatures {
         self.rows.dims().first().copied().unwrap_or(0)
     }
 
+    /// The rows, then those for the decoder's first layers.
+    pub fn all_rows(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.rows).chain(&self.deep)
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
         let pairs = self.looked_at.iter().flat_map(|(keys, values)| [keys, values]);
-        let all = std::iter::once(&self.rows).chain(&self.deep).chain(pairs);
+        let all = self.all_rows().chain(pairs);
         all.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
     }
 }

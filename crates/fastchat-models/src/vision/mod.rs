@@ -4,6 +4,7 @@
 pub mod decode;
 mod features;
 mod geometry;
+mod pieces;
 pub mod placement;
 pub mod processor;
 mod projector;

@@ -1,4 +1,4 @@
-//! The one vision tower: runs any spec over the pixels of a picture, layer by layer, so that the caller can do other work
+//! The one vision tower: runs any spec over the pixels of a picture, piece by piece, so that the caller can do other work
 //! in between. Knows no model, no file and no request.
 
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use fastchat_kernels::{ForwardBatch, Kernels, Linear, Plan, Rope};
 
 use super::features::ImageFeatures;
 use super::geometry::{Geometry, patches, stretched};
+use super::pieces::{LayerRun, PIECE};
 use super::processor::Pixels;
-use super::spec::{PatchPositions, TileSpec, View, VisionDescription, VisionLayer, VisionSpec};
-use super::weights::{LayerWeights, TileWeights, TowerWeights, build};
+use super::spec::{PatchPositions, TileSpec, View, VisionDescription, VisionSpec};
+use super::weights::{TileWeights, TowerWeights, build};
 use crate::ModelError;
 use crate::decoder::{Step, tables};
-use crate::layers::{AttentionWeights, Builder};
+use crate::layers::Builder;
 use crate::spec::Bias;
 use crate::weights::{TensorMap, Weights};
 
@@ -26,6 +27,7 @@ pub struct VisionTower {
     kernels: Arc<dyn Kernels>,
     ropes: Vec<Rope>,
     weights: TowerWeights,
+    piece: usize,
 }
 
 /// A picture on its way through a tower.
@@ -38,6 +40,7 @@ pub struct Encoding {
     windows: Option<Plan>,
     tiling: Option<Tiling>,
     layer: usize,
+    run: LayerRun,
     taps: Vec<Tensor>,
     deep: Vec<Tensor>,
 }
@@ -62,7 +65,7 @@ impl VisionTower {
         let weights = Weights::new(tensors, &names, None);
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
         let weights = build(&builder, &spec)?;
-        Ok(Self { spec, kernels, ropes, weights })
+        Ok(Self { spec, kernels, ropes, weights, piece: PIECE })
     }
 
     /// What is computed.
@@ -70,9 +73,9 @@ impl VisionTower {
         &self.spec
     }
 
-    /// Steps that a picture takes from `start` to its features.
-    pub fn num_steps(&self) -> usize {
-        self.spec.layers.len() + 1
+    /// Limits what `advance` does to about so many multiplications; results do not depend on it.
+    pub fn set_piece(&mut self, multiplications: usize) {
+        self.piece = multiplications;
     }
 
     /// The rows of a picture at once.
@@ -128,10 +131,21 @@ impl VisionTower {
             Some(self.kernels.plan(&sequences(&lengths, &self.turns(&geometry, pixels.count)), &self.ropes)?)
         };
         let count = pixels.count;
-        Ok(Encoding { x, geometry, count, whole, windows, tiling, layer: 0, taps: vec![], deep: vec![] })
+        Ok(Encoding {
+            x,
+            geometry,
+            count,
+            whole,
+            windows,
+            tiling,
+            layer: 0,
+            run: LayerRun::default(),
+            taps: vec![],
+            deep: vec![],
+        })
     }
 
-    /// One more layer, or the end.
+    /// One more piece of a layer (small layers are one), or the end.
     ///
     /// # Errors
     /// The device's error.
@@ -142,6 +156,7 @@ impl VisionTower {
         };
         if let (Some(tiles), Some(tiling)) = (&self.spec.tiles, &encoding.tiling)
             && index == tiles.second_stack
+            && encoding.run.is_new()
         {
             encoding.x = self.between_stacks(encoding, tiles, tiling)?;
         }
@@ -150,7 +165,8 @@ impl VisionTower {
             _ => &encoding.whole,
         };
         let step = Step { kernels: self.kernels.as_ref(), plan };
-        encoding.x = layer(&step, &encoding.x, spec, weights)?;
+        let Some(x) = encoding.run.advance(&step, &encoding.x, (spec, weights), self.piece)? else { return Ok(None) };
+        (encoding.x, encoding.run) = (x, LayerRun::default());
         if self.spec.taps.contains(&index) {
             encoding.taps.push(encoding.x.clone());
         }
@@ -342,19 +358,6 @@ impl Tiling {
         self.order.iter().enumerate().for_each(|(place, &row)| rows[row as usize] = place as u32);
         rows
     }
-}
-
-fn layer(step: &Step, x: &Tensor, spec: &VisionLayer, w: &LayerWeights) -> Result<Tensor> {
-    let scaled = |x: Tensor, factor: Option<f32>| match factor {
-        Some(factor) => x * f64::from(factor),
-        None => Ok(x),
-    };
-    let AttentionWeights { qkv, out, qkv_spec, attention, .. } = &w.attention;
-    let input = step.linear(&step.norm(x, &w.attn_norm)?, qkv)?;
-    let mixed = step.linear(&step.kernels.full_attention(&input, qkv_spec, attention, step.plan)?, out)?;
-    let x = (x + scaled(mixed, w.factors.map(|factors| factors.0))?)?;
-    let mixed = step.mlp(&step.norm(&x, &w.mlp_norm)?, &spec.mlp, &w.mlp)?;
-    Ok((&x + scaled(mixed, w.factors.map(|factors| factors.1))?)?)
 }
 
 /// Rows of groups in the order of their lines.

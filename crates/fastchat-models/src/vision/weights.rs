@@ -73,8 +73,8 @@ pub(crate) fn build(b: &Builder, spec: &VisionSpec) -> Result<TowerWeights> {
     let width = hidden * (1 + spec.taps.len());
     let mut deepstack = Vec::with_capacity(spec.deepstack.len());
     if let Some(projector) = &spec.deepstack_projector {
-        for layer in 0..spec.deepstack.len() {
-            deepstack.push(Projector::new(b, projector, &deep, (hidden, spec.group()), At { layer, part: 0 })?);
+        for (layer, &part) in spec.deepstack.iter().enumerate() {
+            deepstack.push(Projector::new(b, projector, &deep, (hidden, spec.group()), At { layer, part })?);
         }
     }
     let weights = TowerWeights {

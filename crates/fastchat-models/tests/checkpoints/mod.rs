@@ -1,7 +1,7 @@
 //! Checkpoints of random weights for the configs in `tests/configs`: which tensors each family stores, written out by hand
 //! so that the name maps are checked against something else than themselves.
 #![allow(dead_code)] // every test file uses its part
-#![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,16 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Whether there is a python3 with the `gguf` package; a loud line when there is not.
+pub fn writer() -> bool {
+    let found = std::process::Command::new("python3").args(["-c", "import gguf"]).output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("SKIPPED: python3 cannot import gguf; pip install gguf");
+    }
+    found
 }
 
 /// The config of a family.

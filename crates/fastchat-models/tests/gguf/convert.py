@@ -40,29 +40,38 @@ def read(folder: Path):
     return config, tensors
 
 
-def write(out: Path, config: dict, tensors: dict, arch: str, split: int, pooling: int) -> None:
+def write(out: Path, config: dict, tensors: dict, arch: str, split: int = 0, named: dict | None = None) -> None:
     writer = gguf.GGUFWriter(out, arch, split_max_tensors=split)
     keys = metadata(config, arch)
-    if pooling:
-        keys["pooling_type"] = pooling
+    if config.get("pooling_type"):
+        keys["pooling_type"] = config["pooling_type"]
     for key, value in keys.items():
         add(writer, f"{arch}.{key}", value)
     if arch in ENCODERS:
         word_pieces(writer, config["vocab_size"])
     else:
-        vocabulary(writer, config["vocab_size"])
+        vocabulary(writer, config["vocab_size"], named or {})
     names = gguf.get_tensor_name_map(ARCHITECTURES[arch], keys["block_count"])
     tensors = stack(tensors)
     for name, values in tensors.items():
         for target, part in convert(name, values, config, arch, names):
-            part = np.ascontiguousarray(part, dtype=np.float32)
-            exact = not (part.view(np.uint32) & 0xFFFF).any()
-            if part.ndim > 1 and exact:
-                writer.add_tensor(target, gguf.quants.quantize(part, Kind.BF16), raw_dtype=Kind.BF16)
-            else:
-                writer.add_tensor(target, part)
+            add_tensor(writer, target, part)
     for name, factors in rope_factors(config):
         writer.add_tensor(name, np.array(factors, dtype=np.float32))
+    finish(writer)
+
+
+def add_tensor(writer, name, values):
+    """Matrices as bf16 where that holds them exactly."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    exact = not (values.view(np.uint32) & 0xFFFF).any()
+    if values.ndim > 1 and exact:
+        writer.add_tensor(name, gguf.quants.quantize(values, Kind.BF16), raw_dtype=Kind.BF16)
+    else:
+        writer.add_tensor(name, values)
+
+
+def finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -82,10 +91,10 @@ def add(writer, key, value):
         writer.add_array(key, value)
 
 
-def vocabulary(writer, size):
+def vocabulary(writer, size, named):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"t{i}" for i in range(size)])
+    writer.add_token_list([named.get(i, f"t{i}") for i in range(size)])
     writer.add_token_scores([-float(i) for i in range(size)])
     writer.add_token_types([1] * size)
     writer.add_token_merges(["t 1", "t 2"])
@@ -156,6 +165,8 @@ def metadata(c, arch):
         keys["block_count"] += c["num_nextn_predict_layers"]
     if arch in ENCODERS:
         keys |= {"attention.causal": False, "pooling_type": 2}
+    if "mrope_section" in rope:
+        keys["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     keys |= scaling(c, rope) | experts(c, arch) | latent(c, arch) | recurrent(c)
     return keys
 
@@ -357,7 +368,7 @@ def mapped(name, names):
 
 def main(folder, out, arch, split="0", pooling="0"):
     config, tensors = read(Path(folder))
-    write(Path(out), config, tensors, arch, int(split), int(pooling))
+    write(Path(out), config | {"pooling_type": int(pooling)}, tensors, arch, int(split))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+//! A tower's layer in pieces, so that a large picture holds up nobody for long: rows go through matrices by themselves,
+//! heads through attention, and neither way of cutting changes a bit of a result.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+use fastchat_kernels::{AttentionSpec, QkvSpec};
+
+use super::spec::VisionLayer;
+use super::weights::LayerWeights;
+use crate::ModelError;
+use crate::decoder::Step;
+use crate::layers::AttentionWeights;
+use crate::spec::Mlp;
+
+type Result<T> = std::result::Result<T, ModelError>;
+
+/// Multiplications of a piece: some 50 ms of two threads with AVX-512.
+pub(crate) const PIECE: usize = 1 << 32;
+/// Rows below which matrices are read for too little.
+const LEAST_ROWS: usize = 64;
+/// What a multiplication of attention, in f32, costs beside one of a packed matrix.
+const ATTENTION: usize = 2;
+
+/// A layer on its way.
+#[derive(Debug, Default)]
+pub(crate) struct LayerRun {
+    stage: Stage,
+    /// Rows or heads of the stage that are done.
+    done: usize,
+    parts: Vec<Tensor>,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    /// To q, k and v, by rows.
+    #[default]
+    Inputs,
+    /// Mixing them, by heads.
+    Heads(Tensor),
+    /// The output projection of what was mixed, and the MLP, by rows.
+    Rest(Tensor),
+}
+
+impl LayerRun {
+    /// Whether nothing is done yet.
+    pub fn is_new(&self) -> bool {
+        self.done == 0 && matches!(self.stage, Stage::Inputs)
+    }
+
+    /// About `budget` multiplications of the layer over `x`; its output once all are done.
+    pub fn advance(
+        &mut self,
+        step: &Step,
+        x: &Tensor,
+        (spec, w): (&VisionLayer, &LayerWeights),
+        mut budget: usize,
+    ) -> Result<Option<Tensor>> {
+        let (rows, heads) = (x.dim(0)?, w.attention.qkv_spec.num_heads);
+        loop {
+            let (all, least, cost) = match self.stage {
+                Stage::Inputs => (rows, LEAST_ROWS, input_cost(spec)),
+                Stage::Heads(_) => (heads, 1, head_cost(step, spec)),
+                Stage::Rest(_) => (rows, LEAST_ROWS, rest_cost(spec)),
+            };
+            let count = (budget / cost).max(least).min(all - self.done);
+            let range = self.done..self.done + count;
+            self.parts.push(match &self.stage {
+                Stage::Inputs => step.linear(&step.norm(&cut(x, 0, &range)?, &w.attn_norm)?, &w.attention.qkv)?,
+                Stage::Heads(qkv) => mixed(step, qkv, &w.attention, range)?,
+                Stage::Rest(mixed) => rest(step, &cut(x, 0, &range)?, &cut(mixed, 0, &range)?, (spec, w))?,
+            });
+            self.done += count;
+            if self.done == all {
+                self.done = 0;
+                let parts = std::mem::take(&mut self.parts);
+                self.stage = match self.stage {
+                    Stage::Inputs => Stage::Heads(joined(&parts, 0)?),
+                    Stage::Heads(_) => Stage::Rest(joined(&parts, 1)?),
+                    Stage::Rest(_) => return joined(&parts, 0).map(Some),
+                };
+            }
+            budget = budget.saturating_sub(count.saturating_mul(cost));
+            if budget == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Multiplications of a row on its way to q, k and v.
+fn input_cost(spec: &VisionLayer) -> usize {
+    let a = &spec.attention;
+    (a.heads * a.head_dim).saturating_mul((a.heads + 2 * a.kv_heads) * a.head_dim)
+}
+
+/// Of a head over all sequences.
+fn head_cost(step: &Step, spec: &VisionLayer) -> usize {
+    let starts = &step.plan.batch.query_start;
+    let pairs: usize = starts.windows(2).map(|ends| (ends[1] - ends[0]) as usize).map(|len| len * len).sum();
+    pairs.saturating_mul(2 * ATTENTION * spec.attention.head_dim).max(1)
+}
+
+/// Of a row after attention.
+fn rest_cost(spec: &VisionLayer) -> usize {
+    let hidden = spec.attention.heads * spec.attention.head_dim;
+    let inner = match &spec.mlp {
+        Mlp::Gated(dense) => 3 * dense.inter,
+        Mlp::Plain(dense) => 2 * dense.inter,
+        Mlp::Moe(moe) => 3 * moe.expert.inter * moe.top_k,
+    };
+    hidden.saturating_mul(hidden + inner)
+}
+
+/// Heads `range` of attention: `[rows, heads * head_dim]`.
+fn mixed(step: &Step, qkv: &Tensor, w: &AttentionWeights, range: Range<usize>) -> Result<Tensor> {
+    let (parts, attention) = (&w.qkv_spec, &w.attention);
+    let heads = parts.num_heads;
+    if range.len() == heads || parts.num_kv_heads != heads {
+        return Ok(step.kernels.full_attention(qkv, parts, attention, step.plan)?);
+    }
+    let width = parts.head_dim;
+    let of = |which: usize| {
+        let start = which * heads + range.start;
+        cut(qkv, 1, &(start * width..(start + range.len()) * width))
+    };
+    let own = Tensor::cat(&[of(0)?, of(1)?, of(2)?], 1)?;
+    let parts = QkvSpec { num_heads: range.len(), num_kv_heads: range.len(), ..parts.clone() };
+    let attention = AttentionSpec { num_heads: range.len(), ..attention.clone() };
+    Ok(step.kernels.full_attention(&own, &parts, &attention, step.plan)?)
+}
+
+/// The halves of the layer after attention.
+fn rest(step: &Step, x: &Tensor, mixed: &Tensor, (spec, w): (&VisionLayer, &LayerWeights)) -> Result<Tensor> {
+    let scaled = |x: Tensor, factor: Option<f32>| match factor {
+        Some(factor) => x * f64::from(factor),
+        None => Ok(x),
+    };
+    let mixed = step.linear(mixed, &w.attention.out)?;
+    let x = (x + scaled(mixed, w.factors.map(|factors| factors.0))?)?;
+    let out = step.mlp(&step.norm(&x, &w.mlp_norm)?, &spec.mlp, &w.mlp)?;
+    Ok((&x + scaled(out, w.factors.map(|factors| factors.1))?)?)
+}
+
+fn cut(x: &Tensor, dim: usize, range: &Range<usize>) -> Result<Tensor> {
+    if range.len() == x.dim(dim)? { Ok(x.clone()) } else { Ok(x.narrow(dim, range.start, range.len())?) }
+}
+
+fn joined(parts: &[Tensor], dim: usize) -> Result<Tensor> {
+    match parts {
+        [whole] => Ok(whole.clone()),
+        _ => Ok(Tensor::cat(parts, dim)?.contiguous()?),
+    }
+}
