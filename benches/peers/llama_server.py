@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
+    parser.add_argument("--embedding", action="store_true", help="serve embeddings, pooled as the file says")
     parser.add_argument("--mmproj", default="", help="tower for pictures")
     parser.add_argument("--chat-template", type=Path, help="file that replaces the model's")
     args = parser.parse_args()
@@ -28,6 +29,10 @@ def main() -> None:
     params.n_ctx = args.context * args.slots
     params.cont_batching = True
     params.n_gpu_layers = 0
+    if args.embedding:
+        params.embedding = True
+        # A text has to fit into one batch.
+        params.n_batch = params.n_ubatch = 2048
     params.mmproj.path = args.mmproj
     if args.chat_template is not None:
         params.chat_template = args.chat_template.read_text()

@@ -154,3 +154,27 @@ def test_an_encoder_serves_embeddings_only(tiny: Live) -> None:
 def test_a_chat_model_makes_no_embeddings(live: Live) -> None:
     with live.openai() as client, pytest.raises(openai.BadRequestError, match="makes no embeddings"):
         client.embeddings.create(model=live.model, input="Hi")
+
+
+def test_a_decoder_that_says_how_its_rows_are_pooled(tmp_path: Path) -> None:
+    source = need(shared() / "parity/text/llama_tied_bias", always_in_ci=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(source / name)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    with serving(tmp_path, "--max-model-len", "64") as live, live.openai(strict=False) as client:
+        inputs = [[1, 2, 3], [3, 2, 1], [7] * 64]
+        data = client.embeddings.create(model=live.model, input=inputs).data
+        vectors = [np.array(item.embedding) for item in data]
+        assert all(abs(length(vector) - 1) < 1e-5 for vector in vectors)
+        assert cosine(vectors[0], vectors[1]) < 0.999
+        alone = client.embeddings.create(model=live.model, input=inputs[1]).data[0].embedding
+        assert alone == data[1].embedding
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.embeddings.create(model=live.model, input=[[7] * 65])
+        assert refused.value.param == "input"
+        chat = live.post("/v1/chat/completions", live.chat())
+        assert chat.json()["error"]["code"] == "unsupported_model"

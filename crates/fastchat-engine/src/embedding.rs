@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fastchat_kernels::{DeviceChoice, Kernels};
-use fastchat_models::{LoadOptions, Quantize, load_encoder};
+use fastchat_models::{Embedder, Encoder, LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
 use crate::config::Prompt;
@@ -128,13 +128,17 @@ impl EmbeddingEngine {
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?;
         let encoder = model.encoder;
-        let spec = serde_json::to_value(encoder.spec())
-            .map_err(|error| EngineError::Internal(format!("the encoder's description: {error}")))?;
+        let spec = match &encoder {
+            Embedder::Encoder(encoder) => serde_json::to_value(encoder.spec()),
+            Embedder::Decoder(decoder) => serde_json::to_value(decoder.spec()),
+        };
+        let spec = spec.map_err(|error| EngineError::Internal(format!("the model's description: {error}")))?;
+        let (vocab_size, dimensions) = encoder.sizes();
         let info = EmbeddingInfo {
             max_model_len: encoder.max_model_len(),
-            vocab_size: encoder.spec().vocab_size,
-            dimensions: encoder.spec().hidden_size,
-            makes_scores: encoder.makes_scores(),
+            vocab_size,
+            dimensions,
+            makes_scores: encoder.encoder().is_some_and(Encoder::makes_scores),
             has_tokenizer: tokenizer.is_some(),
             fingerprint: blake3::hash(format!("{} {name}", model.fingerprint).as_bytes()).to_hex()[..16].to_owned(),
             kernels: name,

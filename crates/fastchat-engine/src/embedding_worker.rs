@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use fastchat_models::{Encoder, ModelError, Pair};
+use fastchat_models::{Embedder, Encoder, ModelError, Pair};
 
 use crate::error::EngineError;
 
@@ -58,7 +58,7 @@ impl Job {
 
 #[derive(Debug)]
 pub(crate) struct Worker {
-    encoder: Encoder,
+    encoder: Embedder,
     commands: Receiver<Command>,
     max_batch_tokens: usize,
     waiting: Arc<AtomicUsize>,
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub fn new(
-        encoder: Encoder,
+        encoder: Embedder,
         commands: Receiver<Command>,
         max_batch_tokens: usize,
         waiting: Arc<AtomicUsize>,
@@ -172,11 +172,11 @@ impl Worker {
 }
 
 /// A cross-encoder's vectors have one element, the score.
-fn run(encoder: &Encoder, texts: &[&Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
-    if !encoder.makes_scores() {
+fn run(embedder: &Embedder, texts: &[&Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
+    let Some(encoder) = embedder.encoder().filter(|encoder| Encoder::makes_scores(encoder)) else {
         let ids: Vec<&[u32]> = texts.iter().map(|text| text.ids.as_slice()).collect();
-        return encoder.embeddings(&ids);
-    }
+        return embedder.embeddings(&ids);
+    };
     let pairs = texts.iter().map(|text| Pair { ids: &text.ids, second: text.second.unwrap_or(text.ids.len()) });
     let pairs: Vec<Pair> = pairs.collect();
     Ok(encoder.scores(&pairs)?.into_iter().map(|score| vec![score]).collect())

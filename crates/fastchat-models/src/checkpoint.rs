@@ -26,10 +26,17 @@ pub(crate) struct Checkpoint {
     pub text: TextSide,
 }
 
-/// The same for an encoder.
+/// What makes the rows that become vectors.
+#[derive(Debug)]
+pub(crate) enum EmbedderDescription {
+    Encoder(EncoderDescription),
+    Decoder(Description),
+}
+
+/// The same for what makes vectors.
 #[derive(Debug)]
 pub(crate) struct EncoderCheckpoint {
-    pub description: EncoderDescription,
+    pub description: EmbedderDescription,
     pub pooling: Pooling,
     /// Longest text the authors allow, where they say so.
     pub max_seq_length: Option<usize>,

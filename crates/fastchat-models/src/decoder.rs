@@ -103,6 +103,27 @@ impl Decoder {
     /// # Errors
     /// As `forward`; also pictures that do not fit the batch.
     pub fn forward_media(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
+        let rows = self.rows(batch, media, cache)?;
+        if batch.logits_rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
+        }
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
+        let logits = scaled(self.kernels.linear(&rows, head)?, self.spec.logit_scale)?;
+        match self.spec.logit_softcap.map(f64::from) {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
+        }
+    }
+
+    /// What the output matrix is given: f32 `[batch.logits_rows, hidden]`.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn hidden(&self, batch: &ForwardBatch, cache: &Cache) -> Result<Tensor> {
+        self.rows(batch, &Media::default(), cache)
+    }
+
+    fn rows(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
         self.check(batch, cache)?;
         media.check(batch.num_tokens())?;
         let plan = self.kernels.plan(batch, &self.ropes)?;
@@ -150,10 +171,14 @@ impl Decoder {
                 }
             }
         }
-        if !picked && !batch.logits_rows.is_empty() {
+        if batch.logits_rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.spec.hidden_size), DType::F32, self.kernels.device())?);
+        }
+        if !picked {
             (stream, pending) = (step.pick(&stream)?, pending.map(|pending| step.pick(&pending)).transpose()?);
         }
-        self.logits(&step, stream, pending)
+        let (_, x) = step.join(stream, pending, Some(&self.weights.final_norm))?;
+        Ok(x)
     }
 
     /// A tower's rows as this decoder takes them: for layers that look at pictures, their keys and values.
@@ -175,20 +200,6 @@ impl Decoder {
             features.rows = features.rows.narrow(0, 0, 0)?;
         }
         Ok(features)
-    }
-
-    /// Logits of the rows that sample.
-    fn logits(&self, step: &Step, stream: Tensor, pending: Option<Tensor>) -> Result<Tensor> {
-        if step.plan.batch.logits_rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
-        }
-        let (_, x) = step.join(stream, pending, Some(&self.weights.final_norm))?;
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
-        let logits = scaled(self.kernels.linear(&x, head)?, self.spec.logit_scale)?;
-        match self.spec.logit_softcap.map(f64::from) {
-            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
-            None => Ok(logits),
-        }
     }
 
     /// Refuses a batch that would read or write outside the tables, the cache or the state slots.

@@ -4,7 +4,7 @@
 use fastchat_kernels::NormScope;
 
 use crate::names::{Names, Slot, Step};
-use crate::spec::{Attention, Bias, DecoderSpec, Dense, LayerSpec, Mixer, Mlp, Moe, QkNorm, RopeSpec};
+use crate::spec::{Attention, Bias, DecoderSpec, Dense, Head, LayerSpec, Mixer, Mlp, Moe, QkNorm, RopeSpec};
 
 /// A spec and the names of its tensors.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,14 @@ impl Description {
     /// Edits every layer.
     pub fn layers(&mut self, mut edit: impl FnMut(usize, &mut LayerSpec)) {
         self.spec.layers.iter_mut().enumerate().for_each(|(i, layer)| edit(i, layer));
+    }
+
+    /// The same without its output matrix, should that be stored under `stem`: rows become vectors, not logits.
+    #[must_use]
+    pub fn without_head(mut self, stem: &str) -> Self {
+        self.spec.head = Head::Tied;
+        self.names.ignored.push(format!("{stem}."));
+        self
     }
 
     /// Edits the attention of every layer that has one.

@@ -112,6 +112,17 @@ pub enum PoolingMode {
     Max,
 }
 
+impl PoolingMode {
+    /// Whether the row at `position` of a sequence of `len` decides anything.
+    pub(crate) fn needs(self, position: usize, len: usize) -> bool {
+        match self {
+            Self::Cls => position == 0,
+            Self::Last => position + 1 == len,
+            Self::Mean | Self::MeanSqrtLen | Self::Max => true,
+        }
+    }
+}
+
 /// A spec and the names of its tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderDescription {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use fastchat_kernels::Kernels;
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
+use crate::checkpoint::{Checkpoint, EmbedderDescription, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
 use crate::quantize::Quantize;
 use crate::vision::VisionTower;
 use crate::weights::TensorMap;
-use crate::{Decoder, Encoder, ModelError, gguf, hf};
+use crate::{Decoder, Embedder, ModelError, gguf, hf};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -77,25 +77,26 @@ pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Re
 #[derive(Debug)]
 pub struct LoadedEncoder {
     /// The encoder, weights packed.
-    pub encoder: Encoder,
+    pub encoder: Embedder,
     /// `None` when a folder has no tokenizer.
     pub tokenizer: Option<TokenizerSource>,
     /// 16 hex digits that change when the spec, the pooling or the weights do.
     pub fingerprint: String,
 }
 
-/// Whether `path` holds an encoder, which makes embeddings, and not a decoder.
+/// Whether `path` holds what makes embeddings, an encoder or a decoder whose rows are pooled, and not what generates.
 ///
 /// # Errors
 /// A path that holds no model, or a config.json that cannot be read.
 pub fn is_encoder(path: &Path) -> Result<bool, ModelError> {
     match locate(path)? {
         Source::Folder(folder) => hf::folder::is_encoder(&folder),
-        Source::Gguf(_) => Ok(false),
+        Source::Gguf(file) => gguf::is_encoder(&file),
     }
 }
 
-/// Loads a folder with an encoder's config.json, its safetensors and, where there are any, sentence-transformers files.
+/// Loads a model that makes embeddings: a folder with an encoder's config.json and safetensors, one of a decoder with
+/// sentence-transformers files, or a `*.gguf` of either.
 ///
 /// # Errors
 /// As `load`; also a `max_model_len` past the positions.
@@ -104,28 +105,28 @@ pub fn load_encoder(
     kernels: Arc<dyn Kernels>,
     options: &LoadOptions,
 ) -> Result<LoadedEncoder, ModelError> {
-    let folder = match locate(path)? {
-        Source::Folder(folder) => folder,
-        Source::Gguf(file) => {
-            return Err(ModelError::unsupported(
-                &file,
-                "format",
-                "gguf",
-                "for embeddings folders with safetensors are",
-            ));
-        }
+    let checkpoint = match locate(path)? {
+        Source::Folder(folder) => hf::folder::open_encoder(&folder, options.max_model_len)?,
+        Source::Gguf(file) => gguf::open_encoder(&file, options.max_model_len)?,
     };
-    let EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer } =
-        hf::folder::open_encoder(&folder)?;
-    let reach = description.spec.max_positions;
+    let EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer } = checkpoint;
+    let reach = match &description {
+        EmbedderDescription::Encoder(encoder) => encoder.spec.max_positions,
+        EmbedderDescription::Decoder(decoder) => decoder.spec.max_positions,
+    };
     let own = max_seq_length.unwrap_or(reach).min(reach);
     let max_model_len = options.max_model_len.unwrap_or(own);
     if max_model_len == 0 || max_model_len > reach {
         let limit = format!("the model's positions reach from 1 to {reach}");
         return Err(ModelError::request("max_model_len", max_model_len, limit));
     }
-    let fingerprint = fingerprint(&(&description.spec, pooling, options.quantize.map(Quantize::name)), &[&tensors])?;
-    let encoder = Encoder::new(description, pooling, &tensors, kernels, (max_model_len, options.quantize))?;
+    let quantize = options.quantize.map(Quantize::name);
+    let fingerprint = match &description {
+        EmbedderDescription::Encoder(encoder) => fingerprint(&(&encoder.spec, pooling, quantize), &[&tensors])?,
+        EmbedderDescription::Decoder(decoder) => fingerprint(&(&decoder.spec, pooling, quantize), &[&tensors])?,
+    };
+    let options = LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize, mmproj: None };
+    let encoder = Embedder::new(description, pooling, &tensors, kernels, &options)?;
     Ok(LoadedEncoder { encoder, tokenizer, fingerprint })
 }
 

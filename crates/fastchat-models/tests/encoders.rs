@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
 use fastchat_kernels::{DefaultKernels, Kernels};
 use fastchat_models::encoder_spec::{Pooling, PoolingMode};
-use fastchat_models::{Encoder, LoadOptions, is_encoder, load, load_encoder};
+use fastchat_models::{Embedder, Encoder, LoadOptions, is_encoder, load, load_encoder};
 use rows::{difference, golden};
 use serde_json::{Value, json};
 
@@ -31,7 +31,10 @@ fn kernels() -> Vec<Arc<dyn Kernels>> {
 }
 
 fn encoder(folder: &Path, kernels: Arc<dyn Kernels>) -> Encoder {
-    load_encoder(folder, kernels, &LoadOptions::default()).unwrap().encoder
+    match load_encoder(folder, kernels, &LoadOptions::default()).unwrap().encoder {
+        Embedder::Encoder(encoder) => encoder,
+        Embedder::Decoder(_) => panic!("{} holds a decoder", folder.display()),
+    }
 }
 
 /// The real rows of each golden sequence: (ids, hidden states).
@@ -96,13 +99,16 @@ struct Copy(PathBuf);
 
 impl Copy {
     fn new(name: &str) -> Option<Self> {
-        let folder = rows::shared()?.join("encoders/bert");
+        Some(Self::of(&rows::shared()?.join("encoders/bert"), name))
+    }
+
+    fn of(folder: &Path, name: &str) -> Self {
         let copy = std::env::temp_dir().join(format!("fastchat-encoders-{name}-{}", std::process::id()));
         fs::create_dir_all(copy.join("1_Pooling")).unwrap();
         for file in ["config.json", "model.safetensors"] {
             fs::copy(folder.join(file), copy.join(file)).unwrap();
         }
-        Some(Self(copy))
+        Self(copy)
     }
 
     fn write(&self, file: &str, json: &Value) {
@@ -191,6 +197,51 @@ fn what_is_not_done_is_refused_by_name() {
     let kernels = Arc::new(DefaultKernels(Device::Cpu));
     let as_encoder = load_encoder(&text, kernels, &LoadOptions::default()).unwrap_err().to_string();
     assert!(as_encoder.contains("model_type = qwen3") && as_encoder.contains("modernbert"), "{as_encoder}");
+}
+
+/// A decoder whose folder says that its last rows are taken: the vector is what the reference's logits are made of.
+#[test]
+fn a_decoder_makes_vectors_of_its_last_rows() {
+    let Some(shared) = rows::shared() else { return };
+    let from = shared.join("text/llama_tied_bias");
+    let copy = Copy::of(&from, "decoder");
+    assert!(!is_encoder(&copy.0).unwrap());
+    copy.modules("Normalize");
+    copy.write("1_Pooling/config.json", &json!({"pooling_mode_lasttoken": true}));
+    assert!(is_encoder(&copy.0).unwrap());
+    let file = from.join("golden.safetensors");
+    let ids: Vec<u32> = golden(&file, "input_ids").to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let logits: Vec<Vec<f32>> = golden(&file, "logits").to_vec2().unwrap();
+    let table = candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    let table = table["model.embed_tokens.weight"].to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    let cosine = |a: &[f32], b: &[f32]| {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    for kernels in kernels() {
+        let exact = kernels.name().contains("cpu");
+        let options = LoadOptions { max_model_len: Some(64), ..LoadOptions::default() };
+        let model = load_encoder(&copy.0, kernels, &options).unwrap().encoder;
+        let Embedder::Decoder(decoder) = &model else { panic!("not a decoder") };
+        assert_eq!(decoder.pooling(), Pooling { mode: PoolingMode::Last, normalize: true });
+        assert_eq!((model.max_model_len(), model.sizes().1), (64, table[0].len()));
+        // More than the cache holds at a time.
+        let texts: Vec<&[u32]> = (1..=ids.len()).map(|len| &ids[..len]).collect();
+        let vectors = model.embeddings(&texts).unwrap();
+        assert_eq!(vectors.len(), texts.len());
+        for (text, vector) in texts.iter().zip(&vectors) {
+            let length: f32 = vector.iter().map(|x| x * x).sum();
+            assert!((length - 1.0).abs() < 1e-5);
+            let seen: Vec<f32> = table.iter().map(|row| row.iter().zip(vector).map(|(a, b)| a * b).sum()).collect();
+            let found = cosine(&seen, &logits[text.len() - 1]);
+            assert!(found > 0.999_999, "{} tokens: {found}", text.len());
+            let alone = model.embeddings(&[text]).unwrap().remove(0);
+            assert!(!exact || alone == *vector, "{} tokens alone differ from company in some bit", text.len());
+        }
+        for wrong in [&[][..], &[0; 65]] {
+            assert!(model.embeddings(&[wrong]).unwrap_err().to_string().contains("1 to 64 tokens"));
+        }
+    }
 }
 
 /// Cosines with what sentence-transformers computes, for a folder that may not have been fetched.

@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use checkpoints::Folder;
-use fastchat_kernels::DefaultKernels;
-use fastchat_models::{LoadOptions, LoadedModel, TokenizerSource, inspect, load};
+use fastchat_kernels::cpu::CpuKernels;
+use fastchat_kernels::{DefaultKernels, Kernels};
+use fastchat_models::encoder_spec::{Pooling, PoolingMode};
+use fastchat_models::{Embedder, LoadOptions, LoadedModel, TokenizerSource, inspect, is_encoder, load, load_encoder};
 use rows::{chunked, difference, golden};
 
 /// Largest difference of a logit, both sides computed in f32.
@@ -111,6 +113,64 @@ twins! {
     qwen2_moe "qwen2moe"
     seed_oss "seed_oss"
     starcoder2 "starcoder2"
+}
+
+/// The encoders' hidden states, and what their files say of pooling and framing.
+fn encoder(name: &str, architecture: &str) {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let folder = Folder::new(&format!("gguf-{name}"));
+    let from = shared.join("encoders").join(name);
+    let file = convert(&from, &folder, architecture, &[]);
+    assert!(is_encoder(&file).unwrap());
+    let loaded = load_encoder(&file, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default()).unwrap();
+    let Some(TokenizerSource::Gguf(vocab)) = loaded.tokenizer else { panic!("{name} has no vocabulary") };
+    assert_eq!((vocab.model.as_str(), vocab.bos, vocab.eos), ("bert", Some(101), Some(102)));
+    assert!(vocab.add_bos && vocab.add_eos);
+    let encoder = loaded.encoder.encoder().unwrap();
+    assert_eq!(encoder.pooling(), Pooling { mode: PoolingMode::Cls, normalize: true });
+    let golden_file = from.join("golden.safetensors");
+    let table = |name| golden(&golden_file, name).to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
+    let states: Vec<Vec<Vec<f32>>> = golden(&golden_file, "last_hidden_state").to_vec3().unwrap();
+    for ((ids, mask), states) in table("input_ids").iter().zip(table("attention_mask")).zip(&states) {
+        let real = mask.iter().filter(|&&bit| bit == 1).count();
+        let found = encoder.forward(&[&ids[..real]]).unwrap().to_vec2::<f32>().unwrap();
+        let most = difference(&found, &states[..real]);
+        assert!(most <= TOLERANCE, "{name}: hidden states differ by {most}");
+    }
+    let says = load(&file, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default()).unwrap_err().to_string();
+    assert!(says.contains("general.architecture") && says.contains(architecture), "{says}");
+}
+
+#[test]
+fn bert() {
+    encoder("bert", "bert");
+}
+
+#[test]
+fn nomic_bert() {
+    encoder("nomic_bert", "nomic-bert");
+}
+
+/// A decoder's file that says how its rows are pooled makes vectors, and the same as the folder that says so.
+#[test]
+fn a_decoder_with_a_pooling_type_makes_vectors() {
+    let Some(shared) = rows::shared().filter(|_| checkpoints::writer()) else { return };
+    let folder = Folder::new("gguf-pooled");
+    let from = shared.join("text/qwen3");
+    let plain = convert(&from, &folder, "qwen3", &[]);
+    assert!(!is_encoder(&plain).unwrap());
+    let refused = load_encoder(&plain, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default());
+    assert!(refused.unwrap_err().to_string().contains("pooling_type"));
+    let pooled = convert(&from, &folder, "qwen3", &["0", "3"]);
+    assert!(is_encoder(&pooled).unwrap());
+    let text: Vec<u32> = (3..40).collect();
+    for kernels in [Arc::new(DefaultKernels(Device::Cpu)) as Arc<dyn Kernels>, Arc::new(CpuKernels::new(Some(2)))] {
+        let loaded = load_encoder(&pooled, kernels, &LoadOptions::default()).unwrap().encoder;
+        let Embedder::Decoder(decoder) = &loaded else { panic!("not a decoder") };
+        assert_eq!(decoder.pooling(), Pooling { mode: PoolingMode::Last, normalize: true });
+        let vector = loaded.embeddings(&[&text]).unwrap().remove(0);
+        assert_eq!(vector.len(), loaded.sizes().1);
+    }
 }
 
 /// The reference model has three layers; positions are left out in the fourth.

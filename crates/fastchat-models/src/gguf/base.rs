@@ -61,7 +61,8 @@ pub fn body(m: &Meta, norm: Norm, mixers: Vec<Mixer>, rope: rope::Rope) -> Resul
     Ok(Description { spec, names })
 }
 
-fn vocab_size(m: &Meta) -> Result<usize, ModelError> {
+/// Rows of the embedding table.
+pub fn vocab_size(m: &Meta) -> Result<usize, ModelError> {
     match m.tensor("token_embd.weight").map(|stored| &stored.shape[..]) {
         Some([rows, _]) => Ok(*rows),
         Some(shape) => {

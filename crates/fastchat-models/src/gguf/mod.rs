@@ -3,6 +3,7 @@
 
 mod base;
 mod cursor;
+mod encoder_base;
 mod export;
 mod export_text;
 mod header;
@@ -16,6 +17,7 @@ mod value;
 mod vocab;
 mod writer;
 
+mod bert;
 mod cohere2;
 mod deepseek2;
 mod exaone4;
@@ -26,6 +28,7 @@ mod glm4moe;
 mod gpt_oss;
 mod granite;
 mod llama;
+mod nomic_bert;
 mod olmo2;
 mod olmoe;
 mod phi3;
@@ -46,8 +49,9 @@ use std::path::Path;
 use fastchat_kernels::MappedFile;
 
 use crate::ModelError;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, EmbedderDescription, EncoderCheckpoint};
 use crate::description::Description;
+use crate::encoder_spec::{EncoderDescription, Pooling, PoolingMode};
 pub(crate) use export::layout;
 pub(crate) use export_text::entries as text_entries;
 use meta::Meta;
@@ -86,6 +90,54 @@ const ARCHITECTURES: &[(&str, Architecture)] = &[
     ("smollm3", smollm3::describe),
     ("starcoder2", starcoder2::describe),
 ];
+
+type EncoderArchitecture = fn(&Meta) -> Result<EncoderDescription, ModelError>;
+
+/// The same for encoders.
+const ENCODERS: &[(&str, EncoderArchitecture)] = &[("bert", bert::describe), ("nomic-bert", nomic_bert::describe)];
+
+/// Whether a file makes embeddings: an encoder, or a decoder that says how its rows are pooled.
+pub(crate) fn is_encoder(path: &Path) -> Result<bool, ModelError> {
+    let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
+    let header = header::read(&file)?;
+    if shards::place(&header, path)?.is_some_and(|place| place.0 > 0) {
+        return Ok(false);
+    }
+    let meta = Meta::new(&header, path, None)?;
+    Ok(ENCODERS.iter().any(|(known, _)| *known == meta.arch) || encoder_base::pooling(&meta)?.is_some())
+}
+
+/// Reads a file that makes embeddings.
+pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<EncoderCheckpoint, ModelError> {
+    let file = MappedFile::open(path).map_err(|error| ModelError::io(path, error))?;
+    let header = header::read(&file)?;
+    let meta = Meta::new(&header, path, max_model_len)?;
+    let pooling = encoder_base::pooling(&meta)?;
+    if let Some((_, describe)) = ENCODERS.iter().find(|(known, _)| *known == meta.arch) {
+        let description = describe(&meta)?;
+        let tokenizer = vocab::read(&meta, description.spec.vocab_size)?.tokenizer;
+        return Ok(EncoderCheckpoint {
+            description: EmbedderDescription::Encoder(description),
+            pooling: pooling.unwrap_or(Pooling { mode: PoolingMode::Mean, normalize: true }),
+            max_seq_length: None,
+            tensors: header.tensors,
+            tokenizer,
+        });
+    }
+    let Some(pooling) = pooling else {
+        let known: Vec<_> = ENCODERS.iter().map(|(known, _)| *known).collect();
+        let known = format!("for embeddings {}, and what has a pooling_type are", known.join(", "));
+        return Err(meta.unsupported("general.architecture", meta.arch, known));
+    };
+    let Checkpoint { description, tensors, text, .. } = open(path, max_model_len, None)?;
+    Ok(EncoderCheckpoint {
+        description: EmbedderDescription::Decoder(description.without_head("output")),
+        pooling,
+        max_seq_length: None,
+        tensors,
+        tokenizer: text.tokenizer,
+    })
+}
 
 /// Reads a file, or all files of a model cut into several, and the one that holds its tower: headers are checked, tensors
 /// stay mapped.

@@ -81,8 +81,15 @@ fn vocab(m: &Meta, vocab_size: usize) -> Result<Option<GgufVocab>, ModelError> {
     let by_pieces = model == "llama";
     let pre = m.text(&key("pre"))?.unwrap_or("default");
     let begins = model == "gpt2" && BEGINNING.contains(&pre);
+    // Texts of word pieces stand between [CLS] and [SEP].
+    let framed = model == "bert";
     let special = |name| special(m, name, tokens.len());
-    let (bos, eos) = (special("bos_token_id")?, special("eos_token_id")?);
+    let (mut bos, mut eos) = (special("bos_token_id")?, special("eos_token_id")?);
+    if framed {
+        // The format spells it so.
+        (bos, eos) = (special("cls_token_id")?.or(bos), special("seperator_token_id")?.or(eos));
+        (bos, eos) = (bos.or(Some(101)), eos.or(Some(102)));
+    }
     let (unk, pad) = (special("unknown_token_id")?, special("padding_token_id")?);
     Ok(Some(GgufVocab {
         model: model.to_owned(),
@@ -94,8 +101,8 @@ fn vocab(m: &Meta, vocab_size: usize) -> Result<Option<GgufVocab>, ModelError> {
         eos: eos.or(by_pieces.then_some(2)),
         unk: unk.or(by_pieces.then_some(0)),
         pad,
-        add_bos: m.flag_or(&key("add_bos_token"), by_pieces || begins)?,
-        add_eos: m.flag_or(&key("add_eos_token"), model == "t5")?,
+        add_bos: m.flag_or(&key("add_bos_token"), by_pieces || begins || framed)?,
+        add_eos: m.flag_or(&key("add_eos_token"), model == "t5" || framed)?,
         remove_extra_whitespaces: m.flag_or(&key("remove_extra_whitespaces"), false)?,
         precompiled_charsmap: m
             .wholes(&key("precompiled_charsmap"), MAX_TABLE)?

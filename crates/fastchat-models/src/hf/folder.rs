@@ -7,7 +7,9 @@ use serde_json::{Map, Value};
 use super::config::Config;
 use super::{quantized, sentence};
 use crate::ModelError;
-use crate::checkpoint::{Checkpoint, EncoderCheckpoint, GenerationDefaults, TextSide, TokenizerSource};
+use crate::checkpoint::{
+    Checkpoint, EmbedderDescription, EncoderCheckpoint, GenerationDefaults, TextSide, TokenizerSource,
+};
 use crate::safetensors::{self, MAX_JSON, read_json};
 use crate::weights::TensorMap;
 
@@ -22,20 +24,27 @@ pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, M
     Ok(Checkpoint { format: "safetensors", family, description, vision, tower_tensors: None, tensors, text })
 }
 
-/// Whether config.json names an encoder.
+/// Whether config.json names an encoder, or files of sentence-transformers say how a decoder's rows are pooled.
 pub fn is_encoder(folder: &Path) -> Result<bool, ModelError> {
-    Ok(super::encoder_family(&Config::read(folder, None)?)?.is_some())
+    Ok(super::encoder_family(&Config::read(folder, None)?)?.is_some() || sentence::is_there(folder))
 }
 
-/// Opens a folder whose config.json names an encoder.
-pub fn open_encoder(folder: &Path) -> Result<EncoderCheckpoint, ModelError> {
-    let config = Config::read(folder, None)?;
-    let Some(description) = super::describe_encoder(&config)? else {
+/// Opens a folder that makes embeddings.
+pub fn open_encoder(folder: &Path, max_model_len: Option<usize>) -> Result<EncoderCheckpoint, ModelError> {
+    let config = Config::read(folder, max_model_len)?;
+    let (description, hidden) = if let Some(description) = super::describe_encoder(&config)? {
+        let hidden = description.spec.hidden_size;
+        (EmbedderDescription::Encoder(description), hidden)
+    } else if sentence::is_there(folder) {
+        let description = super::describe(&config)?.without_head("lm_head");
+        let hidden = description.spec.hidden_size;
+        (EmbedderDescription::Decoder(description), hidden)
+    } else {
         let name = config.text("model_type")?.unwrap_or("nothing");
         let known: Vec<_> = super::ENCODERS.iter().map(|(known, _)| *known).collect();
         return Err(config.unsupported("model_type", name, format!("for embeddings {} are", known.join(", "))));
     };
-    let (pooling, max_seq_length) = sentence::read(folder, description.spec.hidden_size)?;
+    let (pooling, max_seq_length) = sentence::read(folder, hidden)?;
     let tensors = tensors(folder, &config)?;
     let tokenizer = text_side(folder, &config)?.tokenizer;
     Ok(EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer })

@@ -13,6 +13,11 @@ use crate::safetensors::MAX_JSON;
 /// Longer lists of modules are not read.
 const MAX_MODULES: usize = 16;
 
+/// Whether the folder says what follows its model.
+pub fn is_there(folder: &Path) -> bool {
+    folder.join("modules.json").is_file()
+}
+
 /// (pooling, longest text). Without modules.json: the normalised mean.
 pub fn read(folder: &Path, hidden: usize) -> Result<(Pooling, Option<usize>), ModelError> {
     let limit = folder.join("sentence_bert_config.json");

@@ -1,7 +1,8 @@
 """Writes a folder of config.json and model.safetensors as a GGUF file, in the layout that published converters use.
 
 Names come from the `gguf` package's own tables, so that the loader's name maps are checked against something else than
-themselves. Usage: convert.py FOLDER OUT ARCHITECTURE [TENSORS], the last for several files of that many tensors each.
+themselves. Usage: convert.py FOLDER OUT ARCHITECTURE [TENSORS [POOLING]]: several files
+of that many tensors each (0: one), and the number of a way to pool.
 """
 
 import json
@@ -16,6 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 # Architectures whose converters bring the rows of q and k into interleaved order.
 PERMUTED = {"llama", "granite", "smollm3"}
+ENCODERS = {"bert", "nomic-bert"}
 
 
 def read(folder: Path):
@@ -41,9 +43,14 @@ def read(folder: Path):
 def write(out: Path, config: dict, tensors: dict, arch: str, split: int = 0, named: dict | None = None) -> None:
     writer = gguf.GGUFWriter(out, arch, split_max_tensors=split)
     keys = metadata(config, arch)
+    if config.get("pooling_type"):
+        keys["pooling_type"] = config["pooling_type"]
     for key, value in keys.items():
         add(writer, f"{arch}.{key}", value)
-    vocabulary(writer, config["vocab_size"], named or {})
+    if arch in ENCODERS:
+        word_pieces(writer, config["vocab_size"])
+    else:
+        vocabulary(writer, config["vocab_size"], named or {})
     names = gguf.get_tensor_name_map(ARCHITECTURES[arch], keys["block_count"])
     tensors = stack(tensors)
     for name, values in tensors.items():
@@ -101,6 +108,17 @@ def vocabulary(writer, size, named):
     writer.add_sampling_top_k(20)
 
 
+def word_pieces(writer, size):
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]"}
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([special.get(i, f"\u2581t{i}") for i in range(size)])
+    writer.add_token_types([3 if i in special else 1 for i in range(size)])
+    writer.add_unk_token_id(100)
+    writer.add_sep_token_id(102)
+    writer.add_pad_token_id(0)
+    writer.add_bos_token_id(101)
+
+
 def metadata(c, arch):
     get = c.get
     heads, hidden = c["num_attention_heads"], c["hidden_size"]
@@ -145,6 +163,8 @@ def metadata(c, arch):
         # Its draft layers are stored too.
         keys["nextn_predict_layers"] = c["num_nextn_predict_layers"]
         keys["block_count"] += c["num_nextn_predict_layers"]
+    if arch in ENCODERS:
+        keys |= {"attention.causal": False, "pooling_type": 2}
     if "mrope_section" in rope:
         keys["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     keys |= scaling(c, rope) | experts(c, arch) | latent(c, arch) | recurrent(c)
@@ -280,6 +300,8 @@ def convert(name, values, c, arch, names):
         if "down" in name:
             return [(f"{prefix}ffn_down_exps.{kind}", values)]
         return [(f"{prefix}ffn_gate_exps.{kind}", values[:, ::2]), (f"{prefix}ffn_up_exps.{kind}", values[:, 1::2])]
+    if arch in ENCODERS and name.startswith("pooler."):
+        return []
     if name.endswith(".sinks"):
         return [(f"{prefix}attn_sinks.weight", values)]
     if name.endswith("e_score_correction_bias"):
@@ -344,9 +366,9 @@ def mapped(name, names):
     return found
 
 
-def main(folder, out, arch, split="0"):
+def main(folder, out, arch, split="0", pooling="0"):
     config, tensors = read(Path(folder))
-    write(Path(out), config, tensors, arch, int(split))
+    write(Path(out), config | {"pooling_type": int(pooling)}, tensors, arch, int(split))
 
 
 if __name__ == "__main__":
