@@ -4,6 +4,7 @@
 mod base;
 mod cursor;
 mod export;
+mod export_pieces;
 mod export_text;
 mod header;
 mod keys;
