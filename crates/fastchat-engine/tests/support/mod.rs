@@ -59,6 +59,5 @@ pub fn gguf_vocab(path: &Path) -> GgufVocab {
             })
             .collect(),
         model,
-        ..GgufVocab::default()
     }
 }
