@@ -122,3 +122,9 @@ def test_completion_prompts_have_four_shapes(prompt: Any) -> None:
 @pytest.mark.parametrize("prompt", [1, {"a": 1}, [{"a": 1}], [[-1]], [["x"]]])
 def test_other_prompts_are_refused(prompt: Any) -> None:
     assert refusal({"model": "m", "prompt": prompt}, TEXT).param == "prompt"
+
+
+@pytest.mark.parametrize("place", [b"model", b"more", b"deep", b"user", b"hi"])
+def test_all_of_a_body_is_text(place: bytes) -> None:
+    body = json.dumps({**GOOD, "more": {"deep": 1}}).encode().replace(place, b"\xff" + place[1:], 1)
+    assert refusal(body).code == "invalid_json"

@@ -3,6 +3,7 @@
 import configparser
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from fastchat_rs.server.app import OPEN_PATHS
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.state import Limits, State
 from where import REPOSITORY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEPLOY = REPOSITORY / "deploy"
 FIELDS = set(ServeConfig.__struct_fields__)
@@ -30,6 +36,26 @@ def test_settings_exist(path: Path) -> None:
         assert flag.replace("-", "_") in FIELDS | {"help", "config"}, flag
     for route in re.findall(r"path: (/\w+)|:8000(/\w+)", text):
         assert "".join(route) in OPEN_PATHS
+
+
+def image_environment(name: str) -> dict[str, str]:
+    """What ENV of a Dockerfile sets for the server."""
+    text = (DEPLOY / name).read_text("utf-8").replace("\\\n", " ")
+    pairs = re.findall(r"\b(FASTCHAT_[A-Z_]+)=(\S+)", "\n".join(re.findall(r"^ENV (.*)$", text, re.MULTILINE)))
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_the_images(name: str) -> None:
+    text = (DEPLOY / name).read_text("utf-8")
+    config = load_config(ServeConfig, {}, {**image_environment(name), "FASTCHAT_API_KEY": "k", "FASTCHAT_MODEL": "m"})
+    assert f"EXPOSE {config.port}" in text and f"127.0.0.1:{config.port}/health" in text
+    # As root nothing runs, and PID 1 gets the signal.
+    assert re.search(r"^USER [1-9]", text, re.MULTILINE) and 'ENTRYPOINT ["fastchat-rs", "serve"]' in text
+    extras = set(re.findall(r"\[([a-z,]+)\]\"", text)[0].split(","))
+    assert extras <= set(
+        tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    )
 
 
 def test_the_configuration() -> None:
@@ -58,6 +84,19 @@ def test_the_manifest() -> None:
     names = {mount["name"] for mount in container["volumeMounts"]}
     assert names == {volume["name"] for volume in pod["volumes"]}
     assert kinds["Service"]["spec"]["selector"] == kinds["Deployment"]["spec"]["selector"]["matchLabels"]
+    labels = kinds["Deployment"]["spec"]["template"]["metadata"]
+    assert labels["labels"] == kinds["Service"]["spec"]["selector"]
+    # Ports and probes lead to what the server listens on and answers without a key.
+    (port,) = container["ports"]
+    assert port["containerPort"] == ServeConfig(model="m").port == int(labels["annotations"]["prometheus.io/port"])
+    assert [one["targetPort"] for one in kinds["Service"]["spec"]["ports"]] == [port["name"]]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] == port["name"]
+        assert container[probe]["httpGet"]["path"] in OPEN_PATHS
+    # A value of the environment is read as the server reads it; secrets count as text.
+    given = {one["name"]: one.get("value", "secret") for one in container["env"]}
+    config = load_config(ServeConfig, {"model": container["args"][0]}, given | image_environment("Dockerfile"))
+    assert config.host == "0.0.0.0" and config.api_key == ["secret"] and config.access_log
 
 
 class _Engine:

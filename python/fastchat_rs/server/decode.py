@@ -32,6 +32,8 @@ class BodyDecoder(Generic[T]):
         if body.count(b"{") + body.count(b"[") > max_depth and nesting(body) > max_depth:
             raise bad_field(None, f"The body is nested deeper than {max_depth}")
         try:
+            # msgspec looks only at the text it keeps; names and values of unknown fields must be text too.
+            _ = body.isascii() or body.decode("utf-8")
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:
             raise _field_error(str(error)) from None
