@@ -119,6 +119,82 @@ fn published_files_give_the_reference_ids_and_texts() {
     assert!(checked > 0, "{} holds none of the files", folder.display());
 }
 
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// A model with that tokenizer.json, written as GGUF: the tokenizer of its tables.
+fn written(name: &str, json: &Value, rows: usize) -> Option<(Tokenizer, Tokenizer)> {
+    let shared = folder("FASTCHAT_SHARED", "../shared", true)?;
+    let from = shared.join("parity/text/llama3");
+    let to = std::env::temp_dir().join(format!("fastchat-tables-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&to).unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["vocab_size"] = rows.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(to.join("tokenizer.json"), json.to_string()).unwrap();
+    let device = candle_core::Device::Cpu;
+    let mut tensors = candle_core::safetensors::load(from.join("model.safetensors"), &device).unwrap();
+    for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("embed_tokens") || name.contains("lm_head"))
+    {
+        *tensor = candle_core::Tensor::zeros((rows, 64), candle_core::DType::F32, &device).unwrap();
+    }
+    candle_core::safetensors::save(&tensors, to.join("model.safetensors")).unwrap();
+    let file = to.join("model.gguf");
+    fastchat_models::convert(&to, &file, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let kernels = std::sync::Arc::new(fastchat_kernels::DefaultKernels(device));
+    let tables = fastchat_models::load(&file, kernels, &fastchat_models::LoadOptions::default()).unwrap().tokenizer;
+    let tokenizers = (
+        Tokenizer::new(&TokenizerSource::Json(to.join("tokenizer.json"), None)).unwrap(),
+        Tokenizer::new(&tables.unwrap()).unwrap(),
+    );
+    std::fs::remove_dir_all(&to).unwrap();
+    Some(tokenizers)
+}
+
+fn same_ids(name: &str, json: &Value, rows: usize) {
+    let Some((one, other)) = written(name, json, rows) else { return };
+    let mut runner = TestRunner::new(Config { cases: 500, failure_persistence: None, ..Config::default() });
+    let ran = runner.run(&(texts(), any::<bool>()), |(text, framed)| {
+        prop_assert_eq!(other.encode(&text, framed, false).unwrap(), one.encode(&text, framed, false).unwrap());
+        Ok(())
+    });
+    ran.unwrap_or_else(|error| panic!("{name}: {error}"));
+}
+
+#[test]
+fn word_pieces_survive_as_tables() {
+    let Some(models) = folder("FASTCHAT_MODELS", "models", false) else { return };
+    let Ok(text) = std::fs::read(models.join("all-minilm-l6-v2/tokenizer.json")) else { return };
+    same_ids("pieces", &serde_json::from_slice(&text).unwrap(), 30_522);
+}
+
+#[test]
+fn unigrams_survive_as_tables() {
+    let Some(folder) = folder("FASTCHAT_VOCABS", "models/llama-cpp", false) else { return };
+    let file = folder.join("ggml-vocab-nomic-bert-moe.gguf");
+    if !file.exists() {
+        return;
+    }
+    let vocab = support::gguf_vocab(&file);
+    assert!(vocab.model == "t5" && vocab.remove_extra_whitespaces);
+    let pieces: Vec<Value> = vocab.tokens.iter().zip(&vocab.scores).map(|(t, s)| serde_json::json!([t, s])).collect();
+    let mut table = String::new();
+    for three in vocab.precompiled_charsmap.chunks(3) {
+        let bits = three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        let digit = |i: usize| ALPHABET[(bits >> (18 - 6 * i) & 63) as usize] as char;
+        table.extend((0..4).map(|i| if i > three.len() { '=' } else { digit(i) }));
+    }
+    let metaspace =
+        serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": table},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
+        "post_processor": null, "decoder": metaspace,
+        "model": {"type": "Unigram", "unk_id": vocab.unk, "vocab": pieces, "byte_fallback": false},
+    });
+    same_ids("unigrams", &json, vocab.tokens.len());
+}
+
 /// Damaged files: an error or a tokenizer that works, never a panic.
 #[test]
 fn damaged_files_are_errors() {

@@ -31,7 +31,7 @@ const NAMES: [&str; 22] = [
 ];
 
 /// Files of a folder that are no family.
-const SHARED: [&str; 21] = [
+const SHARED: [&str; 22] = [
     "base",
     "config",
     "encoder_base",
@@ -43,6 +43,7 @@ const SHARED: [&str; 21] = [
     "vision_base",
     "cursor",
     "export",
+    "export_pieces",
     "export_text",
     "header",
     "keys",

@@ -50,7 +50,14 @@ pub fn gguf_vocab(path: &Path) -> GgufVocab {
         add_bos: flag("add_bos_token").unwrap_or(model == "llama"),
         add_eos: flag("add_eos_token").unwrap_or(false),
         add_space_prefix: flag("add_space_prefix").unwrap_or(model == "llama"),
+        remove_extra_whitespaces: flag("remove_extra_whitespaces").unwrap_or(false),
+        precompiled_charsmap: array("precompiled_charsmap")
+            .iter()
+            .map(|value| match value {
+                Value::I8(byte) => *byte as u8,
+                other => other.to_u8().unwrap(),
+            })
+            .collect(),
         model,
-        ..GgufVocab::default()
     }
 }

@@ -11,8 +11,8 @@ use crate::checkpoint::{TextSide, TokenizerSource};
 use crate::safetensors::read_json;
 
 /// GGUF's numbers for kinds of tokens.
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
@@ -103,18 +103,23 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
 }
 
 /// A tokenizer.json as GGUF's tables.
-struct Tables {
-    model: &'static str,
+#[allow(clippy::struct_excessive_bools)] // the format's own switches
+pub(super) struct Tables {
+    pub model: &'static str,
     pre: &'static str,
-    tokens: Vec<String>,
-    kinds: Vec<i32>,
+    pub tokens: Vec<String>,
+    pub kinds: Vec<i32>,
     merges: Vec<String>,
-    scores: Vec<f32>,
-    unknown: Option<u32>,
+    pub scores: Vec<f32>,
+    pub unknown: Option<u32>,
     begin: Option<u32>,
     add_bos: bool,
     add_eos: bool,
-    space_prefix: bool,
+    pub space_prefix: bool,
+    /// Whether runs of spaces become one.
+    pub merges_spaces: bool,
+    /// SentencePiece's table of normal forms.
+    pub charsmap: Vec<u8>,
 }
 
 impl Tables {
@@ -128,10 +133,16 @@ impl Tables {
             ("add_eos_token", Entry::Flag(self.add_eos)),
             ("add_space_prefix", Entry::Flag(self.space_prefix)),
         ];
-        if self.scores.is_empty() {
-            entries.push(("merges", Entry::Texts(self.merges)));
-        } else {
-            entries.push(("scores", Entry::Reals(self.scores)));
+        match self.model {
+            "gpt2" => entries.push(("merges", Entry::Texts(self.merges))),
+            "bert" => {}
+            _ => entries.push(("scores", Entry::Reals(self.scores))),
+        }
+        if self.model == "t5" {
+            entries.push(("remove_extra_whitespaces", Entry::Flag(self.merges_spaces)));
+        }
+        if !self.charsmap.is_empty() {
+            entries.push(("precompiled_charsmap", Entry::Bytes(self.charsmap)));
         }
         entries.extend(self.unknown.map(|id| ("unknown_token_id", Entry::Whole(id))));
         entries
@@ -143,9 +154,9 @@ impl Tables {
         let unsupported = |field: &str, value: &Value, expected: &str| {
             ModelError::unsupported(file, field, value.to_string(), expected)
         };
-        let Some(model) = model.filter(|model| model.get("type").is_none_or(|kind| kind == "BPE")) else {
-            let kind = json.get("model").and_then(|model| model.get("type")).unwrap_or(&Value::Null);
-            return Err(unsupported("model.type", kind, "BPE is, for GGUF"));
+        let kind = model.and_then(|model| model.get("type")).and_then(Value::as_str).unwrap_or("BPE");
+        let Some(model) = model.filter(|_| ["BPE", "Unigram", "WordPiece"].contains(&kind)) else {
+            return Err(unsupported("model.type", &kind.into(), "BPE, Unigram and WordPiece are, for GGUF"));
         };
         let mut tables = Self {
             model: "gpt2",
@@ -159,11 +170,22 @@ impl Tables {
             add_bos: frame(&json, true).is_some(),
             add_eos: frame(&json, false).is_some(),
             space_prefix: false,
+            merges_spaces: false,
+            charsmap: Vec::new(),
         };
+        if kind == "Unigram" {
+            tables.unigrams(file, &json, model)?;
+        }
         tables.fill(file, &json, model)?;
         tables.begin = frame(&json, true).and_then(|name| tables.id(name)).map(|id| id as u32);
-        tables.unknown =
-            model.get("unk_token").and_then(Value::as_str).and_then(|name| tables.id(name)).map(|id| id as u32);
+        let unknown = model.get("unk_token").and_then(Value::as_str).and_then(|name| tables.id(name));
+        tables.unknown = tables.unknown.or(unknown.map(|id| id as u32));
+        if kind == "WordPiece" {
+            tables.word_pieces(file, &json, model)?;
+        }
+        if kind != "BPE" {
+            return Ok(tables);
+        }
         if model.get("byte_fallback") == Some(&Value::Bool(true)) {
             tables.by_pieces(&json);
         } else {
@@ -254,7 +276,7 @@ fn merges(file: &Path, model: &Map<String, Value>) -> Result<Vec<String>, ModelE
 }
 
 /// A step, or the steps of a sequence.
-fn steps(value: &Value) -> Vec<&Value> {
+pub(super) fn steps(value: &Value) -> Vec<&Value> {
     let inner = ["pretokenizers", "normalizers", "processors"].iter().find_map(|key| value[*key].as_array());
     inner.map_or_else(|| vec![value], |inside| inside.iter().flat_map(steps).collect())
 }

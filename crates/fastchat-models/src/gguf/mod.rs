@@ -5,6 +5,7 @@ mod base;
 mod cursor;
 mod encoder_base;
 mod export;
+mod export_pieces;
 mod export_text;
 mod header;
 mod keys;

@@ -25,6 +25,7 @@ pub enum Entry {
     Signed(Vec<i32>),
     Reals(Vec<f32>),
     Flags(Vec<bool>),
+    Bytes(Vec<u8>),
     /// Type and value as another file holds them.
     Raw(Vec<u8>),
 }
@@ -93,6 +94,7 @@ fn value(out: &mut Vec<u8>, entry: &Entry) {
         Entry::Signed(values) => list(out, 5, values, |out, value| out.extend(value.to_le_bytes())),
         Entry::Reals(values) => list(out, 6, values, |out, value| out.extend(value.to_le_bytes())),
         Entry::Flags(values) => list(out, 7, values, |out, value| out.push(u8::from(*value))),
+        Entry::Bytes(values) => list(out, 0, values, |out, value| out.push(*value)),
         Entry::Raw(bytes) => out.extend(bytes),
     }
 }
