@@ -74,8 +74,9 @@ lint: $(VENV)/dev $(VENV)/built
 
 test: lint lint-cuda check-cuda models test-rust test-python
 
-test-rust:
-	$(CARGO) test --release --locked
+# The environment comes first in PATH: the tests of GGUF files have them written by its gguf package.
+test-rust: $(VENV)/dev
+	PATH="$(abspath $(BIN)):$$PATH" $(CARGO) test --release --locked
 
 test-python: dev
 	VIRTUAL_ENV=$(abspath $(VENV)) $(CARGO) build --release --locked -p fastchat-py --example faulty
