@@ -60,19 +60,14 @@ impl Constraint {
 
     /// Computes the mask unless it is there. Depends on nothing but accepted tokens, so it may run beside the model.
     pub fn prepare(&mut self) {
-        if self.mask.is_none() {
-            self.mask = Some(self.within_limit(Matcher::mask));
-        }
+        // An error is told when the mask is asked for.
+        let _ = self.mask();
     }
 
     /// Bit `id % 32` of word `id / 32` allows a token.
     pub fn mask(&mut self) -> Result<&[u32], TextError> {
-        self.prepare();
-        match &self.mask {
-            Some(Ok(mask)) => Ok(mask.words()),
-            Some(Err(error)) => Err(error.clone()),
-            None => Ok(&[]),
-        }
+        let mask = self.mask.take().unwrap_or_else(|| self.within_limit(Matcher::mask));
+        self.mask.insert(mask).as_ref().map(TokenMask::words).map_err(Clone::clone)
     }
 
     /// The next token where there is no choice of it.

@@ -218,8 +218,7 @@ impl Scheduler {
         running = demand(self, &prompts, false);
         for (&line, mut share) in order.iter().zip(grants(&running, step.tokens)) {
             for &rank in &prompts[&line] {
-                // A grammar may have appended more tokens than the last block holds.
-                // Nor has one that is held any part before it is released.
+                // Held ones wait. A grammar may have appended more tokens than the last block holds.
                 if !self.held.contains(&rank.id) && self.lines.is_running(line, rank) && self.grow(rank, step) {
                     share = share.saturating_sub(self.schedule_chunk(rank.id, share, step));
                 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from convert import add_tensor, finish, permute, read, write
+from convert import add, add_tensor, finish, permute, read, write
 
 # Names of the tokens that a projector needs, by the fields of config.json that number them.
 TOKENS = {
@@ -131,16 +131,7 @@ def main(folder, out, arch, projector):
     writer = gguf.GGUFWriter(out / "mmproj-model.gguf", "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     for key, value in keys(config, pictures, projector):
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
+        add(writer, key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 64)
     for name, values in tensors.items():
         # SigLIP's own head, and what LLaVA never runs.
