@@ -3,9 +3,9 @@
 
 use std::sync::mpsc::{Sender, channel};
 
+use crate::command::Command;
 use crate::constraint::Constraint;
 use crate::sequence::SequenceId;
-use crate::worker::{Command, Worker};
 
 /// The way to that thread, which is there once it was needed.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Asides {
     }
 
     /// Gives the constraint back when there is nobody to take it.
-    fn take(&mut self, id: SequenceId, constraint: Box<Constraint>) -> Result<(), Box<Constraint>> {
+    pub fn take(&mut self, id: SequenceId, constraint: Box<Constraint>) -> Result<(), Box<Constraint>> {
         if self.jobs.is_none() {
             self.jobs = self.start();
         }
@@ -43,25 +43,5 @@ impl Asides {
             }
         };
         std::thread::Builder::new().name("fastchat-masks".to_owned()).spawn(work).ok().map(|_| jobs)
-    }
-}
-
-impl Worker {
-    /// Lets a choice whose next mask may be slow sit out until it is there.
-    pub(crate) fn set_aside(&mut self, id: SequenceId) {
-        let Some(choice) = self.book.choices.get_mut(&id) else { return };
-        let Some(constraint) = choice.constraint.take_if(|constraint| constraint.is_slow()) else { return };
-        match self.asides.take(id, Box::new(constraint)) {
-            Ok(()) => self.scheduler.hold(id),
-            Err(constraint) => choice.constraint = Some(*constraint),
-        }
-    }
-
-    /// Takes a mask back; its choice may have ended.
-    pub(crate) fn bring_back(&mut self, id: SequenceId, constraint: Constraint) {
-        if let Some(choice) = self.book.choices.get_mut(&id) {
-            choice.constraint = Some(constraint);
-            self.scheduler.resume(id);
-        }
     }
 }

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
@@ -13,7 +12,8 @@ use fastchat_models::vision::VisionTower;
 use parking_lot::Mutex;
 
 use crate::asides::Asides;
-use crate::choice::{Choice, ChoiceSeed};
+use crate::choice::Choice;
+use crate::command::{Command, Job, Queued};
 use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
@@ -21,51 +21,18 @@ use crate::device::StepError;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
-use crate::media::{ActiveMedia, EncoderQueue, Ready, RequestMedia};
+use crate::media::{ActiveMedia, EncoderQueue, Ready};
 use crate::pace::Pace;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
 use crate::sampler::{Sampler, TokenLogprobs, logprobs};
-use crate::scheduler::{Refusal, ScheduledBatch, Scheduler, Submission};
+use crate::scheduler::{Refusal, ScheduledBatch, Scheduler};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
 use crate::text::{Thinking, Tokenizer};
 
 /// Most tokens appended at once without a step: other requests wait meanwhile.
 const MAX_FORCED: usize = 64;
-
-/// What callers ask of the engine thread.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Submit(Box<Job>),
-    Abort(u64),
-    /// A mask that was computed aside.
-    Masked(SequenceId, Box<Constraint>),
-    Shutdown,
-}
-
-/// A checked request on its way to the scheduler.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub slot: SlotOwner,
-    pub submission: Submission,
-    pub choices: ChoiceSeed,
-    /// One per choice, or none.
-    pub constraints: Vec<Constraint>,
-    pub prompt_logprobs: Option<PromptLogprobsBuilder>,
-    pub media: Option<RequestMedia>,
-    pub queued: Queued,
-}
-
-/// A place in the queue, given back when the request starts or is gone.
-#[derive(Debug)]
-pub(crate) struct Queued(pub Arc<AtomicUsize>);
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// A request the scheduler knows.
 #[derive(Debug)]
@@ -371,6 +338,24 @@ impl Worker {
 
     fn ring(&mut self) {
         self.book.bells.drain(..).for_each(|bell| bell.ring());
+    }
+
+    /// Lets a choice whose next mask may be slow sit out until it is there.
+    fn set_aside(&mut self, id: SequenceId) {
+        let Some(choice) = self.book.choices.get_mut(&id) else { return };
+        let Some(constraint) = choice.constraint.take_if(|constraint| constraint.is_slow()) else { return };
+        match self.asides.take(id, Box::new(constraint)) {
+            Ok(()) => self.scheduler.hold(id),
+            Err(constraint) => choice.constraint = Some(*constraint),
+        }
+    }
+
+    /// Takes a mask back; its choice may have ended.
+    fn bring_back(&mut self, id: SequenceId, constraint: Constraint) {
+        if let Some(choice) = self.book.choices.get_mut(&id) {
+            choice.constraint = Some(constraint);
+            self.scheduler.resume(id);
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use fastchat_models::{Decoder, ModelError};
 
 use super::{ActiveMedia, RequestMedia};
 use crate::block_hash::BlockHash;
+use crate::command::Job;
 use crate::error::EngineError;
-use crate::worker::Job;
 
 /// Bytes of pictures that are remembered.
 const REMEMBERED: usize = 256 << 20;
