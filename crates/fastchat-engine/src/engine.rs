@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fastchat_kernels::Kernels;
-use fastchat_models::{LoadOptions, load};
+use fastchat_models::{LoadOptions, OpenModel, TokenizerSource};
 use parking_lot::Mutex;
 
 use crate::asides::Asides;
@@ -28,7 +28,7 @@ use crate::memory::MemoryPlan;
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::subscription::Subscription;
-use crate::text::{ChatFormat, Tokenizer};
+use crate::text::{ChatFormat, TextError, Tokenizer};
 use crate::worker::{Book, Worker};
 
 /// Between looks whether the engine is idle, and how many there are before what warms it up is done beside its work.
@@ -65,9 +65,12 @@ impl Engine {
             mmproj: config.mmproj.take(),
         };
         let name = kernels.name();
-        let model = load(path, kernels.clone(), &options)?;
-        let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
-        let tokenizer = source.map(Tokenizer::new).transpose()?.map(Arc::new);
+        let mut model = OpenModel::new(path, options)?;
+        let source = if config.skip_tokenizer_init { None } else { model.take_tokenizer() };
+        // Beside the packing, of which parts run on one thread.
+        let tokenizer = source.map(build_tokenizer).transpose()?;
+        let model = model.pack(kernels.clone())?;
+        let tokenizer = tokenizer.map(finish_tokenizer).transpose()?.map(Arc::new);
         let memory = MemoryPlan::new(&model.decoder, kernels.as_ref(), &config)?;
         let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
         let scheduler = Scheduler::new(SchedulerConfig {
@@ -224,6 +227,20 @@ impl Engine {
             let _ = thread.join();
         }
     }
+}
+
+type Building = JoinHandle<Result<Tokenizer, TextError>>;
+
+fn build_tokenizer(source: TokenizerSource) -> Result<Building, EngineError> {
+    std::thread::Builder::new()
+        .name("fastchat-text".to_owned())
+        .spawn(move || Tokenizer::new(&source))
+        .map_err(|error| EngineError::Internal(format!("the thread for the tokenizer did not start: {error}")))
+}
+
+fn finish_tokenizer(building: Building) -> Result<Tokenizer, EngineError> {
+    // A panic goes on where it would have been without the thread.
+    Ok(building.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
 }
 
 impl Drop for Engine {

@@ -35,6 +35,6 @@ pub use embedder::{Embedder, PooledDecoder};
 pub use encoder::{Encoder, Pair};
 pub use error::ModelError;
 pub use inspect::{Inspection, KindTotal, inspect};
-pub use load::{LoadOptions, LoadedEncoder, LoadedModel, is_encoder, load, load_encoder};
+pub use load::{LoadOptions, LoadedEncoder, LoadedModel, OpenModel, is_encoder, load, load_encoder};
 pub use quantize::Quantize;
 pub use vision::{Picture, VisionTower};

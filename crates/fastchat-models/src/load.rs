@@ -45,12 +45,45 @@ pub struct LoadedModel {
     pub fingerprint: String,
 }
 
+/// A model whose files are mapped and understood, and whose weights are not packed yet.
+#[derive(Debug)]
+pub struct OpenModel {
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+}
+
+impl OpenModel {
+    /// Opens a `*.gguf` file, a folder with config.json and safetensors, or a folder with one `*.gguf`.
+    ///
+    /// # Errors
+    /// What is missing, malformed or not supported, in one line.
+    pub fn new(path: &Path, options: LoadOptions) -> Result<Self, ModelError> {
+        Ok(Self { checkpoint: open(path, &options)?, options })
+    }
+
+    /// Takes the tokenizer out, which can be built while the weights are packed.
+    pub fn take_tokenizer(&mut self) -> Option<TokenizerSource> {
+        self.checkpoint.text.tokenizer.take()
+    }
+
+    /// Packs every weight.
+    ///
+    /// # Errors
+    /// What is missing, left over or malformed, in one line.
+    pub fn pack(self, kernels: Arc<dyn Kernels>) -> Result<LoadedModel, ModelError> {
+        pack(self.checkpoint, kernels, &self.options)
+    }
+}
+
 /// Loads a `*.gguf` file, a folder with config.json and safetensors, or a folder with one `*.gguf`.
 ///
 /// # Errors
 /// What is missing, left over, malformed or not supported, in one line.
 pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
-    let checkpoint = open(path, options)?;
+    pack(open(path, options)?, kernels, options)
+}
+
+fn pack(checkpoint: Checkpoint, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
     let maps: Vec<_> = std::iter::once(&checkpoint.tensors).chain(&checkpoint.tower_tensors).collect();
     let fingerprint = match &checkpoint.vision {

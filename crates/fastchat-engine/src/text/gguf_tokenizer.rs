@@ -6,6 +6,7 @@ use super::TextError;
 use super::bpe::BytePairs;
 use super::sentencepiece::{SentencePiece, token_bytes};
 use super::special_tokens::{Fragment, SpecialTokens};
+use super::spellings::Spellings;
 use super::split_patterns;
 use super::token_table::TokenTable;
 use super::unigram::Unigrams;
@@ -50,13 +51,14 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
             return Err(TextError::vocabulary(&format!("tokenizer.ggml.{field}_token_id"), message));
         }
     }
+    let names = Spellings::new(tokens.iter().map(String::as_str));
     let model = match vocab.model.as_str() {
         "gpt2" | "gemma4" | "whitespace" => {
             let pre = if vocab.model == "gemma4" { "gemma4" } else { vocab.pre.as_str() };
             Algorithm::BytePairs(Box::new(BytePairs::new(tokens, &vocab.merges, split_patterns::rules(pre)?)?))
         }
         "llama" => Algorithm::SentencePiece {
-            model: SentencePiece::new(tokens, &vocab.scores, vocab.unk)?,
+            model: SentencePiece::new(&names, &vocab.scores, vocab.unk)?,
             space_before: vocab.add_space_prefix,
         },
         "t5" => Algorithm::Unigrams(Box::new(Unigrams::new(vocab)?)),
@@ -71,7 +73,7 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
         matching.map(|(id, (_, token))| (id as u32, token.as_str())).collect()
     };
     let specials = SpecialTokens::new(&of_kind(&[UNKNOWN, CONTROL]), &of_kind(&[USER_DEFINED]))?;
-    let table = token_table(vocab, &model);
+    let table = token_table(vocab, names, &model);
     let framed = matches!(model, Algorithm::WordPieces(_));
     let named = |name: &str| tokens.iter().position(|token| token == name).map(|id| id as u32);
     let begin = if framed { vocab.bos.or_else(|| named("[CLS]")) } else { vocab.bos.filter(|_| vocab.add_bos) };
@@ -79,7 +81,7 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(GgufTokenizer, TokenTable), Te
     Ok((GgufTokenizer { specials, model, begin, end }, table))
 }
 
-fn token_table(vocab: &GgufVocab, model: &Algorithm) -> TokenTable {
+fn token_table(vocab: &GgufVocab, names: Spellings, model: &Algorithm) -> TokenTable {
     let strips = match model {
         Algorithm::SentencePiece { space_before, .. } => *space_before,
         Algorithm::Unigrams(_) => vocab.add_space_prefix || vocab.remove_extra_whitespaces,
@@ -87,6 +89,7 @@ fn token_table(vocab: &GgufVocab, model: &Algorithm) -> TokenTable {
         Algorithm::BytePairs(_) => false,
     };
     let mut table = TokenTable::new(strips);
+    table.names = names;
     for (id, token) in vocab.tokens.iter().enumerate() {
         let kind = vocab.token_types.get(id).copied().unwrap_or(1);
         let special = matches!(kind, UNKNOWN | CONTROL);
@@ -96,13 +99,20 @@ fn token_table(vocab: &GgufVocab, model: &Algorithm) -> TokenTable {
             Algorithm::BytePairs(pairs) => pairs.bytes(token),
             Algorithm::SentencePiece { .. } | Algorithm::Unigrams(_) | Algorithm::WordPieces(_) => token_bytes(token),
         };
-        table.push(token.clone(), &bytes, special);
+        table.spell(&bytes, special);
     }
     table
 }
 
 impl GgufTokenizer {
-    pub(crate) fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TextError> {
+    /// `names` are the vocabulary's, out of the table that was built with this.
+    pub(crate) fn encode(
+        &self,
+        names: &Spellings,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 2);
         ids.extend(self.begin.filter(|_| add_special));
         let mut after_token = true;
@@ -112,7 +122,7 @@ impl GgufTokenizer {
                 Fragment::Text(text) => match &self.model {
                     Algorithm::BytePairs(model) => model.encode(text, &mut ids)?,
                     Algorithm::SentencePiece { model, space_before } => {
-                        model.encode(text, *space_before && after_token, &mut ids);
+                        model.encode(names, text, *space_before && after_token, &mut ids);
                     }
                     Algorithm::Unigrams(model) => model.encode(text, &mut ids)?,
                     Algorithm::WordPieces(model) => model.encode(text, &mut ids)?,

@@ -142,7 +142,7 @@ fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable
                 Spelling::SentencePiece { .. } => token_bytes(&token.content),
                 _ => token.content.clone().into_bytes(),
             };
-            table.push(token.content.clone(), &bytes, token.special);
+            table.push(&token.content, &bytes, token.special);
             continue;
         }
         // Gaps in the numbering are tokens without bytes.
@@ -156,7 +156,7 @@ fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable
             },
             Spelling::Words => format!(" {token}").into_bytes(),
         };
-        table.push(token, &bytes, false);
+        table.push(&token, &bytes, false);
     }
     table
 }

@@ -22,6 +22,7 @@ mod schema_formats;
 mod schema_suite_tests;
 mod sentencepiece;
 mod special_tokens;
+mod spellings;
 mod split;
 mod split_patterns;
 mod stop;

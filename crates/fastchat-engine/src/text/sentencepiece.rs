@@ -2,18 +2,18 @@
 //! and no token becomes byte tokens. Knows no special tokens.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use super::TextError;
 use super::bpe::SPACE;
+use super::spellings::Spellings;
 
 /// Pieces of a text are joined by index; this ends a chain.
 const NONE: u32 = u32::MAX;
 
-/// A SentencePiece vocabulary with its scores.
+/// What belongs to a SentencePiece vocabulary beside its spellings, which whoever holds it hands in.
 #[derive(Debug)]
 pub(crate) struct SentencePiece {
-    ids: HashMap<Box<str>, u32>,
     scores: Vec<f32>,
     bytes: Vec<u32>,
     /// No token has a space after another character: merges never cross a space that follows a word.
@@ -60,25 +60,23 @@ impl Eq for Merge {}
 
 impl SentencePiece {
     /// `unknown` stands in for bytes the vocabulary has no token for.
-    pub(crate) fn new(tokens: &[String], scores: &[f32], unknown: Option<u32>) -> Result<Self, TextError> {
+    pub(crate) fn new(tokens: &Spellings, scores: &[f32], unknown: Option<u32>) -> Result<Self, TextError> {
         if scores.len() != tokens.len() {
             let message = format!("has {} entries, tokenizer.ggml.tokens has {}", scores.len(), tokens.len());
             return Err(TextError::vocabulary("tokenizer.ggml.scores", message));
         }
-        let ids: HashMap<Box<str>, u32> =
-            tokens.iter().enumerate().map(|(id, token)| (token.as_str().into(), id as u32)).collect();
         let mut bytes = Vec::with_capacity(256);
         for byte in 0..=255u8 {
-            let id = ids.get(format!("<0x{byte:02X}>").as_str()).copied().or(unknown);
+            let id = tokens.id(&format!("<0x{byte:02X}>")).or(unknown);
             let missing = || TextError::vocabulary("tokenizer.ggml.tokens", format!("no token for byte 0x{byte:02X}"));
             bytes.push(id.ok_or_else(missing)?);
         }
         let spaces_lead = tokens.iter().all(|token| !token.trim_start_matches(SPACE).contains(SPACE));
-        Ok(Self { ids, scores: scores.to_vec(), bytes, spaces_lead })
+        Ok(Self { scores: scores.to_vec(), bytes, spaces_lead })
     }
 
     /// Appends the tokens of `text`; `space_before` puts a space in front of it.
-    pub(crate) fn encode(&self, text: &str, space_before: bool, out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, names: &Spellings, text: &str, space_before: bool, out: &mut Vec<u32>) {
         let mut spelled = String::with_capacity(text.len() + text.len() / 4);
         if space_before {
             spelled.push_str(SPACE);
@@ -94,13 +92,19 @@ impl SentencePiece {
         while self.spaces_lead && !rest.is_empty() {
             let word = rest.len() - rest.trim_start_matches(SPACE).len();
             let end = rest[word..].find(SPACE).map_or(rest.len(), |at| word + at);
-            self.merge(&rest[..end], &mut scratch, out);
+            self.merge(names, &rest[..end], &mut scratch, out);
             rest = &rest[end..];
         }
-        self.merge(rest, &mut scratch, out);
+        self.merge(names, rest, &mut scratch, out);
     }
 
-    fn merge(&self, text: &str, (pieces, queue): &mut (Vec<Piece>, BinaryHeap<Merge>), out: &mut Vec<u32>) {
+    fn merge(
+        &self,
+        names: &Spellings,
+        text: &str,
+        (pieces, queue): &mut (Vec<Piece>, BinaryHeap<Merge>),
+        out: &mut Vec<u32>,
+    ) {
         pieces.clear();
         queue.clear();
         for (start, letter) in text.char_indices() {
@@ -111,7 +115,7 @@ impl SentencePiece {
         let Some(last) = pieces.last_mut() else { return };
         last.next = NONE;
         for left in 0..pieces.len() as u32 {
-            self.offer(text, pieces, left, queue);
+            self.offer(names, text, pieces, left, queue);
         }
         while let Some(Merge { left, right, len, .. }) = queue.pop() {
             let (a, b) = (pieces[left as usize], pieces[right as usize]);
@@ -124,15 +128,15 @@ impl SentencePiece {
             if b.next != NONE {
                 pieces[b.next as usize].previous = left;
             }
-            self.offer(text, pieces, a.previous, queue);
-            self.offer(text, pieces, left, queue);
+            self.offer(names, text, pieces, a.previous, queue);
+            self.offer(names, text, pieces, left, queue);
         }
         let mut at = 0;
         while at != NONE {
             let piece = pieces[at as usize];
             let spelling = &text[piece.start as usize..(piece.start + piece.len) as usize];
-            match self.ids.get(spelling) {
-                Some(&id) => out.push(id),
+            match names.id(spelling) {
+                Some(id) => out.push(id),
                 None => out.extend(spelling.bytes().map(|byte| self.bytes[byte as usize])),
             }
             at = piece.next;
@@ -140,11 +144,11 @@ impl SentencePiece {
     }
 
     /// Queues the merge of piece `left` with its right neighbour, if together they are a token.
-    fn offer(&self, text: &str, pieces: &[Piece], left: u32, queue: &mut BinaryHeap<Merge>) {
+    fn offer(&self, names: &Spellings, text: &str, pieces: &[Piece], left: u32, queue: &mut BinaryHeap<Merge>) {
         let Some(a) = pieces.get(left as usize) else { return };
         let Some(b) = pieces.get(a.next as usize) else { return };
         let len = a.len + b.len;
-        if let Some(&id) = self.ids.get(&text[a.start as usize..(a.start + len) as usize]) {
+        if let Some(id) = names.id(&text[a.start as usize..(a.start + len) as usize]) {
             queue.push(Merge { score: self.scores[id as usize], left, right: a.next, len });
         }
     }

@@ -1,12 +1,11 @@
 //! Spelling and bytes of every token of a vocabulary, packed. Knows no algorithm that makes tokens of text.
 
-use std::collections::HashMap;
+use super::spellings::Spellings;
 
 /// Spelling and exact bytes of every token.
 #[derive(Debug)]
 pub(crate) struct TokenTable {
-    pub ids: HashMap<Box<str>, u32>,
-    pub names: Vec<Box<str>>,
+    pub names: Spellings,
     /// Bytes of all tokens, one behind the other; token `id` is `bytes[ends[id - 1]..ends[id]]`.
     bytes: Vec<u8>,
     ends: Vec<u32>,
@@ -16,14 +15,17 @@ pub(crate) struct TokenTable {
 
 impl TokenTable {
     pub(crate) fn new(strips_first_space: bool) -> Self {
-        let (ids, names, bytes, ends, special) = (HashMap::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { ids, names, bytes, ends, special, strips_first_space }
+        let (names, bytes, ends, special) = (Spellings::default(), Vec::new(), Vec::new(), Vec::new());
+        Self { names, bytes, ends, special, strips_first_space }
     }
 
-    pub(crate) fn push(&mut self, name: String, bytes: &[u8], special: bool) {
-        let name = name.into_boxed_str();
-        self.ids.insert(name.clone(), self.names.len() as u32);
+    pub(crate) fn push(&mut self, name: &str, bytes: &[u8], special: bool) {
         self.names.push(name);
+        self.spell(bytes, special);
+    }
+
+    /// Of a token whose name is there already.
+    pub(crate) fn spell(&mut self, bytes: &[u8], special: bool) {
         self.bytes.extend_from_slice(bytes);
         self.ends.push(self.bytes.len() as u32);
         self.special.push(special);

@@ -48,7 +48,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TextError> {
         match &self.encoder {
             Encoder::Json(tokenizer) => tokenizer.encode(text, add_special, parse_special),
-            Encoder::Gguf(tokenizer) => tokenizer.encode(text, add_special, parse_special),
+            Encoder::Gguf(tokenizer) => tokenizer.encode(&self.table.names, text, add_special, parse_special),
         }
     }
 
@@ -81,12 +81,12 @@ impl Tokenizer {
 
     /// Id of the token spelled `token` in the vocabulary file.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.table.ids.get(token).copied()
+        self.table.names.id(token)
     }
 
     /// Spelling of token `id` in the vocabulary file.
     pub fn id_to_token(&self, id: u32) -> Option<&str> {
-        self.table.names.get(id as usize).map(AsRef::as_ref)
+        self.table.names.get(id)
     }
 
     /// Whether `id` is a control token, which ordinary text cannot contain.

@@ -47,26 +47,30 @@ fn place(plane: Plane, codes: &[u8], group: &mut [u8], lane: usize) {
 
 fn nibbles(plane: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(plane.len());
-    for ((&byte, low), high) in plane.iter().zip(low).zip(high) {
-        *low = byte & 15;
-        *high = byte >> 4;
+    let (low, high) = (low.as_chunks_mut::<16>().0, high.as_chunks_mut::<16>().0);
+    for ((plane, low), high) in plane.as_chunks::<16>().0.iter().zip(low).zip(high) {
+        *low = plane.map(|byte| byte & 15);
+        *high = plane.map(|byte| byte >> 4);
     }
 }
 
 fn fifth_bits(plane: &[u8], codes: &mut [u8]) {
     let bits = u32::from_le_bytes([plane[0], plane[1], plane[2], plane[3]]);
-    for (i, code) in codes.iter_mut().enumerate() {
-        *code |= ((bits >> i & 1) << 4) as u8;
+    for (i, quad) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        // The product holds the four bits at distances of 7: bit k comes to lie at 8 k.
+        let spread = ((bits >> (4 * i) & 15) * 0x0020_4081) & 0x0101_0101;
+        *quad = (u32::from_le_bytes(*quad) | spread << 4).to_le_bytes();
     }
 }
 
-/// Codes of `bits` bits: `planes` holds 32 bytes per 32 * (8 / bits) elements, lowest bits first. Shifted by `to`.
-fn strided(plane: &[u8], bits: u32, to: u32, codes: &mut [u8]) {
-    let per_byte = 8 / bits as usize;
-    for (bytes, codes) in plane.chunks_exact(32).zip(codes.chunks_exact_mut(32 * per_byte)) {
-        for (k, codes) in codes.chunks_exact_mut(32).enumerate() {
+/// Codes of `BITS` bits: `planes` holds 32 bytes per 32 * (8 / BITS) elements, lowest bits first. Shifted by `TO`. Of
+/// lengths and shifts that are known, so that vectors do it: this is most of what loading costs.
+fn strided<const BITS: u32, const TO: u32>(plane: &[u8], codes: &mut [u8]) {
+    let (planes, groups) = (plane.as_chunks::<32>().0, codes.as_chunks_mut::<32>().0);
+    for (bytes, groups) in planes.iter().zip(groups.chunks_exact_mut(8 / BITS as usize)) {
+        for (k, codes) in (0u32..).zip(groups) {
             for (code, byte) in codes.iter_mut().zip(bytes) {
-                *code |= (byte >> (bits as usize * k) & ((1 << bits) - 1)) << to;
+                *code |= (byte >> (BITS * k) & ((1 << BITS) - 1)) << TO;
             }
         }
     }
@@ -99,21 +103,21 @@ fn read_codes(kind: WeightKind, block: &[u8], codes: &mut [u8]) {
         _ => {
             codes.fill(0);
             match kind {
-                WeightKind::Q2_K => strided(&block[16..80], 2, 0, codes),
+                WeightKind::Q2_K => strided::<2, 0>(&block[16..80], codes),
                 WeightKind::Q3_K => {
-                    strided(&block[32..96], 2, 0, codes);
-                    strided(&block[..32], 1, 2, codes);
+                    strided::<2, 0>(&block[32..96], codes);
+                    strided::<1, 2>(&block[..32], codes);
                 }
-                WeightKind::Q4_K => strided(&block[16..], 4, 0, codes),
+                WeightKind::Q4_K => strided::<4, 0>(&block[16..], codes),
                 WeightKind::Q5_K => {
-                    strided(&block[48..], 4, 0, codes);
-                    strided(&block[16..48], 1, 4, codes);
+                    strided::<4, 0>(&block[48..], codes);
+                    strided::<1, 4>(&block[16..48], codes);
                 }
                 WeightKind::Q6_K => {
                     for (plane, codes) in block[..128].chunks_exact(64).zip(codes.chunks_exact_mut(128)) {
                         nibbles(plane, codes);
                     }
-                    strided(&block[128..192], 2, 4, codes);
+                    strided::<2, 4>(&block[128..192], codes);
                 }
                 _ => codes.copy_from_slice(&iq_block(kind, block).codes),
             }
