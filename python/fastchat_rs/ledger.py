@@ -192,13 +192,16 @@ class Ledger:
             ).fetchone()[0]
             held = self._db.execute(
                 f"SELECT COALESCE(SUM({budget.unit}), 0) FROM reservation "  # noqa: S608
-                "WHERE key = ? AND day BETWEEN ? AND ? AND expires >= ?",
-                (record.id, first, day, now),
+                "WHERE key = ? AND day BETWEEN ? AND ? AND (owner = ? OR expires >= ?)",
+                (record.id, first, day, self._owner, now),
             ).fetchone()[0]
             yield Left(budget, budget.amount - spent - held)
 
     def reserve(self, record: KeyRecord, tokens: int, money: int, now: float, seconds: float) -> int | Left:
-        """The reservation's number, or the budget that it does not fit in. It lapses after `seconds`."""
+        """The reservation's number, or the budget that it does not fit in.
+
+        To other processes it lapses after `seconds`; this one settles its own, and a clock set ahead frees none.
+        """
         need = {"tokens": tokens, "money": money}
         with self._transaction() as db:
             for left in self._left(record, now):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import resource
 import signal
 import socket
 import sqlite3
@@ -184,3 +185,31 @@ def test_a_full_disk_for_the_log(demo_model: Path, figure: Any) -> None:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def test_a_full_disk_for_the_caches(demo_model: Path, tmp_path: Path, figure: Any) -> None:
+    place = tmp_path / "answers.db"
+    with serving(demo_model, "--max-model-len", "512", "--response-cache", str(place)) as live, live.client() as client:
+
+        def ask_twice(content: str) -> tuple[str, list[str]]:
+            answers = [client.post(CHAT, json=live.chat(content)) for _ in range(2)]
+            assert {answer.status_code for answer in answers} == {200}
+            texts = {answer.json()["choices"][0]["message"]["content"] for answer in answers}
+            assert len(texts) == 1
+            return texts.pop(), [answer.headers["x-fastchat-cache"] for answer in answers]
+
+        kept, marks = ask_twice("Name a colour.")
+        assert marks == ["miss", "hit"]
+        # From here on every write of the process past these bytes fails, as on a full disk.
+        size = sum(file.stat().st_size for file in tmp_path.iterdir())
+        resource.prlimit(live.process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        missed = [ask_twice(f"Name {number} colours.")[1] for number in range(2, 12)]
+        assert missed == [["miss", "miss"]] * len(missed)
+        assert ask_twice("Name a colour.") == (kept, ["hit", "hit"])
+        assert client.get("/health").json()["status"] == "ready"
+        # There is room again.
+        resource.prlimit(live.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert ask_twice("Name some colours.")[1] == ["miss", "hit"]
+        assert live.stop() == 0
+    intact(place)
+    figure(f"full at {size} bytes: {2 * len(missed)} answers without the cache, then the cache again")

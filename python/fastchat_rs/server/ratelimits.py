@@ -2,6 +2,7 @@
 
 Requests use a sliding window, so that no 60 seconds see much more than the limit. Tokens use a fixed window, because
 only there a reservation can be given back. When Redis fails, this process counts alone until it answers again.
+When the clock is set back, this process counts anew: its windows would end that much later and lock keys out.
 """
 
 import logging
@@ -23,6 +24,8 @@ T = TypeVar("T")
 # Redis must not hold a request for longer, and is left alone for a while once it failed.
 _REDIS_SECONDS = 0.5
 _AWAY_SECONDS = 5.0
+# What the clock may be slewed by between two requests.
+_STEP_SECONDS = 2.0
 _REQUESTS, _TOKENS = "requests", "tokens"
 
 
@@ -35,6 +38,8 @@ class Window:
     remaining: int
     reset_at: float
     """Seconds since 1970."""
+    count: int = 0
+    """How often counting has begun anew before it."""
 
     @property
     def reset_seconds(self) -> int:
@@ -58,6 +63,9 @@ class RateLimits:
         self._alone = _Counters(MemoryStorage())
         self._shared = None if url is None else _Counters(_redis(url))
         self._away_until = 0.0
+        # Moves when the clock is set, and while the machine sleeps.
+        self._clock = time.time() - time.monotonic()
+        self._count = 0
 
     async def request(self, key: str, limit: int) -> Window:
         """One request of a key."""
@@ -66,7 +74,7 @@ class RateLimits:
         async def hit(counters: _Counters) -> Window:
             allowed = await counters.requests.hit(item, _REQUESTS, key)
             stats = await counters.requests.get_window_stats(item, _REQUESTS, key)
-            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time)
+            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time, self._count)
 
         return await self._counted(hit)
 
@@ -81,13 +89,15 @@ class RateLimits:
                 allowed = False
                 await counters.storage.incr(item.key_for(_TOKENS, key), item.get_expiry(), amount=-cost)
             stats = await counters.tokens.get_window_stats(item, _TOKENS, key)
-            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time)
+            return Window(allowed, limit, max(0, stats.remaining), stats.reset_time, self._count)
 
         return await self._counted(take)
 
     async def correct(self, key: str, window: Window, difference: int) -> None:
         """After the fact: more tokens than taken, or fewer (below 0), which count only while their window lasts."""
-        if difference == 0 or (difference < 0 and time.time() >= window.reset_at):
+        await self._watch_clock()
+        over = time.time() >= window.reset_at or window.count != self._count
+        if difference == 0 or (difference < 0 and over):
             return
         item = RateLimitItemPerMinute(window.limit)
 
@@ -96,7 +106,16 @@ class RateLimits:
 
         await self._counted(change)
 
+    async def _watch_clock(self) -> None:
+        clock = time.time() - time.monotonic()
+        back, self._clock = self._clock - clock, clock
+        if back > _STEP_SECONDS:
+            log.warning("the clock was set back by %.0f s; limits a minute count anew", back)
+            self._count += 1
+            await self._alone.storage.reset()
+
     async def _counted(self, work: Callable[[_Counters], Awaitable[T]]) -> T:
+        await self._watch_clock()
         if self._shared is not None and time.monotonic() >= self._away_until:
             try:
                 return await work(self._shared)

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
@@ -82,7 +83,9 @@ class ResponseCache:
     def _get(self, key: bytes) -> tuple[str, int, bytes] | None:
         row = self._db.execute("SELECT id, created, body FROM answer WHERE key = ?", (key,)).fetchone()
         if row is not None:
-            self._db.execute("UPDATE answer SET used = ? WHERE key = ?", (time.time(), key))
+            # A full disk stops this write; what was read is good.
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("UPDATE answer SET used = ? WHERE key = ?", (time.time(), key))
         return row
 
     def _put(self, key: bytes, answer_id: str, created: int, body: bytes) -> None:

@@ -1,14 +1,15 @@
-//! The quantised product with AVX2, or with AVX2 and a dot product of bytes. Groups are unpacked to bytes in the first-level cache by the portable loops, which the
-//! compiler vectorises here, and multiplied for up to four rows at once.
+//! The quantised product with AVX2, or with AVX2 and a dot product of bytes. Codes are unpacked in registers, eight of a
+//! tile's rows at a time, and used for up to four rows of input. Integer dot products are exact; the float operations of a
+//! row come in the order of its groups, whatever its company.
 
 #![cfg(target_arch = "x86_64")]
 
 #[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
-use super::activation::{Group, RowBlock, scale_of};
-use super::format::{FORMATS, GROUP, Plane, ROWS};
-use super::tiles::{group_scales, unpack};
+use super::activation::RowBlock;
+use super::format::{FORMATS, Plane, ROWS, Scales};
+use super::group::Group;
 use crate::cpu::Isa;
 
 /// Which instruction multiplies bytes.
@@ -81,8 +82,21 @@ macro_rules! runs {
             stride: usize,
             sums: &mut [[f32; ROWS]],
         ) {
-            // SAFETY: compiled for what it needs.
-            unsafe { run::<F, R, $dot>(tile, groups, stride, sums) }
+            let format = const { &FORMATS[F] };
+            let blocks = tile.len() / format.block_bytes();
+            let needed = (blocks * format.groups()).saturating_sub(1) * stride + R;
+            assert!(groups.len() >= needed && sums.len() == R, "activations are padded to whole blocks; this is a bug");
+            // SAFETY: compiled for what it needs; the lengths were checked.
+            unsafe {
+                if R < 4 {
+                    // Both halves of a tile at once: the sums of few rows leave registers for them.
+                    run::<F, R, 2, $dot>(Operands { tile, groups, stride, first: 0 }, sums);
+                } else {
+                    for first in [0, 1] {
+                        run::<F, R, 1, $dot>(Operands { tile, groups, stride, first }, sums);
+                    }
+                }
+            }
         }
     )*};
 }
@@ -92,205 +106,310 @@ runs! {
     run_evex: EVEX, "avx2,fma,f16c,avx512vl,avx512vnni";
 }
 
-/// 64-byte aligned codes of a group.
-#[repr(align(64))]
-struct Codes([u8; 512]);
-
-/// `groups` begins with the first row's; the next group of a row lies `stride` further.
-#[inline(always)]
-unsafe fn run<const F: usize, const R: usize, const D: u8>(
-    tile: &[u8],
-    groups: &[Group],
+/// A tile times rows, or one half of its rows.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    tile: &'a [u8],
+    /// Begins with the first row's; the next group of a row lies `stride` further.
+    groups: &'a [Group],
     stride: usize,
+    /// The first of the halves to compute.
+    first: usize,
+}
+
+/// Integer sums of one group: `[row][tile half]`.
+struct Dots<const R: usize, const H: usize> {
+    whole: [[__m256i; H]; R],
+    /// What has been summed in 16 bits and not yet been added to `whole`.
+    pairs: [[__m256i; H]; R],
+}
+
+/// `H` halves of a tile, of eight rows each, times `R` rows.
+#[inline(always)]
+#[allow(clippy::inline_always)] // into a function whose instructions it needs; so with all below
+unsafe fn run<const F: usize, const R: usize, const H: usize, const D: u8>(
+    operands: Operands<'_>,
     sums: &mut [[f32; ROWS]],
 ) {
     let format = const { &FORMATS[F] };
-    let mut codes = Codes([0; 512]);
-    let mut totals = [[0f32; ROWS]; R];
-    let mut rows = groups.chunks(stride);
-    for bytes in tile.chunks_exact(format.block_bytes()) {
-        let (header, codes_of) = bytes.split_at(format.header_bytes());
-        for (g, bytes) in codes_of.chunks_exact(format.group_bytes()).enumerate() {
-            unpack(format, bytes, &mut codes.0);
-            if let Some(table) = const { &FORMATS[F].table } {
-                // SAFETY: the caller's instructions include AVX2.
-                unsafe { look_up(&mut codes, table) };
-            }
-            let scales = group_scales(format, header, g);
-            let x = rows.next().and_then(|rows| rows.first_chunk::<R>());
-            let x = x.expect("activations are padded to whole blocks; this is a bug");
-            if const { FORMATS[F].halves() == 2 } {
-                for half in 0..2 {
-                    // SAFETY: as above.
-                    unsafe {
-                        let dots = dot::<F, R, D>(&codes, x, 4 * half, 4, 1 + half);
-                        add::<F, R>(&mut totals, dots, x, (&scales.scale[half], &scales.shift[half]), 1 + half);
-                    }
-                }
-            } else {
-                // SAFETY: as above.
-                unsafe {
-                    let dots = dot::<F, R, D>(&codes, x, 0, 8, 0);
-                    add::<F, R>(&mut totals, dots, x, (&scales.scale[0], &scales.shift[0]), 0);
-                }
-            }
-        }
-    }
-    sums.copy_from_slice(&totals);
-}
-
-/// Replaces codes by what the table says.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn look_up(codes: &mut Codes, table: &[u8; 16]) {
-    // SAFETY: the table has 16 bytes, each chunk of the aligned codes 32.
+    let Operands { tile, groups, stride, first } = operands;
+    // SAFETY: the caller is compiled for the instructions and has checked that the groups of all blocks are there; a
+    // block has as many bytes as its format says. So with all below.
     unsafe {
-        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-        for codes in codes.0.chunks_exact_mut(32) {
-            let at = codes.as_mut_ptr().cast();
-            _mm256_store_si256(at, _mm256_shuffle_epi8(table, _mm256_load_si256(at)));
+        let mut totals = [[_mm256_setzero_ps(); H]; R];
+        let mut x = groups.as_ptr();
+        for block in tile.chunks_exact(format.block_bytes()) {
+            // From here on to the bytes of these halves of the first quad.
+            let header = block.as_ptr();
+            let mut codes = header.add(format.header_bytes() + 32 * first);
+            let mut shared = [[_mm256_setzero_ps(); 2]; H];
+            for (h, shared) in shared.iter_mut().enumerate() {
+                *shared = block_scales::<F>(header, first + h);
+            }
+            for group in 0..format.groups() {
+                macro_rules! part {
+                    ($which:expr, $half:literal: $($quad:literal)*) => {{
+                        let mut dots = begin::<F, R, H, D>(x, $which);
+                        $(
+                            accumulate::<F, R, H, D, $quad>(&mut dots, codes, x);
+                            // Sixteen bits hold this many quads: one adds twice 127 times the largest code.
+                            if const { ($quad + 1) % quads_of_pairs(F) == 0 } {
+                                flush::<F, R, H, D>(&mut dots);
+                            }
+                        )*
+                        flush::<F, R, H, D>(&mut dots);
+                        let mut scales = [(_mm256_setzero_ps(), _mm256_setzero_ps()); H];
+                        for (h, scales) in scales.iter_mut().enumerate() {
+                            *scales = group_scales::<F>(header, shared[h], (group, $half), first + h);
+                        }
+                        add::<F, R, H>(&mut totals, &dots.whole, x, scales, $which);
+                    }};
+                }
+                if format.halves() == 2 {
+                    part!(1, 0: 0 1 2 3);
+                    part!(2, 1: 4 5 6 7);
+                } else {
+                    part!(0, 0: 0 1 2 3 4 5 6 7);
+                }
+                codes = codes.add(format.group_bytes());
+                x = x.wrapping_add(stride);
+            }
+        }
+        for (sums, totals) in sums.iter_mut().zip(totals) {
+            for (h, total) in totals.into_iter().enumerate() {
+                _mm256_storeu_ps(sums.as_mut_ptr().add(8 * (first + h)), total);
+            }
         }
     }
 }
 
-/// Integer sums of `quads` quads from `first` on, less the offset's share: `[row][tile half]`.
-#[inline(always)]
-unsafe fn dot<const F: usize, const R: usize, const D: u8>(
-    codes: &Codes,
-    x: &[Group; R],
-    first: usize,
-    quads: usize,
-    which: usize,
-) -> [[__m256i; 2]; R] {
-    // Codes of eight bits would overflow the 16-bit sums of pairs; they are taken as signed, without offset.
-    let signed = const { D == PAIRS && matches!(FORMATS[F].offset, Some(7)) };
-    // Quads whose 16-bit sums cannot overflow: a quad adds 2 * 127 * the largest code.
-    let chunk = const {
-        match FORMATS[F].plane {
-            _ if matches!(FORMATS[F].offset, Some(7)) => 1,
-            Plane::Four | Plane::Five => 4,
-            Plane::Six => 2,
-            Plane::Eight => 1,
-        }
-    };
-    let offset = if signed { 0 } else { const { FORMATS[F].offset_value() } };
-    // SAFETY: the caller's instructions include AVX2; so with all below.
-    let mut dots = [[unsafe { _mm256_setzero_si256() }; 2]; R];
-    for (dots, x) in dots.iter_mut().zip(x) {
-        // SAFETY: as above.
-        *dots = [unsafe { _mm256_set1_epi32(x.minus_sum[which] * offset) }; 2];
+/// Whether codes take all of a byte: they would overflow 16-bit sums of pairs and are taken as signed there.
+const fn is_wide(format: usize) -> bool {
+    matches!(FORMATS[format].offset, Some(7))
+}
+
+/// Quads whose 16-bit sums cannot overflow.
+const fn quads_of_pairs(format: usize) -> usize {
+    let format = &FORMATS[format];
+    match format.plane {
+        Plane::Four if format.table.is_none() => 8,
+        Plane::Four | Plane::Five => 4,
+        Plane::Six => 2,
+        Plane::Eight => 1,
     }
-    if const { D != PAIRS } {
-        for quad in first..first + quads {
-            for half in 0..2 {
-                // SAFETY: quads are below 8: 32 of the 512 bytes, aligned; `D` is what the caller is compiled for.
-                unsafe {
-                    let codes = _mm256_load_si256(codes.0.as_ptr().add(64 * quad + 32 * half).cast());
-                    for (dots, x) in dots.iter_mut().zip(x) {
-                        let four = four(x, quad);
-                        dots[half] = if const { D == VEX } {
-                            _mm256_dpbusd_avx_epi32(dots[half], codes, four)
-                        } else {
-                            _mm256_dpbusd_epi32(dots[half], codes, four)
-                        };
+}
+
+/// Starts integer sums at minus the offset times the sum `which` of the activation's codes.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn begin<const F: usize, const R: usize, const H: usize, const D: u8>(
+    x: *const Group,
+    which: usize,
+) -> Dots<R, H> {
+    let offset = if const { D == PAIRS && is_wide(F) } { 0 } else { const { FORMATS[F].offset_value() } };
+    // SAFETY: as above.
+    unsafe {
+        let zero = [[_mm256_setzero_si256(); H]; R];
+        let mut whole = zero;
+        if offset != 0 {
+            for (r, whole) in whole.iter_mut().enumerate() {
+                *whole = [_mm256_set1_epi32((*x.add(r)).minus_sum[which] * offset); H];
+            }
+        }
+        Dots { whole, pairs: zero }
+    }
+}
+
+/// Adds the products of quad `Q`.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn accumulate<const F: usize, const R: usize, const H: usize, const D: u8, const Q: usize>(
+    dots: &mut Dots<R, H>,
+    codes: *const u8,
+    x: *const Group,
+) {
+    for h in 0..H {
+        // SAFETY: as above.
+        unsafe {
+            let mut codes = unpack::<F, Q>(codes.add(32 * h));
+            let mut size = codes;
+            if const { D == PAIRS && is_wide(F) } {
+                codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                size = _mm256_abs_epi8(codes);
+            }
+            for r in 0..R {
+                let four = (*x.add(r)).codes.as_ptr().add(4 * Q).cast::<i32>().read_unaligned();
+                let (four, whole) = (_mm256_set1_epi32(four), &mut dots.whole[r][h]);
+                match D {
+                    VEX => *whole = _mm256_dpbusd_avx_epi32(*whole, codes, four),
+                    EVEX => *whole = _mm256_dpbusd_epi32(*whole, codes, four),
+                    _ if const { is_wide(F) } => {
+                        let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four, codes));
+                        *whole = _mm256_add_epi32(*whole, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                    }
+                    _ => {
+                        let pairs = &mut dots.pairs[r][h];
+                        *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(codes, four));
                     }
                 }
             }
         }
-        return dots;
     }
-    for from in (first..first + quads).step_by(chunk) {
-        for half in 0..2 {
+}
+
+/// Empties the 16-bit sums, where there are some.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn flush<const F: usize, const R: usize, const H: usize, const D: u8>(dots: &mut Dots<R, H>) {
+    if const { D != PAIRS || is_wide(F) } {
+        return;
+    }
+    for r in 0..R {
+        for h in 0..H {
+            let (whole, pairs) = (&mut dots.whole[r][h], &mut dots.pairs[r][h]);
             // SAFETY: as above.
             unsafe {
-                let mut pairs = [_mm256_setzero_si256(); R];
-                for quad in from..from + chunk {
-                    let mut codes = _mm256_load_si256(codes.0.as_ptr().add(64 * quad + 32 * half).cast());
-                    if signed {
-                        codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-                    }
-                    for (pairs, x) in pairs.iter_mut().zip(x) {
-                        let four = four(x, quad);
-                        let product = if signed {
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes))
-                        } else {
-                            _mm256_maddubs_epi16(codes, four)
-                        };
-                        *pairs = _mm256_add_epi16(*pairs, product);
-                    }
-                }
-                for (dots, pairs) in dots.iter_mut().zip(pairs) {
-                    dots[half] = _mm256_add_epi32(dots[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-                }
+                *whole = _mm256_add_epi32(*whole, _mm256_madd_epi16(*pairs, _mm256_set1_epi16(1)));
+                *pairs = _mm256_setzero_si256();
             }
         }
     }
-    dots
 }
 
-/// Quad `quad` of an activation, in every lane.
+/// Quad `Q` of eight rows as bytes.
 #[inline(always)]
-unsafe fn four(x: &Group, quad: usize) -> __m256i {
-    let four = [0, 1, 2, 3].map(|k| x.codes[4 * quad + k].cast_unsigned());
-    // SAFETY: the caller's instructions include AVX2.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes(four)) }
+#[allow(clippy::inline_always)]
+unsafe fn unpack<const F: usize, const Q: usize>(codes: *const u8) -> __m256i {
+    // SAFETY: as above: lines are 64 bytes, of which these rows have 32.
+    unsafe {
+        let line = |i: usize| _mm256_load_si256(codes.add(64 * i).cast());
+        if const { matches!(FORMATS[F].plane, Plane::Eight) } {
+            return line(Q);
+        }
+        let nibbles = if Q < 4 { line(Q) } else { _mm256_srli_epi16::<4>(line(Q - 4)) };
+        let quad = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+        let high = match const { FORMATS[F].plane } {
+            Plane::Five => _mm256_and_si256(shift_left(line(4), 4 - Q as i32), _mm256_set1_epi8(16)),
+            Plane::Six => _mm256_and_si256(shift_left(line(4 + Q / 4), 4 - 2 * (Q % 4) as i32), _mm256_set1_epi8(0x30)),
+            Plane::Four | Plane::Eight => _mm256_setzero_si256(),
+        };
+        let quad = _mm256_or_si256(quad, high);
+        match const { &FORMATS[F].table } {
+            Some(table) => {
+                let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+                _mm256_shuffle_epi8(table, quad)
+            }
+            None => quad,
+        }
+    }
+}
+
+/// 16-bit lanes shifted left by `by`, or right by `-by`; folds to one instruction where `by` is constant.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn shift_left(x: __m256i, by: i32) -> __m256i {
+    // SAFETY: as above.
+    unsafe {
+        match by {
+            4 => _mm256_slli_epi16::<4>(x),
+            3 => _mm256_slli_epi16::<3>(x),
+            2 => _mm256_slli_epi16::<2>(x),
+            1 => _mm256_slli_epi16::<1>(x),
+            0 => x,
+            -1 => _mm256_srli_epi16::<1>(x),
+            -2 => _mm256_srli_epi16::<2>(x),
+            _ => _mm256_srli_epi16::<3>(x),
+        }
+    }
+}
+
+/// What the groups of a block share: scale and minimum of eight rows, those of half `of` of the tile.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn block_scales<const F: usize>(header: *const u8, of: usize) -> [__m256; 2] {
+    // SAFETY: as above.
+    unsafe {
+        match const { FORMATS[F].scales } {
+            Scales::Half | Scales::Exponent => [_mm256_setzero_ps(); 2],
+            Scales::Signed16 | Scales::Signed32 => {
+                let scale = _mm256_mul_ps(halves(header, of), _mm256_set1_ps(const { FORMATS[F].unit }));
+                [scale, _mm256_setzero_ps()]
+            }
+            _ => [halves(header, of), halves(header.add(32), of)],
+        }
+    }
+}
+
+/// Scale and shift of a group or of half of its columns.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn group_scales<const F: usize>(
+    header: *const u8,
+    [scale, shift]: [__m256; 2],
+    (group, half): (usize, usize),
+    of: usize,
+) -> (__m256, __m256) {
+    // SAFETY: as above: the offsets are those of the format's header.
+    unsafe {
+        let none = _mm256_setzero_ps();
+        let eight = |at: usize| _mm_loadl_epi64(header.add(at + 8 * of).cast());
+        let unsigned = |at: usize| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight(at)));
+        let signed = |at: usize| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(at)));
+        let minimum = |at: usize| _mm256_sub_ps(none, _mm256_mul_ps(shift, unsigned(at)));
+        match const { FORMATS[F].scales } {
+            Scales::Half => (halves(header.add(32 * group), of), none),
+            Scales::HalfShift => (scale, shift),
+            Scales::Super32 => {
+                let at = 64 + 32 * group;
+                (_mm256_mul_ps(scale, unsigned(at)), minimum(at + 16))
+            }
+            Scales::Super16 => {
+                let at = 64 + 64 * group + 16 * half;
+                (_mm256_mul_ps(scale, unsigned(at)), minimum(at + 32))
+            }
+            Scales::Signed16 => (_mm256_mul_ps(scale, signed(64 + 32 * group + 16 * half)), none),
+            Scales::Signed32 => (_mm256_mul_ps(scale, signed(64 + 16 * group)), none),
+            Scales::Exponent => {
+                let exponent = _mm256_cvtepu8_epi32(eight(16 * group));
+                let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponent, _mm256_set1_epi32(1)));
+                // The two smallest are subnormal.
+                let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponent);
+                let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), exponent);
+                (_mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, is_small)), none)
+            }
+        }
+    }
+}
+
+/// The f16 of eight of sixteen rows as f32.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn halves(at: *const u8, of: usize) -> __m256 {
+    // SAFETY: as above.
+    unsafe { _mm256_cvtph_ps(_mm_load_si128(at.add(16 * of).cast())) }
 }
 
 /// `totals += dots * scale * x.scale + shift * x.sum[which]`.
 #[inline(always)]
-unsafe fn add<const F: usize, const R: usize>(
-    totals: &mut [[f32; ROWS]; R],
-    dots: [[__m256i; 2]; R],
-    x: &[Group; R],
-    (scale, shift): (&[f32; ROWS], &[f32; ROWS]),
+#[allow(clippy::inline_always)]
+unsafe fn add<const F: usize, const R: usize, const H: usize>(
+    totals: &mut [[__m256; H]; R],
+    dots: &[[__m256i; H]; R],
+    x: *const Group,
+    scales: [(__m256, __m256); H],
     which: usize,
 ) {
-    for ((totals, dots), x) in totals.iter_mut().zip(dots).zip(x) {
-        for (half, dots) in dots.into_iter().enumerate() {
-            // SAFETY: eight of sixteen floats, from 0 or 8 on.
+    for (r, (totals, dots)) in totals.iter_mut().zip(dots).enumerate() {
+        for ((total, dots), (scale, shift)) in totals.iter_mut().zip(dots).zip(scales) {
+            // SAFETY: as above.
             unsafe {
-                let at = totals.as_mut_ptr().add(8 * half);
-                let scale = _mm256_mul_ps(_mm256_loadu_ps(scale.as_ptr().add(8 * half)), _mm256_set1_ps(x.scale));
-                let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, _mm256_loadu_ps(at));
+                let x = &*x.add(r);
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x.scale));
+                *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(*dots), scale, *total);
                 if const { FORMATS[F].has_shift() } {
-                    let shift = _mm256_loadu_ps(shift.as_ptr().add(8 * half));
-                    sum = _mm256_fmadd_ps(shift, _mm256_set1_ps(x.sum[which]), sum);
+                    *total = _mm256_fmadd_ps(shift, _mm256_set1_ps(x.sum[which]), *total);
                 }
-                _mm256_storeu_ps(at, sum);
             }
-        }
-    }
-}
-
-/// Rounds whole groups of a row as `activation::round` does; they lie `step` apart in `out`.
-#[target_feature(enable = "avx2")]
-pub(super) fn round_row(row: &[[f32; GROUP]], out: &mut [Group], step: usize) {
-    let magnitude = _mm256_set1_epi32(0x7fff_ffff);
-    for (x, out) in row.iter().zip(out.iter_mut().step_by(step)) {
-        // SAFETY: 32 floats are four vectors, 32 codes are one.
-        unsafe {
-            let x = [0, 8, 16, 24].map(|at| _mm256_loadu_ps(x.as_ptr().add(at)));
-            // As integers magnitudes compare alike, and NaN is the largest.
-            let size = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), magnitude));
-            let max = _mm256_max_epu32(_mm256_max_epu32(size[0], size[1]), _mm256_max_epu32(size[2], size[3]));
-            let max = _mm_max_epu32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
-            let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
-            let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max));
-            let largest = _mm_cvtss_f32(_mm_castsi128_ps(max));
-            let (scale, inverse) = scale_of(largest);
-            let inverse = _mm256_set1_ps(inverse);
-            // Rounds to nearest, ties to even.
-            let codes = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
-            let codes =
-                _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
-            // Packing interleaves the lanes; this puts fours back in order.
-            let codes = _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            _mm256_storeu_si256(out.codes.as_mut_ptr().cast(), codes);
-            // Sums of eight bytes each, raised by 128 to be unsigned.
-            let sums = _mm256_sad_epu8(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
-            let first = _mm256_extract_epi64::<0>(sums) + _mm256_extract_epi64::<1>(sums) - 16 * 128;
-            let second = _mm256_extract_epi64::<2>(sums) + _mm256_extract_epi64::<3>(sums) - 16 * 128;
-            out.set_sums(scale, [first as i32, second as i32]);
         }
     }
 }

@@ -6,8 +6,8 @@
 #[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
-use super::activation::Group;
 use super::format::{FORMATS, Plane, ROWS, Scales};
+use super::group::Group;
 
 /// A tile times rows.
 #[derive(Clone, Copy)]

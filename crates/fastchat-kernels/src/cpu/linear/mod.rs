@@ -7,8 +7,10 @@ mod avx512;
 mod buffer;
 mod dense;
 mod format;
+mod group;
 mod pack;
 mod portable;
+mod rounding;
 mod tiles;
 
 use std::sync::Arc;
@@ -26,9 +28,10 @@ use crate::linear::{Packed, Part};
 use crate::ops::embed::check_ids;
 use crate::ops::linear::stacked_shape;
 use crate::{Kernels, Linear, Weight, WeightKind};
-use activation::{Activation, BLOCK_ROWS, Group, RowBlock};
+use activation::{Activation, BLOCK_ROWS, RowBlock};
 pub(crate) use format::Format;
 use format::ROWS;
+use group::Group;
 
 /// Bytes of weights below which a chunk is not worth another claim.
 const CHUNK_BYTES: usize = 16 << 10;
