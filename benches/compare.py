@@ -22,7 +22,7 @@ from pathlib import Path
 import aiohttp
 
 from fastchat_rs.llm import machine_limits
-from peers.mistral_rs import mistralrs
+from peers.mistral_rs import PeerError, mistralrs
 from peers.servers import Server, model_id, read_once, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +129,8 @@ Table = dict[str, dict[str, dict[str, float]]]
 LOWER_IS_BETTER = {"turns", "p99 gap", "cold start", "resident"}
 UNITS = {"turns": "s", "p99 gap": "s", "cold start": "s", "resident": "MB"}
 MISTRALRS_ROWS = [("prefill", 512), ("decode", 0)]
-"""One stream at a time: its wheel has no server, and its CPU path is slow enough to make the others wait."""
+"""One stream at a time: its wheel has no server, so there are no rows over HTTP; and its CPU path takes minutes
+for long prompts, so there is none with thousands of tokens."""
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -137,8 +138,8 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def compare(model: Path, options: argparse.Namespace, peers: Path) -> Table:
-    """All rows for one model; servers run side by side, measured in turns."""
+def compare(model: Path, options: argparse.Namespace, peers: Path) -> tuple[Table, dict[str, str]]:
+    """All rows for one model, servers side by side and in turns; and why mistral.rs has no figure in some."""
     samples: dict[str, dict[str, list[float]]] = {}
 
     def note(row: str, engine: str, value: float) -> None:
@@ -157,7 +158,7 @@ def compare(model: Path, options: argparse.Namespace, peers: Path) -> Table:
         many = {**single}
         if any(what == "streams" and size > 1 for what, size in rows):
             many["llama.cpp"] = stack.enter_context(serve("llama.cpp", model, options.threads, 64, peers))
-        other = None if options.no_mistralrs else stack.enter_context(mistralrs(model, options.threads, peers))
+        missing: dict[str, str] = {}
         for repetition in range(options.repeat):
             for what, size in rows:
                 read, int8, _ = machine_limits(options.threads)
@@ -168,9 +169,16 @@ def compare(model: Path, options: argparse.Namespace, peers: Path) -> Table:
                     rng = random.Random(f"{repetition} {what} {size}")
                     for row, value in asyncio.run(measure(server, what, size, rng)).items():
                         note(row, name, value)
-                if other is not None and (what, size) in MISTRALRS_ROWS:
-                    note(f"{what} {size}", "mistral.rs", other.measure(what, size))
-    return {row: summary(row, by_engine) for row, by_engine in samples.items()}
+                row = f"{what} {size}"
+                if options.no_mistralrs or (what, size) not in MISTRALRS_ROWS or row in missing:
+                    continue
+                try:
+                    with mistralrs(model, options.threads, peers) as other:
+                        note(row, "mistral.rs", other.measure(what, size))
+                except PeerError as error:
+                    missing[row] = str(error)
+                    print(f"MISSING: mistral.rs, {row}: {error}", file=sys.stderr, flush=True)
+    return {row: summary(row, by_engine) for row, by_engine in samples.items()}, missing
 
 
 def summary(row: str, by_engine: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -183,7 +191,7 @@ def summary(row: str, by_engine: dict[str, list[float]]) -> dict[str, dict[str, 
     return entry
 
 
-def show(model: str, table: Table) -> str:
+def show(model: str, table: Table, missing: dict[str, str]) -> str:
     """A Markdown table; a ratio above 1 means this engine is better."""
     header = ["| | fastchat_rs | llama.cpp | ratio (min - max) | mistral.rs |", "|---|---|---|---|---|"]
     lines = [f"**{model}**", "", *header]
@@ -202,6 +210,7 @@ def show(model: str, table: Table) -> str:
         f"Between the rows the machine read {read['median']:.3g} ({read['min']:.3g} - {read['max']:.3g}) GB/s and did "
         f"{int8['median']:.3g} ({int8['min']:.3g} - {int8['max']:.3g}) billion 8-bit operations a second.",
     ]
+    lines += [f"mistral.rs, {row}: not measured, {why}." for row, why in missing.items()]
     return "\n".join(lines)
 
 
@@ -242,9 +251,9 @@ def main() -> None:
         if not (options.models / name).exists():
             print(f"SKIPPED: {name} is not in {options.models}; `make models` fetches it", file=sys.stderr)
             continue
-        table = compare(options.models / name, options, peers)
-        results[name] = table
-        print(show(name, table), end="\n\n", flush=True)
+        table, missing = compare(options.models / name, options, peers)
+        results[name] = {**table, "missing": missing} if missing else table
+        print(show(name, table, missing), end="\n\n", flush=True)
     options.json.write_text(json.dumps(results, indent=1))
 
 

@@ -80,13 +80,15 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path, more: S
         env={**os.environ, "RAYON_NUM_THREADS": str(threads)},
     )
     url = f"http://127.0.0.1:{port}"
+    # One for all tries: each would read certificates anew, on the processors that the server starts on.
+    client = httpx.Client(verify=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
     try:
         while True:
             if process.poll() is not None:
                 raise RuntimeError(f"{name} ended with status {process.returncode} before it answered")
             try:
-                body = {"prompt": "one two", "max_tokens": 1, "model": model_id(url)}
-                if httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200:
+                body = {"prompt": "one two", "max_tokens": 1, "model": model_id(url, client)}
+                if client.post(f"{url}/v1/completions", json=body).status_code == 200:
                     break
             except httpx.HTTPError:
                 pass
@@ -95,6 +97,7 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path, more: S
             time.sleep(0.01)
         yield Server(name, url, process, time.perf_counter() - began)
     finally:
+        client.close()
         process.terminate()
         try:
             process.wait(20)
@@ -103,7 +106,8 @@ def serve(name: str, model: Path, threads: int, slots: int, peers: Path, more: S
             process.wait()
 
 
-def model_id(url: str) -> str:
+def model_id(url: str, client: httpx.Client | None = None) -> str:
     """The id the server gives its model."""
-    response = httpx.get(f"{url}/v1/models", timeout=10).raise_for_status()
+    get = httpx.get if client is None else client.get
+    response = get(f"{url}/v1/models", timeout=10).raise_for_status()
     return str(response.json()["data"][0]["id"])

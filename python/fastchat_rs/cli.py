@@ -1,4 +1,7 @@
-"""The command `fastchat-rs`: words and tables for people. The work is done in llm.py, bench.py, doctor.py, server/."""
+"""The command `fastchat-rs`: words and tables for people. The work is done in llm.py, bench.py, doctor.py, server/.
+
+Each command imports what it needs, so that a server begins to load before most of it is there.
+"""
 
 import json
 import sys
@@ -6,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fastchat_rs import keycommands
 from fastchat_rs.config import ConfigError, DoctorConfig, EngineConfig, ServeConfig
 from fastchat_rs.convert import FileKind
 from fastchat_rs.errors import FastchatError
-from fastchat_rs.llm import LLM, EngineError, SamplingParams, __version__, inspect_model
 from fastchat_rs.options import with_settings
 
 if TYPE_CHECKING:
+    from fastchat_rs.llm import LLM
     from fastchat_rs.server.state import State
 
 _PRECEDENCE = """Settings come from four places; the first that names one wins: the command line, the environment
@@ -44,13 +45,19 @@ def main() -> None:
     """Entry point. Expected errors are one line on stderr and status 1."""
     try:
         app()
-    except (FastchatError, EngineError) as error:
+    except Exception as error:
+        from fastchat_rs.llm import EngineError
+
+        if not isinstance(error, (FastchatError, EngineError)):
+            raise
         print(f"fastchat-rs: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from fastchat_rs.llm import __version__
+
         print(f"fastchat-rs {__version__}")
         raise typer.Exit
 
@@ -93,8 +100,10 @@ def _announce(port: int, state: "State") -> None:
     )
 
 
-def load(config: EngineConfig) -> LLM:
+def load(config: EngineConfig) -> "LLM":
     """The model of a command that runs in this process."""
+    from fastchat_rs.llm import LLM
+
     template = None
     if config.chat_template is not None:
         try:
@@ -129,6 +138,9 @@ def chat(
     seed: Seed = None,
 ) -> None:
     """Talk to MODEL in the terminal. Ctrl-C stops an answer, Ctrl-D leaves, /help tells more."""
+    from rich.console import Console
+
+    from fastchat_rs.llm import SamplingParams
     from fastchat_rs.terminal import converse
 
     with load(config) as llm:
@@ -147,6 +159,8 @@ def generate(
     seed: Seed = None,
 ) -> None:
     """Write what MODEL makes of a prompt to stdout, as it comes."""
+    from fastchat_rs.llm import SamplingParams
+
     text = sys.stdin.read() if prompt is None else prompt
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
     with load(config) as llm:
@@ -172,6 +186,9 @@ def bench(
     if as_json:
         print(json.dumps(result, indent=1))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=f"{result['model']} ({result['kernels']})")
     for name in ("figure", "median", "min", "max", "unit"):
         table.add_column(name, justify="left" if name in ("figure", "unit") else "right")
@@ -191,7 +208,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what MODEL is without loading its weights: resolved layers, tensor kinds, memory plan."""
+    from rich.console import Console
+
     from fastchat_rs.inspection import show
+    from fastchat_rs.llm import inspect_model
 
     text = inspect_model(model, mmproj)
     print(json.dumps(json.loads(text), indent=1)) if as_json else show(json.loads(text), Console())

@@ -4,15 +4,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from fastchat_rs import keystore, ledger
 from fastchat_rs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastchat_rs.keystore import KeyRecord
 
 app = typer.Typer(help="API keys and their usage.", no_args_is_help=True, rich_markup_mode=None)
 Store = Annotated[
@@ -41,6 +41,8 @@ def add(  # noqa: PLR0913 - each is an option of the command
     money_per_month: Money = None,
 ) -> None:
     """Make a key for NAME. It is printed once; the store keeps a hash. Money is in the currency of `serve --price`."""
+    from fastchat_rs import keystore
+
     limits = keystore.KeyLimits(
         expires=None if days is None else time.time() + days * 86400,
         models=model or [],
@@ -60,6 +62,11 @@ def add(  # noqa: PLR0913 - each is an option of the command
 @app.command(name="list")
 def list_keys(keys: Store, as_json: AsJson = False) -> None:
     """Show all keys with their limits. The keys themselves are not kept."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastchat_rs import keystore, ledger
+
     rows = [(record, _limits(record)) for record in keystore.open_store(keys).read()]
     if as_json:
         found = [{"id": r.id, "name": r.name, "state": r.state, "created": r.created, **limits} for r, limits in rows]
@@ -75,6 +82,8 @@ def list_keys(keys: Store, as_json: AsJson = False) -> None:
 @app.command()
 def revoke(which: Annotated[str, typer.Argument(help="Id or name", show_default=False)], keys: Store) -> None:
     """End a key. Running servers refuse it within a second or two."""
+    from fastchat_rs import keystore
+
     record = keystore.revoke(keystore.open_store(keys), which)
     print(f"fastchat-rs: key {record.id} of {record.name} is revoked")
 
@@ -82,6 +91,11 @@ def revoke(which: Annotated[str, typer.Argument(help="Id or name", show_default=
 @app.command()
 def usage(keys: Store, usage_db: UsageDb = None, as_json: AsJson = False) -> None:
     """Show what each key used, by day and model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastchat_rs import keystore, ledger
+
     names = {record.id: record.name for record in keystore.open_store(keys).read()}
     path = ledger.path_of(keys, usage_db)
     if not path.exists():
@@ -107,6 +121,8 @@ def usage(keys: Store, usage_db: UsageDb = None, as_json: AsJson = False) -> Non
     Console().print(table)
 
 
-def _limits(record: keystore.KeyRecord) -> dict[str, object]:
+def _limits(record: "KeyRecord") -> dict[str, object]:
+    from fastchat_rs import keystore
+
     found = {name: getattr(record, name) for name in keystore.KeyLimits.__struct_fields__}
     return {name: value for name, value in found.items() if value not in (None, [])}

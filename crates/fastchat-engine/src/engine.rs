@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fastchat_kernels::Kernels;
 use fastchat_models::{LoadOptions, load};
@@ -29,6 +30,10 @@ use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::subscription::Subscription;
 use crate::text::{ChatFormat, Tokenizer};
 use crate::worker::{Book, Worker};
+
+/// Between looks whether the engine is idle, and how many there are before what warms it up is done beside its work.
+const WARM_UP_PAUSE: Duration = Duration::from_millis(300);
+const WARM_UP_LOOKS: usize = 30;
 
 /// One loaded model with its own thread.
 #[derive(Debug)]
@@ -109,10 +114,9 @@ impl Engine {
             .map_err(|error| EngineError::Internal(format!("the engine thread did not start: {error}")))?;
         let front = Arc::new(front);
         if front.tokenizer.is_some() {
-            let front = front.clone();
+            let front = Arc::downgrade(&front);
             // Without a thread the first constrained request builds it.
-            let warm_up = move || front.tokenizer.as_ref().map(|tokenizer| front.compiler(tokenizer).is_ok());
-            let _ = std::thread::Builder::new().name("fastchat-warm-up".to_owned()).spawn(warm_up);
+            let _ = std::thread::Builder::new().name("fastchat-warm-up".to_owned()).spawn(move || warm_up(&front));
         }
         Ok(Self { front, thread: Mutex::new(Some(thread)) })
     }
@@ -225,5 +229,20 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+/// Builds what constraints need when the engine has nothing else to do, or after a while in any case. A start's first
+/// request needs the processors more.
+fn warm_up(front: &Weak<Front>) {
+    for left in (0..WARM_UP_LOOKS).rev() {
+        std::thread::sleep(WARM_UP_PAUSE);
+        let Some(front) = front.upgrade() else { return };
+        let stats = *front.stats.lock();
+        if left == 0 || (stats.running == 0 && stats.waiting == 0) {
+            // What is wrong with it the first constrained request says.
+            let _ = front.tokenizer.as_ref().map(|tokenizer| front.compiler(tokenizer).is_ok());
+            return;
+        }
     }
 }

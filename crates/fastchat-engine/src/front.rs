@@ -30,7 +30,7 @@ use crate::text::{GrammarCompiler, GrammarSpec, TextError, Thinking, Tokenizer};
 pub(crate) struct Front {
     pub commands: Sender<Command>,
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// Built beside the engine's start: its trie takes some hundred milliseconds for a large vocabulary.
+    /// Built when the engine is idle after its start: its trie takes up to a second for a large vocabulary.
     pub grammars: OnceLock<Result<GrammarCompiler, TextError>>,
     /// Of constraints.
     pub masks: MaskRules,

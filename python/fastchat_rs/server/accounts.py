@@ -137,7 +137,10 @@ def open_accounts(config: ServeConfig, port: int) -> Accounts:
     elif config.usage_db is not None or config.limits_url is not None:
         raise ConfigError("keys: usage_db and limits_url belong to keys with limits; name their file with --keys")
     prices = {model: Price(*numbers) for model, numbers in parse_prices(config.price).items()}
-    return Accounts(RateLimits(config.limits_url), book, prices, config.request_timeout)
+    limits = RateLimits(config.limits_url)
+    if config.keys is not None:
+        limits.prepare()
+    return Accounts(limits, book, prices, config.request_timeout)
 
 
 class Lease:

@@ -9,13 +9,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 from fastchat_rs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limits import RateLimitItemPerMinute
+    from limits.aio.storage import MemoryStorage, RedisStorage
+    from limits.aio.strategies import RateLimiter
 
 log = logging.getLogger("fastchat_rs")
 
@@ -50,7 +52,9 @@ class Window:
 class _Counters:
     """Both strategies over one storage."""
 
-    def __init__(self, storage: MemoryStorage | RedisStorage) -> None:
+    def __init__(self, storage: "MemoryStorage | RedisStorage") -> None:
+        from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
+
         self.storage = storage
         self.requests: RateLimiter = SlidingWindowCounterRateLimiter(storage)
         self.tokens: RateLimiter = FixedWindowRateLimiter(storage)
@@ -60,16 +64,25 @@ class RateLimits:
     """Counts by key. `url` is redis://... (shared by replicas), or None for this process alone."""
 
     def __init__(self, url: str | None = None) -> None:
-        self._alone = _Counters(MemoryStorage())
         self._shared = None if url is None else _Counters(_redis(url))
         self._away_until = 0.0
         # Moves when the clock is set, and while the machine sleeps.
         self._clock = time.time() - time.monotonic()
         self._count = 0
 
+    @cached_property
+    def _alone(self) -> _Counters:
+        from limits.aio.storage import MemoryStorage
+
+        return _Counters(MemoryStorage())
+
+    def prepare(self) -> None:
+        """Imports the library now, which takes a tenth of a second; servers without keys never do."""
+        _ = self._alone
+
     async def request(self, key: str, limit: int) -> Window:
         """One request of a key."""
-        item = RateLimitItemPerMinute(limit)
+        item = _per_minute(limit)
 
         async def hit(counters: _Counters) -> Window:
             allowed = await counters.requests.hit(item, _REQUESTS, key)
@@ -80,7 +93,7 @@ class RateLimits:
 
     async def tokens(self, key: str, limit: int, cost: int) -> Window:
         """Takes `cost` tokens, or nothing when they do not fit."""
-        item = RateLimitItemPerMinute(limit)
+        item = _per_minute(limit)
 
         async def take(counters: _Counters) -> Window:
             allowed = await counters.tokens.test(item, _TOKENS, key, cost=cost)
@@ -99,7 +112,7 @@ class RateLimits:
         over = time.time() >= window.reset_at or window.count != self._count
         if difference == 0 or (difference < 0 and over):
             return
-        item = RateLimitItemPerMinute(window.limit)
+        item = _per_minute(window.limit)
 
         async def change(counters: _Counters) -> None:
             await counters.storage.incr(item.key_for(_TOKENS, key), item.get_expiry(), amount=difference)
@@ -125,7 +138,15 @@ class RateLimits:
         return await work(self._alone)
 
 
-def _redis(url: str) -> RedisStorage:
+def _per_minute(limit: int) -> "RateLimitItemPerMinute":
+    from limits import RateLimitItemPerMinute
+
+    return RateLimitItemPerMinute(limit)
+
+
+def _redis(url: str) -> "RedisStorage":
+    from limits.aio.storage import RedisStorage
+
     try:
         return RedisStorage(
             f"async+{url}",
