@@ -102,6 +102,17 @@ def test_best_of_and_suffix_are_refused_by_name(live: Live) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, field)
 
 
+def test_vllms_names_at_the_root(live: Live) -> None:
+    asked = {"model": live.model, "prompt": "Hello world"}
+    with live.client() as client:
+        reply = client.post("/tokenize", json=asked).json()
+        assert reply == client.post("/v1/tokenize", json=asked).json()
+        back = client.post("/detokenize", json={"model": live.model, "tokens": reply["tokens"]}).json()
+        assert back == {"prompt": "Hello world"}
+        assert client.get("/ping").json() == client.post("/ping").json() == {"status": "ready"}
+        assert client.get("/version").json().keys() == {"version"}
+
+
 def test_tokenize_and_back(live: Live) -> None:
     text = "Größe: 数学 🙂\n\tend"
     body = {"model": live.model, "prompt": text, "return_token_strs": True, "add_special_tokens": False}

@@ -59,6 +59,15 @@ def called(reply: Reply) -> bool:
     )
 
 
+def called_as_before(reply: Reply) -> bool:
+    choice = reply["choices"][0]
+    message = choice["message"]
+    call = message["function_call"]
+    assert "tool_calls" not in message and set(call) == {"name", "arguments"}
+    city = json.loads(call["arguments"])["city"]
+    return (choice["finish_reason"], call["name"]) == ("function_call", "get_weather") and city in ("Paris", "Rome")
+
+
 USER = {"role": "user", "content": "Say hello."}
 # fields of a request, what its answer shows
 WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
@@ -123,6 +132,9 @@ WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
         called,
     ),
     ({"parallel_tool_calls": True}, ok),
+    ({"functions": [WEATHER], "function_call": {"name": "get_weather"}, "max_tokens": 64}, called_as_before),
+    ({"functions": [WEATHER], "function_call": "none"}, lambda r: "function_call" not in r["choices"][0]["message"]),
+    ({"functions": [WEATHER]}, ok),
     ({"enable_thinking": False}, lambda r: r["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0),
     ({"chat_template_kwargs": {}}, ok),
     ({"reasoning_effort": "none"}, ok),
@@ -147,6 +159,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages.1.tool_calls.0.function.name"),
     ({"prompt": "both"}, "prompt"),
     ({"prompt": "x", "messages": None, "tools": TOOLS}, "tools"),
+    ({"functions": "get_weather"}, "functions"),
+    ({"functions": [{"name": "a b"}]}, "functions"),
+    ({"functions": [WEATHER, WEATHER]}, "functions"),
+    ({"functions": [WEATHER] * 129}, "functions"),
+    ({"prompt": "x", "messages": None, "functions": [WEATHER]}, "functions"),
+    ({"functions": [WEATHER], "function_call": "required"}, "function_call"),
+    ({"functions": [WEATHER], "function_call": {"name": "other"}}, "function_call"),
+    ({"functions": [WEATHER], "function_call": 1}, "function_call"),
+    ({"functions": [WEATHER], "tools": TOOLS}, "tools"),
+    ({"functions": [WEATHER], "tool_choice": "auto"}, "tool_choice"),
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -284,6 +306,9 @@ def test_a_constraint_that_cannot_be_followed_to_its_end_ends_the_stream(live: L
         ({"enable_thinking": True}, "enable_thinking=ignored"),
         ({"reasoning_effort": "high"}, "reasoning_effort=ignored"),
         ({"thinking_budget": 3}, "thinking_budget=ignored"),
+        ({"function_call": "auto"}, "function_call=ignored"),
+        ({"functions": [WEATHER], "function_call": "none"}, "functions=ignored"),
+        ({"functions": [WEATHER], "regex": "a"}, "functions=ignored"),
         ({"seed": 3}, "seed=ignored"),
         ({"max_token": 3}, "max_token=ignored"),
         ({"tools": TOOLS, "regex": "a"}, "tools=ignored"),

@@ -188,6 +188,9 @@ def test_keys(demo_model: Path) -> None:
                 CHAT,
                 "/v1/completions",
                 "/v1/tokenize",
+                "/tokenize",
+                "/version",
+                "/ping",
             ):
                 response = client.get(path)
                 assert error(response, 401)["code"] == "invalid_api_key"

@@ -102,6 +102,27 @@ def test_streamed_calls_equal_the_whole(live: Live, choice: Any) -> None:
     assert "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"]) == ""
 
 
+def test_a_call_of_functions_streams_as_it_is_whole(live: Live) -> None:
+    functions = [tool["function"] for tool in TOOLS]
+    body = live.chat("Weather in Rome?", functions=functions, function_call={"name": "get_weather"}, max_tokens=96)
+    whole = live.post(ROUTE, body).json()["choices"][0]
+    chunks = [choice for chunk in streamed(live, ROUTE, body) for choice in chunk["choices"]]
+    first, *more = [choice["delta"]["function_call"] for choice in chunks if "function_call" in choice["delta"]]
+    assert first == {"name": "get_weather", "arguments": ""} and all(set(part) == {"arguments"} for part in more)
+    assert "".join(part["arguments"] for part in more) == whole["message"]["function_call"]["arguments"]
+    assert [choice["finish_reason"] for choice in chunks if choice["finish_reason"]] == ["function_call"]
+    reply = live.openai().chat.completions.create(
+        model=live.model,
+        messages=[ASK],
+        functions=[{"name": "get_weather", "parameters": functions[0].get("parameters", {})}],
+        function_call={"name": "get_weather"},
+        temperature=0,
+        max_tokens=96,
+    )
+    call = reply.choices[0].message.function_call
+    assert call and json.loads(call.arguments)["city"] in ("Paris", "Rome")
+
+
 def test_the_stream_helper_sees_the_same_call(live: Live) -> None:
     with live.openai().chat.completions.stream(
         model=live.model,

@@ -39,6 +39,8 @@ Handler = Callable[[Context, Request], Awaitable[Reply | None]]
 # path without /api -> method -> handler. Of paths with an id `route_of` makes one.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": health.health},
+    "/ping": {"GET": health.health, "POST": health.health},
+    "/version": {"GET": health.version},
     "/metrics": {"GET": health.metrics},
     "/openapi.json": {"GET": openapi.openapi},
     "/v1/models": {"GET": models.list_models},
@@ -49,6 +51,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/embeddings": {"POST": embeddings.embeddings},
     "/v1/tokenize": {"POST": tokenize.tokenize},
     "/v1/detokenize": {"POST": tokenize.detokenize},
+    "/tokenize": {"POST": tokenize.tokenize},
+    "/detokenize": {"POST": tokenize.detokenize},
     "/v1/rerank": {"POST": rerank.rerank},
     "/v2/rerank": {"POST": rerank.rerank},
     "/rerank": {"POST": rerank.rerank},

@@ -81,9 +81,9 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
     wanted = structured_output(body)
     if tools is not None and wanted is not None:
         if tools.forced is None:
-            notes.ignored("tools", f"{wanted.field} decides the answer")
+            notes.ignored("functions" if tools.legacy else "tools", f"{wanted.field} decides the answer")
         else:
-            notes.ignored(wanted.field, "tool_choice forces a call")
+            notes.ignored(wanted.field, f"{'function_call' if tools.legacy else 'tool_choice'} forces a call")
     pictures = Pictures(served, context.images)
     rendered = await _prompt(served, body, tools, notes, pictures)
     prompt = pictures.plain(rendered)
@@ -176,7 +176,8 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
         raise bad_field("prompt", "prompt: send messages or prompt, not both")
     if body.prompt is not None:
         if tools is not None:
-            raise bad_field("tools", "tools: need messages, a raw prompt has no place for them", "unsupported")
+            field = "functions" if tools.legacy else "tools"
+            raise bad_field(field, f"{field}: need messages, a raw prompt has no place for them", "unsupported")
         for field in ("enable_thinking", "reasoning_effort", "chat_template_kwargs"):
             if getattr(body, field) is not None:
                 notes.ignored(field, "a raw prompt has no template")
@@ -258,7 +259,7 @@ async def _plan(served: Served, prompt: str | None, tools: ToolUse | None, wante
         structured, blamed, parsed = output, field, offered
         if tools is not None and tools.forced is not None:
             structured = format.constrain(prompt, tools=tools.closed_json, choice=tools.forced, parallel=tools.parallel)
-            blamed = "tools"
+            blamed = "functions" if tools.legacy else "tools"
         elif output is not None:
             # The answer is the value, which may look like a call.
             structured, parsed = format.after_thinking(prompt, output), None

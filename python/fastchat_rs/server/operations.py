@@ -97,21 +97,27 @@ OPERATIONS = [
     ),
     Operation("/v1/models", "get", "Names of the models", reply=protocol.ModelList),
     Operation("/v1/models/{id}", "get", "One model", reply=protocol.ModelCard),
-    Operation(
-        "/v1/tokenize",
-        "post",
-        "Text to token ids",
-        protocol.TokenizeRequest,
-        protocol.TokenizeReply,
-        examples={"plain": {"model": "demo", "prompt": "Hello"}},
+    *(
+        Operation(
+            path,
+            "post",
+            "Text to token ids",
+            protocol.TokenizeRequest,
+            protocol.TokenizeReply,
+            examples={"plain": {"model": "demo", "prompt": "Hello"}},
+        )
+        for path in ("/v1/tokenize", "/tokenize")
     ),
-    Operation(
-        "/v1/detokenize",
-        "post",
-        "Token ids to text",
-        protocol.DetokenizeRequest,
-        protocol.DetokenizeReply,
-        examples={"plain": {"model": "demo", "tokens": [1, 2, 3]}},
+    *(
+        Operation(
+            path,
+            "post",
+            "Token ids to text",
+            protocol.DetokenizeRequest,
+            protocol.DetokenizeReply,
+            examples={"plain": {"model": "demo", "tokens": [1, 2, 3]}},
+        )
+        for path in ("/v1/detokenize", "/detokenize")
     ),
     Operation(
         "/v1/responses",
@@ -202,6 +208,9 @@ OPERATIONS = [
     ),
     Operation("/api/version", "get", "The server's version", None, ollama.VersionReply, ollama.Error),
     Operation("/health", "get", "Whether requests are served"),
+    Operation("/ping", "get", "The same under vLLM's name"),
+    Operation("/ping", "post", "The same"),
+    Operation("/version", "get", "The server's version", reply=protocol.VersionReply),
     Operation("/metrics", "get", "Prometheus text"),
     Operation("/openapi.json", "get", "This document"),
 ]

@@ -162,6 +162,9 @@ class ChatRequest(SamplingFields, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: str | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    # What tools and tool_choice were called before; answered in the same words.
+    functions: list[FunctionSpec] | None = None
+    function_call: str | FunctionName | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
@@ -307,6 +310,7 @@ class AssistantMessage(Struct):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class MessageDelta(Struct):
@@ -317,6 +321,7 @@ class MessageDelta(Struct):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
 
 
 class Applied(Struct, omit_defaults=True):
@@ -466,6 +471,12 @@ class ModelList(Struct):
 
     data: list[ModelCard]
     object: str = "list"
+
+
+class VersionReply(Struct):
+    """Reply of /version."""
+
+    version: str
 
 
 class TokenizeReply(Struct):

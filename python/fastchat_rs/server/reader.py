@@ -38,6 +38,7 @@ class ChoiceReader:
         self._parallel = tools is None or tools.parallel
         # An answer that has to be calls has no content: what looks like it is a call cut off by max_tokens.
         self._only_calls = tools is not None and tools.forced is not None
+        self._legacy = tools is not None and tools.legacy
         self._count = count
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -83,13 +84,18 @@ class ChoiceReader:
             call = _Call(f"call_{secrets.token_hex(12)}", text)
             self._calls.append(call)
             begun = FunctionCallDelta(text, "")
+            if self._legacy:
+                return [MessageDelta(function_call=begun)]
             return [MessageDelta(tool_calls=[ToolCallDelta(index, call.id, "function", begun)])]
         self._calls[index].arguments.append(text)
         more = FunctionCallDelta(arguments=text)
+        if self._legacy:
+            return [MessageDelta(function_call=more)]
         return [MessageDelta(tool_calls=[ToolCallDelta(index, function=more)])]
 
     def _reason(self, reason: str) -> str:
-        return "tool_calls" if self._calls and reason == "stop" else reason
+        called = "function_call" if self._legacy else "tool_calls"
+        return called if self._calls and reason == "stop" else reason
 
     @property
     def reasoning_tokens(self) -> int:
@@ -110,7 +116,8 @@ class ChoiceReader:
             content=None if (calls or self._only_calls) and not content else content,
             reasoning_content=reasoning,
             reasoning=reasoning,
-            tool_calls=calls or UNSET,
+            tool_calls=UNSET if self._legacy else calls or UNSET,
+            function_call=calls[0].function if self._legacy and calls else UNSET,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from fastchat_rs.server.http import bad_field
-from fastchat_rs.server.protocol import ChatRequest, NamedToolChoice, Tool
+from fastchat_rs.server.protocol import ChatRequest, FunctionName, NamedToolChoice, Tool
 from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.structured import check_schema
 
@@ -39,6 +39,8 @@ class ToolUse:
     forced: str | None
     """`required`, a function's name, or None when the model decides."""
     parallel: bool
+    legacy: bool = False
+    """They came as `functions`; a call is answered as `function_call`."""
 
     @property
     def json(self) -> str:
@@ -54,6 +56,8 @@ class ToolUse:
 
 def tool_use(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     """None when nothing can be called."""
+    if body.functions is not None or body.function_call is not None:
+        return _functions(body, limit, notes)
     tools = body.tools or []
     _check(tools, limit)
     choice = _choice(body.tool_choice, [tool.function.name for tool in tools])
@@ -72,24 +76,53 @@ def tool_use(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     )
 
 
-def _check(tools: list[Tool], limit: int) -> None:
+def _functions(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
+    """`functions` and `function_call` mean tools and tool_choice with at most one call."""
+    for field in ("tools", "tool_choice", "parallel_tool_calls"):
+        if getattr(body, field) is not None:
+            raise bad_field(field, f"{field}: excludes functions and function_call, which it has replaced")
+    functions = body.functions or []
+    tools = [Tool(function=function) for function in functions]
+    _check(tools, limit, "functions")
+    names = [function.name for function in functions]
+    choice = body.function_call
+    if isinstance(choice, str) and choice not in ("none", "auto"):
+        raise bad_field("function_call", "function_call: must be none, auto or an object that names a function")
+    if isinstance(choice, FunctionName) and choice.name not in names:
+        raise bad_field("function_call", f"function_call: '{choice.name[:64]}' is not among the functions")
+    if not functions:
+        for field in ("functions", "function_call"):
+            if getattr(body, field) is not None:
+                notes.ignored(field, "there are no functions")
+        return None
+    if choice == "none":
+        notes.ignored("functions", "function_call is none")
+        return None
+    return ToolUse(
+        shown=[_shown(tool) for tool in tools],
+        forced=choice.name if isinstance(choice, FunctionName) else None,
+        parallel=False,
+        legacy=True,
+    )
+
+
+def _check(tools: list[Tool], limit: int, field: str = "tools") -> None:
     if len(tools) > limit:
-        raise bad_field("tools", f"tools: {len(tools)} are more than the limit of {limit}")
+        raise bad_field(field, f"{field}: {len(tools)} are more than the limit of {limit}")
     names: set[str] = set()
     for index, tool in enumerate(tools):
-        place = f"tools.{index}"
+        place = f"{field}.{index}"
         if tool.type != "function":
-            raise bad_field("tools", f"tools: {place}.type must be function", "unsupported")
+            raise bad_field(field, f"{field}: {place}.type must be function", "unsupported")
+        place = place if field == "functions" else f"{place}.function"
         name = tool.function.name
         if not _NAME.fullmatch(name):
-            raise bad_field(
-                "tools", f"tools: {place}.function.name: 1 to 64 letters, digits, dots, dashes, underscores"
-            )
+            raise bad_field(field, f"{field}: {place}.name: 1 to 64 letters, digits, dots, dashes, underscores")
         if name in names:
-            raise bad_field("tools", f"tools: {place}.function.name: '{name}' is there twice")
+            raise bad_field(field, f"{field}: {place}.name: '{name}' is there twice")
         names.add(name)
         if tool.function.parameters is not None:
-            check_schema("tools", msgspec.json.encode(tool.function.parameters))
+            check_schema(field, msgspec.json.encode(tool.function.parameters))
 
 
 def _choice(choice: str | NamedToolChoice | None, names: list[str]) -> str:
