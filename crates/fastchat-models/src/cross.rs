@@ -7,9 +7,9 @@ use candle_core::{D, Tensor};
 use fastchat_kernels::Kernels;
 
 use crate::ModelError;
-use crate::decoder::Step;
 use crate::layers::{CrossWeights, Layer};
 use crate::spec::{Cross, LayerSpec};
+use crate::step::Step;
 use crate::vision::{CrossSequence, Media};
 
 type Result<T> = std::result::Result<T, ModelError>;

@@ -7,7 +7,6 @@ use candle_core::Tensor;
 use fastchat_kernels::{ForwardBatch, Kernels, Linear, Rope};
 
 use crate::ModelError;
-use crate::decoder::{Step, tables};
 use crate::encoder_spec::{
     EncoderDescription, EncoderLayer, EncoderSpec, NormOrder, Pooling, Positions, ScoreActivation, Scorer,
 };
@@ -16,6 +15,7 @@ use crate::names::Slot;
 use crate::pooling::pool;
 use crate::quantize::Quantize;
 use crate::spec::Bias;
+use crate::step::{Step, tables};
 use crate::weights::{At, TensorMap, Weights};
 
 type Result<T> = std::result::Result<T, ModelError>;

@@ -24,6 +24,7 @@ mod rope;
 mod safetensors;
 mod slots;
 pub mod spec;
+mod step;
 pub mod vision;
 mod weights;
 

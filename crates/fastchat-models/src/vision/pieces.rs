@@ -9,9 +9,9 @@ use fastchat_kernels::{AttentionSpec, QkvSpec};
 use super::spec::VisionLayer;
 use super::weights::LayerWeights;
 use crate::ModelError;
-use crate::decoder::Step;
 use crate::layers::AttentionWeights;
 use crate::spec::Mlp;
+use crate::step::Step;
 
 type Result<T> = std::result::Result<T, ModelError>;
 

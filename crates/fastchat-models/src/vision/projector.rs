@@ -5,9 +5,9 @@ use fastchat_kernels::Linear;
 
 use super::spec::{Join, Projection, ProjectorSpec};
 use crate::ModelError;
-use crate::decoder::Step;
 use crate::layers::{Builder, NormWeights};
 use crate::names::Slot;
+use crate::step::Step;
 use crate::weights::At;
 
 type Result<T> = std::result::Result<T, ModelError>;

@@ -13,9 +13,9 @@ use super::processor::Pixels;
 use super::spec::{PatchPositions, TileSpec, View, VisionDescription, VisionSpec};
 use super::weights::{TileWeights, TowerWeights, build};
 use crate::ModelError;
-use crate::decoder::{Step, tables};
 use crate::layers::Builder;
 use crate::spec::Bias;
+use crate::step::{Step, tables};
 use crate::weights::{TensorMap, Weights};
 
 type Result<T> = std::result::Result<T, ModelError>;
