@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from fastchat_rs.server.bridge import (
 )
 from fastchat_rs.server.state import Embedding, ModelFiles, Served, State
 from fastchat_rs.template import ChatTemplate
+
+log = logging.getLogger("fastchat_rs")
 
 
 @dataclass
@@ -58,6 +61,8 @@ async def load_models(state: State) -> None:
             continue
         engine = await loop.run_in_executor(None, _load, one, config)
         info = engine.info()
+        if config.prefix_cache_dir is not None:
+            log.info("prefix cache on disk: %s: %s", one.located.name, info.prefix_disk)
         source = replacement or info.chat_template
         template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
         defaults = info.generation_defaults if config.generation_config == "auto" else {}
@@ -141,6 +146,8 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
+        prefix_cache_dir=config.prefix_cache_dir,
+        prefix_cache_size=parse_bytes(config.prefix_cache_size, "prefix_cache_size"),
         speculation=config.speculation,
         mask_timeout=config.mask_timeout,
         threads=config.threads,
