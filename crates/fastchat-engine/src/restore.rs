@@ -36,20 +36,20 @@ pub(crate) fn open_disk(
 
 impl Worker {
     /// Lets a request in, after what the disk may have of its prefix has been read.
-    pub(crate) fn admit(&mut self, job: Job) {
-        let Some(disk) = &mut self.disk else { return self.enter(job) };
+    pub(crate) fn admit(&mut self, job: Box<Job>) {
+        let Some(disk) = &mut self.disk else { return self.enter(*job) };
         let hashes = self.scheduler.chain(&job.submission);
         let at = self.scheduler.blocks().lookup(&hashes).len();
         if at == hashes.len() {
-            return self.enter(job);
+            return self.enter(*job);
         }
         if let Err(away) = disk.ask(Away { job, hashes, at }) {
-            self.enter(away.job);
+            self.enter(*away.job);
         }
     }
 
     /// A request that has not entered yet, for its caller gave up.
-    pub(crate) fn take_back(&mut self, request: u64) -> Option<Job> {
+    pub(crate) fn take_back(&mut self, request: u64) -> Option<Box<Job>> {
         let away = |disk: &mut PrefixDisk| disk.remove(request);
         let waiting = self.disk.as_mut().and_then(away).map(|away| away.job);
         waiting.or_else(|| self.encoder.remove(request))
@@ -79,7 +79,7 @@ impl Worker {
                 Err(back) => away = *back,
             }
         }
-        self.enter(away.job);
+        self.enter(*away.job);
     }
 
     /// Hands to the disk what became known since the last step, and takes back what proved wrong.

@@ -150,7 +150,7 @@ impl Worker {
         match command {
             Command::Submit(mut job) => match job.media.take() {
                 Some(media) => self.encoder.push(job, media),
-                None => self.admit(*job),
+                None => self.admit(job),
             },
             Command::Abort(request) => match self.take_back(request) {
                 Some(job) => self.book.bells.extend(job.slot.0.close(FinishReason::Abort, &EngineError::Cancelled)),
@@ -170,7 +170,7 @@ impl Worker {
         match media {
             Ok(media) => {
                 self.pictures.insert(job.submission.request, media);
-                self.admit(*job);
+                self.admit(job);
             }
             Err(error) => self.book.bells.extend(job.slot.0.close(FinishReason::Error, &error)),
         }

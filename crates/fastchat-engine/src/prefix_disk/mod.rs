@@ -43,7 +43,7 @@ enum Change {
 /// A request whose prefix is being read.
 #[derive(Debug)]
 pub(crate) struct Away {
-    pub job: Job,
+    pub job: Box<Job>,
     /// Of all full blocks of its prompt.
     pub hashes: Vec<BlockHash>,
     /// Those before this one are in memory.
@@ -161,7 +161,7 @@ impl PrefixDisk {
     }
 
     /// All that wait, for an engine that dies.
-    pub fn drain(&mut self) -> impl Iterator<Item = Job> {
+    pub fn drain(&mut self) -> impl Iterator<Item = Box<Job>> {
         self.away.drain().map(|(_, away)| away.job)
     }
 }
