@@ -398,6 +398,21 @@ class EngineStats:
     @property
     def forced_tokens(self) -> int:
         """Tokens appended without a step, because a grammar or a thinking budget left no other."""
+    @property
+    def disk_hits(self) -> int:
+        """Blocks read from the prefix cache on disk."""
+    @property
+    def disk_written(self) -> int:
+        """Blocks written to it."""
+    @property
+    def disk_damaged(self) -> int:
+        """Files of it that were not what was written, and are deleted."""
+    @property
+    def disk_dropped(self) -> int:
+        """Blocks that could not be written, or not in time."""
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that its directory holds."""
 
 @final
 class ModelInfo:
@@ -437,6 +452,9 @@ class ModelInfo:
     @property
     def spec_json(self) -> str:
         """The resolved decoder description, as JSON."""
+    @property
+    def prefix_disk(self) -> str:
+        """Whether blocks are kept on disk, in one line."""
 
 @final
 class Engine:
@@ -462,11 +480,14 @@ class Engine:
         num_blocks: int | None = None,
         quantize: str | None = None,
         mmproj: PathLike[str] | str | None = None,
+        prefix_cache_dir: PathLike[str] | str | None = None,
+        prefix_cache_size: int = ...,
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
         `mmproj` is the file of the tower of a GGUF model that takes pictures; None takes the one beside the model.
+        `prefix_cache_dir` keeps blocks of the prefix cache over a restart, at most `prefix_cache_size` bytes of them.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(

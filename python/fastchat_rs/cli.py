@@ -120,6 +120,8 @@ def load(config: EngineConfig) -> "LLM":
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
+        prefix_cache_dir=config.prefix_cache_dir,
+        prefix_cache_size=config.prefix_cache_size,
         speculation=config.speculation,
         threads=config.threads,
         chat_template=template,

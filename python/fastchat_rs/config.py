@@ -29,7 +29,7 @@ Quantize = Literal["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k
 ConfigT = TypeVar("ConfigT", bound="EngineConfig")
 SIZES = frozenset(
     {
-        *("kv_memory", "memory_limit", "response_cache_size", "resume_memory"),
+        *("kv_memory", "memory_limit", "response_cache_size", "resume_memory", "prefix_cache_size"),
         *("max_response_store", "max_body", "max_header", "max_stream_memory", "max_stream"),
     }
 )
@@ -53,6 +53,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs: Annotated[Count, Meta(description="Most sequences in one step")] = 256
     max_queue: Annotated[Count, Meta(description="Most waiting requests; more are refused")] = 512
     prefix_caching: Annotated[bool, Meta(description="Reuse the cache of common prompt beginnings")] = True
+    prefix_cache_dir: Annotated[
+        str | None, Meta(description="Folder that keeps the cache of prompt beginnings over a restart")
+    ] = None
+    prefix_cache_size: Annotated[str, Meta(description="Bytes that folder may hold; the oldest used leave")] = "4GiB"
     speculation: Annotated[
         bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
     ] = True
@@ -74,6 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        if self.prefix_cache_dir is not None and not self.prefix_caching:
+            raise ConfigError("prefix_cache_dir: keeps blocks of the prefix cache, which prefix_caching turns off")
         for field in SIZES & set(self.__struct_fields__):
             value = getattr(self, field)
             if value is not None:

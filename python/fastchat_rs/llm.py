@@ -112,6 +112,8 @@ class LLM:
         max_num_seqs: int = 256,
         max_queue: int = 512,
         enable_prefix_caching: bool = True,
+        prefix_cache_dir: str | Path | None = None,
+        prefix_cache_size: int | str = "4GiB",
         speculation: bool = True,
         threads: int | None = None,
         chat_template: str | None = None,
@@ -146,6 +148,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
             enable_prefix_caching=enable_prefix_caching,
+            prefix_cache_dir=prefix_cache_dir,
+            prefix_cache_size=parse_bytes(str(prefix_cache_size), "prefix_cache_size"),
             speculation=speculation,
             mmproj=mmproj or located.mmproj,
         )

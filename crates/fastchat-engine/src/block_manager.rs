@@ -102,22 +102,24 @@ impl BlockManager {
         }
     }
 
-    /// Makes the contents of a full, computed block findable. The first block with some contents wins.
-    pub fn remember(&mut self, id: u32, hash: BlockHash) {
+    /// Makes the contents of a full, computed block findable, unless they were. The first block with some contents wins.
+    pub fn remember(&mut self, id: u32, hash: BlockHash) -> bool {
         let block = &mut self.blocks[id as usize];
-        if block.hash.is_none() && !self.cached.contains_key(&hash) {
+        let is_new = block.hash.is_none() && !self.cached.contains_key(&hash);
+        if is_new {
             block.hash = Some(hash);
             self.cached.insert(hash, id);
         }
+        is_new
     }
 
-    /// Lets nobody find the contents of these blocks any more.
-    pub fn forget(&mut self, table: &[u32]) {
-        for &id in table {
-            if let Some(hash) = self.blocks[id as usize].hash.take() {
-                self.cached.remove(&hash);
-            }
+    /// Lets nobody find the contents of these blocks any more, and returns what they were.
+    pub fn forget(&mut self, table: &[u32]) -> Vec<BlockHash> {
+        let hashes: Vec<_> = table.iter().filter_map(|&id| self.blocks[id as usize].hash.take()).collect();
+        for hash in &hashes {
+            self.cached.remove(hash);
         }
+        hashes
     }
 
     /// Checks the books against the tables of all owners. For tests; linear in everything.

@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Abort(u64),
     /// A mask that was computed aside.
     Masked(SequenceId, Box<Constraint>),
+    /// Blocks of a request's prefix that were on disk.
+    Restored(u64, Vec<Vec<u8>>),
     Shutdown,
 }
 

@@ -11,6 +11,7 @@ use crate::constraint::MaskLimits;
 use crate::error::EngineError;
 use crate::media::{ImageInput, Segment};
 use crate::params::SamplingParams;
+use crate::prefix_disk::PrefixDiskConfig;
 
 /// Longest deadline of a mask.
 const MAX_MASK_TIMEOUT: Duration = Duration::from_mins(10);
@@ -48,6 +49,8 @@ pub struct EngineConfig {
     pub mmproj: Option<PathBuf>,
     /// Blocks of the cache, in place of `kv_memory`.
     pub num_blocks: Option<usize>,
+    /// Keeps blocks over a restart; `None` keeps none.
+    pub prefix_disk: Option<PrefixDiskConfig>,
 }
 
 impl Default for EngineConfig {
@@ -68,6 +71,7 @@ impl Default for EngineConfig {
             quantize: None,
             mmproj: None,
             num_blocks: None,
+            prefix_disk: None,
         }
     }
 }
@@ -88,6 +92,10 @@ impl EngineConfig {
             if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
                 return Err(EngineError::invalid(param, format!("{param} is {value}; it must be 1 to {most}")));
             }
+        }
+        if self.prefix_disk.is_some() && !self.enable_prefix_caching {
+            let message = "prefix_cache_dir keeps blocks of the prefix cache, which enable_prefix_caching turns off";
+            return Err(EngineError::invalid("prefix_cache_dir", message.to_owned()));
         }
         let timeout = self.masks.timeout;
         if timeout.is_zero() || timeout > MAX_MASK_TIMEOUT {

@@ -25,6 +25,8 @@ use crate::info::{EngineStats, ModelInfo};
 use crate::mask_watch::MaskWatch;
 use crate::media::EncoderQueue;
 use crate::memory::MemoryPlan;
+use crate::prefix_disk::{DiskFigures, PrefixDisk};
+use crate::restore::open_disk;
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::subscription::Subscription;
@@ -39,6 +41,7 @@ const WARM_UP_LOOKS: usize = 30;
 #[derive(Debug)]
 pub struct Engine {
     front: Arc<Front>,
+    figures: Option<DiskFigures>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -72,8 +75,8 @@ impl Engine {
         let model = model.pack(kernels.clone())?;
         let tokenizer = tokenizer.map(finish_tokenizer).transpose()?.map(Arc::new);
         let memory = MemoryPlan::new(&model.decoder, kernels.as_ref(), &config)?;
-        let info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
-        let scheduler = Scheduler::new(SchedulerConfig {
+        let mut info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
+        let mut scheduler = Scheduler::new(SchedulerConfig {
             num_blocks: memory.num_blocks,
             num_state_slots: memory.num_state_slots,
             max_batch_tokens: config.max_batch_tokens,
@@ -81,8 +84,13 @@ impl Engine {
             max_model_len: memory.max_model_len,
             enable_prefix_caching: config.enable_prefix_caching,
         });
-        let runner = Runner::new(model.decoder, kernels, &memory)?;
         let (sender, commands) = channel();
+        let disk = open_disk(&config, &model, &mut info, &sender)?;
+        if disk.is_some() {
+            scheduler.tell_news();
+        }
+        let figures = disk.as_ref().map(PrefixDisk::figures);
+        let runner = Runner::new(model.decoder, kernels, &memory)?;
         let total_blocks = memory.num_blocks;
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };
         let stats = Arc::new(Mutex::new(idle));
@@ -110,6 +118,7 @@ impl Engine {
             stats,
             book: Book::new(&config),
             asides: Asides::new(sender),
+            disk,
         };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())
@@ -121,7 +130,7 @@ impl Engine {
             // Without a thread the first constrained request builds it.
             let _ = std::thread::Builder::new().name("fastchat-warm-up".to_owned()).spawn(move || warm_up(&front));
         }
-        Ok(Self { front, thread: Mutex::new(Some(thread)) })
+        Ok(Self { front, figures, thread: Mutex::new(Some(thread)) })
     }
 
     /// Tokenises and checks on the calling thread, then hands over.
@@ -211,7 +220,8 @@ impl Engine {
 
     /// Counters since the start and gauges of now.
     pub fn stats(&self) -> EngineStats {
-        *self.front.stats.lock()
+        let disk = self.figures.as_ref().map(DiskFigures::stats).unwrap_or_default();
+        EngineStats { disk, ..*self.front.stats.lock() }
     }
 
     /// What was loaded.

@@ -6,6 +6,7 @@ use fastchat_models::{GenerationDefaults, LoadedModel};
 
 use crate::error::EngineError;
 use crate::memory::MemoryPlan;
+use crate::prefix_disk::DiskStats;
 use crate::text::Tokenizer;
 
 /// Counters since the start and gauges of now.
@@ -37,6 +38,8 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
     /// Tokens appended without a step, because nothing else could follow.
     pub forced_tokens: u64,
+    /// The prefix cache on disk.
+    pub disk: DiskStats,
 }
 
 /// What was loaded; constant for the life of the engine.
@@ -72,6 +75,8 @@ pub struct ModelInfo {
     pub spec: serde_json::Value,
     /// Sizes of the caches.
     pub memory: MemoryPlan,
+    /// Whether blocks are kept on disk, in one line.
+    pub prefix_disk: String,
 }
 
 impl ModelInfo {
@@ -101,6 +106,7 @@ impl ModelInfo {
             image_marker: model.vision.as_ref().and_then(|tower| spelling(tower.spec().placement.marker)),
             spec,
             memory,
+            prefix_disk: "off".to_owned(),
         })
     }
 }

@@ -64,6 +64,16 @@ impl Runner {
         logits.read(read).map_err(|error| self.judge(ModelError::Kernel(error)))
     }
 
+    /// The contents of a block.
+    pub fn read_block(&self, block: u32) -> Result<Vec<u8>, ModelError> {
+        self.cache.read_block(block as usize)
+    }
+
+    /// Fills a block with what `read_block` gave.
+    pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.cache.write_block(block as usize, bytes)
+    }
+
     fn judge(&self, error: ModelError) -> StepError {
         let fault = match &error {
             ModelError::Kernel(cause) => self.kernels.fault(cause),

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
 
-use crate::block_hash::{hash_media, hash_salt};
 use crate::block_manager::BlockManager;
 use crate::fairness::{Demand, Lines, grants};
 pub use crate::schedule::{Refusal, ScheduledBatch, ScheduledSequence, SchedulerConfig, SchedulerStats, Submission};
 use crate::sequence::{FinishReason, LineId, MediaSpan, Rank, Sequence, SequenceId, SequenceState, SequenceStatus};
 use crate::speculation::{Drafter, MAX_DRAFT};
 use crate::state_pool::StatePool;
+pub use outside::BlockNews;
 use recede::Ceiling;
 
+mod outside;
 mod recede;
 
 /// Arrivals that one level of priority lets a request overtake. Finite, so that nobody waits for ever.
@@ -53,6 +54,8 @@ pub struct Scheduler {
     shared_tokens: usize,
     stats: SchedulerStats,
     ceiling: Option<Ceiling>,
+    /// For who keeps blocks elsewhere.
+    news: Option<Vec<BlockNews>>,
 }
 
 impl Scheduler {
@@ -70,6 +73,7 @@ impl Scheduler {
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
             ceiling: None,
+            news: None,
         }
     }
 
@@ -84,18 +88,9 @@ impl Scheduler {
     /// # Errors
     /// When a choice could not finish even with the whole cache to itself.
     pub fn submit(&mut self, submission: Submission) -> Result<Vec<SequenceId>, Refusal> {
-        let Submission {
-            request,
-            prompt,
-            n,
-            max_tokens,
-            priority,
-            cache_salt,
-            tenant,
-            wants_prompt_logits,
-            drafts,
-            ..
-        } = submission;
+        let salt = self.salt(&submission);
+        let Submission { request, prompt, n, max_tokens, priority, tenant, wants_prompt_logits, drafts, .. } =
+            submission;
         let spans: Arc<[MediaSpan]> = submission.spans.into();
         // A recurrent state cannot be taken back.
         let drafts = drafts && self.states.is_none();
@@ -105,16 +100,6 @@ impl Scheduler {
         if refusal.needed > refusal.total || prompt.is_empty() || prompt.len() >= max_len {
             return Err(refusal);
         }
-        let salt = match (self.config.enable_prefix_caching, cache_salt) {
-            (true, Some(salt)) => Some(hash_salt("salt", salt.as_bytes())),
-            (true, None) => Some(hash_salt("shared", &[])),
-            (false, _) if n > 1 => Some(hash_salt("request", &self.next_id.to_le_bytes())),
-            (false, _) => None,
-        };
-        let salt = match submission.surroundings {
-            Some(surroundings) => salt.map(|salt| hash_media(salt, surroundings)),
-            None => salt,
-        };
         let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
         let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
         self.next_id += u64::from(n);
@@ -430,7 +415,10 @@ impl Scheduler {
             if sequence.salt.is_some() {
                 // Drafted tokens were kept after their step was booked, so the blocks they filled are booked now.
                 for block in scheduled.start.saturating_sub(MAX_DRAFT) / BLOCK_SIZE..full {
-                    self.blocks.remember(sequence.block_table[block], sequence.hashes[block]);
+                    let (id, hash) = (sequence.block_table[block], sequence.hashes[block]);
+                    if self.blocks.remember(id, hash) {
+                        self.news.as_mut().into_iter().for_each(|all| all.push(BlockNews::Remembered(hash, id)));
+                    }
                 }
             }
             if let (Some(states), Some(step), Some(state)) = (&mut self.states, &scheduled.state, &mut sequence.state) {
@@ -474,7 +462,8 @@ impl Scheduler {
         if self.lines.leave(sequence.line, sequence.rank) {
             if reason == FinishReason::Error {
                 // What made it fail may be in what it computed.
-                self.blocks.forget(&sequence.block_table);
+                let forgotten = self.blocks.forget(&sequence.block_table);
+                forgotten.into_iter().for_each(|hash| self.note(BlockNews::Forgotten(hash)));
             }
             self.release(id);
         }

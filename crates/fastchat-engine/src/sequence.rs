@@ -138,15 +138,8 @@ impl Sequence {
 
     /// Hashes of its first `count` blocks, which must be full; empty if it shares nothing.
     pub fn hash_blocks(&mut self, count: usize) -> &[BlockHash] {
-        let Some(mut parent) = self.hashes.last().copied().or(self.salt) else { return &[] };
-        for block in self.hashes.len()..count {
-            let (start, end) = (block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
-            parent = hash_block(parent, &self.tokens[start..end]);
-            for span in self.spans.iter().filter(|span| span.start < end && span.end > start) {
-                parent = hash_media(parent, span.hash);
-            }
-            self.hashes.push(parent);
-        }
+        let Some(salt) = self.salt else { return &[] };
+        extend_chain(&mut self.hashes, (salt, count), &self.tokens, &self.spans);
         &self.hashes[..count]
     }
 
@@ -160,5 +153,23 @@ impl Sequence {
     /// Whether it only waits for its newest token to be computed.
     pub fn is_decoding(&self) -> bool {
         self.num_pending() == 1 && self.completion_len() > 0
+    }
+}
+
+/// Makes `hashes` at least `count` long: those of the full blocks of `tokens`, in a chain that starts with `salt`.
+pub(crate) fn extend_chain(
+    hashes: &mut Vec<BlockHash>,
+    (salt, count): (BlockHash, usize),
+    tokens: &[u32],
+    spans: &[MediaSpan],
+) {
+    let mut parent = hashes.last().copied().unwrap_or(salt);
+    for block in hashes.len()..count {
+        let (start, end) = (block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
+        parent = hash_block(parent, &tokens[start..end]);
+        for span in spans.iter().filter(|span| span.start < end && span.end > start) {
+            parent = hash_media(parent, span.hash);
+        }
+        hashes.push(parent);
     }
 }

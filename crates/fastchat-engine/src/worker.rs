@@ -23,6 +23,7 @@ use crate::error::EngineError;
 use crate::info::EngineStats;
 use crate::media::{ActiveMedia, EncoderQueue, Ready};
 use crate::pace::Pace;
+use crate::prefix_disk::PrefixDisk;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::runner::{Rows, Runner};
 use crate::sampler::{Sampler, TokenLogprobs, logprobs};
@@ -69,6 +70,7 @@ pub(crate) struct Worker {
     pub stats: Arc<Mutex<EngineStats>>,
     pub book: Book,
     pub asides: Asides,
+    pub disk: Option<PrefixDisk>,
 }
 
 /// Requests and choices in flight, and what the thread reuses.
@@ -98,7 +100,7 @@ impl Worker {
             for active in self.book.requests.values() {
                 self.book.bells.extend(active.slot.0.close(FinishReason::Error, &lost));
             }
-            for job in self.encoder.drain() {
+            for job in self.encoder.drain().chain(self.disk.iter_mut().flat_map(PrefixDisk::drain)) {
                 self.book.bells.extend(job.slot.0.close(FinishReason::Error, &lost));
             }
             self.ring();
@@ -148,13 +150,14 @@ impl Worker {
         match command {
             Command::Submit(mut job) => match job.media.take() {
                 Some(media) => self.encoder.push(job, media),
-                None => self.enter(*job),
+                None => self.admit(job),
             },
-            Command::Abort(request) => match self.encoder.remove(request) {
+            Command::Abort(request) => match self.take_back(request) {
                 Some(job) => self.book.bells.extend(job.slot.0.close(FinishReason::Abort, &EngineError::Cancelled)),
                 None => self.end_request(request, FinishReason::Abort, &EngineError::Cancelled),
             },
             Command::Masked(id, constraint) => self.bring_back(id, *constraint),
+            Command::Restored(request, blocks) => self.restore(request, &blocks),
             Command::Shutdown => return false,
         }
         true
@@ -167,13 +170,13 @@ impl Worker {
         match media {
             Ok(media) => {
                 self.pictures.insert(job.submission.request, media);
-                self.enter(*job);
+                self.admit(job);
             }
             Err(error) => self.book.bells.extend(job.slot.0.close(FinishReason::Error, &error)),
         }
     }
 
-    fn enter(&mut self, job: Job) {
+    pub(crate) fn enter(&mut self, job: Job) {
         let Job { slot, submission, choices, constraints, prompt_logprobs, media: _, queued } = job;
         let mut constraints = constraints.into_iter();
         let request = submission.request;
@@ -233,6 +236,7 @@ impl Worker {
                 let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
                 self.book.pace.observe(tokens, began.elapsed());
                 self.scheduler.commit(&batch);
+                self.keep_blocks();
                 for sampled in sampled {
                     let id = sampled.id;
                     self.deliver(sampled);
@@ -327,7 +331,7 @@ impl Worker {
         let stats = &mut self.book.counters;
         stats.alive = alive;
         stats.running = scheduler.num_running();
-        stats.waiting = scheduler.num_waiting() + self.encoder.len();
+        stats.waiting = scheduler.num_waiting() + self.encoder.len() + self.disk.as_ref().map_or(0, PrefixDisk::len);
         stats.free_blocks = scheduler.blocks().num_free();
         stats.total_blocks = scheduler.blocks().num_blocks();
         stats.preemptions = scheduler.stats().preemptions;

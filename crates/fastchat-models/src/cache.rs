@@ -1,8 +1,9 @@
 //! The caches of all layers of a decoder: which layer needs which kind, and how many bytes a block and a slot cost.
 //! Which sequence owns which block is decided elsewhere.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::{KvCache, KvLayout, StateCache, StateLayout};
+use half::{bf16, f16};
 
 use crate::ModelError;
 use crate::spec::{DecoderSpec, Mixer};
@@ -103,6 +104,55 @@ impl Cache {
     /// Blocks in every attention layer.
     pub fn num_blocks(&self) -> usize {
         self.num_blocks
+    }
+
+    /// Keys and values of one block in all layers, in the cache's own layout and type.
+    ///
+    /// # Errors
+    /// The device's error.
+    pub fn read_block(&self, block: usize) -> Result<Vec<u8>, ModelError> {
+        let mut bytes = Vec::new();
+        for part in self.parts() {
+            // A copy of its own: a device copies the whole storage to the host otherwise.
+            let part = part.narrow(0, block, 1)?.force_contiguous()?.flatten_all()?;
+            match part.dtype() {
+                DType::F32 => part.to_vec1::<f32>()?.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes())),
+                DType::F16 => part.to_vec1::<f16>()?.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes())),
+                _ => part.to_vec1::<bf16>()?.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes())),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Fills one block of all layers with what `read_block` gave.
+    ///
+    /// # Errors
+    /// Bytes of another length, or the device's error.
+    pub fn write_block(&self, block: usize, bytes: &[u8]) -> Result<(), ModelError> {
+        let mut rest = bytes;
+        for part in self.parts() {
+            let shape = part.narrow(0, block, 1)?.shape().clone();
+            let length = shape.elem_count() * part.dtype().size_in_bytes();
+            let Some((own, after)) = rest.split_at_checked(length) else { break };
+            part.slice_set(&Tensor::from_raw_buffer(own, part.dtype(), shape.dims(), part.device())?, 0, block)?;
+            rest = after;
+        }
+        let expected: usize = self.parts().map(|part| part.elem_count() * part.dtype().size_in_bytes()).sum();
+        let expected = expected / self.num_blocks.max(1);
+        if bytes.len() != expected {
+            return Err(ModelError::request("block", bytes.len(), format!("a block has {expected} bytes")));
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers
+            .iter()
+            .flat_map(|layer| match layer {
+                LayerCache::Kv(kv) => [Some(&kv.k), kv.v.as_ref()],
+                LayerCache::State(_) | LayerCache::Nothing => [None, None],
+            })
+            .flatten()
     }
 
     /// State slots in every recurrent layer.

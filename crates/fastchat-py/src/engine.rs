@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastchat_engine::{
-    DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, Prompt, Quantize, Request, Subscription,
+    DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, PrefixDiskConfig, Prompt, Quantize, Request,
+    Subscription,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -70,7 +71,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
-        num_blocks=None, quantize=None, mmproj=None))]
+        num_blocks=None, quantize=None, mmproj=None, prefix_cache_dir=None, prefix_cache_size=4 << 30))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -90,6 +91,8 @@ impl PyEngine {
         num_blocks: Option<usize>,
         quantize: Option<&str>,
         mmproj: Option<PathBuf>,
+        prefix_cache_dir: Option<PathBuf>,
+        prefix_cache_size: u64,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -117,6 +120,7 @@ impl PyEngine {
             num_blocks,
             quantize: quantize.map(kind).transpose()?,
             mmproj,
+            prefix_disk: prefix_cache_dir.map(|dir| PrefixDiskConfig { dir, bytes: prefix_cache_size }),
         };
         let engine = py.detach(|| {
             config.check()?;

@@ -22,6 +22,11 @@ pub struct PyEngineStats {
     draft_tokens: u64,
     accepted_tokens: u64,
     forced_tokens: u64,
+    disk_hits: u64,
+    disk_written: u64,
+    disk_damaged: u64,
+    disk_dropped: u64,
+    disk_bytes: u64,
 }
 
 /// What was loaded.
@@ -41,6 +46,7 @@ pub struct PyModelInfo {
     image_marker: Option<String>,
     takes_images: bool,
     spec_json: String,
+    prefix_disk: String,
 }
 
 impl From<EngineStats> for PyEngineStats {
@@ -60,6 +66,11 @@ impl From<EngineStats> for PyEngineStats {
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
             forced_tokens: stats.forced_tokens,
+            disk_hits: stats.disk.hits,
+            disk_written: stats.disk.written,
+            disk_damaged: stats.disk.damaged,
+            disk_dropped: stats.disk.dropped,
+            disk_bytes: stats.disk.bytes,
         }
     }
 }
@@ -81,6 +92,7 @@ impl From<&ModelInfo> for PyModelInfo {
             image_marker: info.image_marker.clone(),
             takes_images: info.takes_images,
             spec_json: info.spec.to_string(),
+            prefix_disk: info.prefix_disk.clone(),
         }
     }
 }

@@ -1,6 +1,7 @@
 """Registers what was loaded under its names: bridge, template, defaults. Reads no weights itself."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -8,6 +9,8 @@ from fastchat_rs.server.bridge import Bridge, Embedder
 from fastchat_rs.server.state import Embedding, ModelFiles, Served, State
 from fastchat_rs.server.weights import Loaded, begin
 from fastchat_rs.template import ChatTemplate
+
+log = logging.getLogger("fastchat_rs")
 
 
 async def load_models(state: State, begun: Sequence[Future[Loaded]] | None = None) -> None:
@@ -21,6 +24,8 @@ async def load_models(state: State, begun: Sequence[Future[Loaded]] | None = Non
             state.embeddings.update(dict.fromkeys(one.names, Embedding(one.located.name, engine, files)))
             continue
         info = engine.info()
+        if config.prefix_cache_dir is not None:
+            log.info("prefix cache on disk: %s: %s", one.located.name, info.prefix_disk)
         source = loaded.template or info.chat_template
         template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
         defaults = info.generation_defaults if config.generation_config == "auto" else {}

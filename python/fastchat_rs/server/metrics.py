@@ -39,6 +39,7 @@ def _gauges(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "kv_cache_usage", "Share of cache blocks in use, 0 to 1", 1 - stats.free_blocks / max(stats.total_blocks, 1)
     yield "kv_blocks_free", "Cache blocks free or reclaimable", stats.free_blocks
     yield "kv_blocks_total", "Cache blocks", stats.total_blocks
+    yield "prefix_disk_bytes", "Bytes that the prefix cache on disk holds", stats.disk_bytes
     yield "engine_alive", "1 while the engine thread runs", stats.alive
 
 
@@ -51,6 +52,10 @@ def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "spec_decode_num_draft_tokens", "Tokens that prompt lookup proposed", stats.draft_tokens
     yield "spec_decode_num_accepted_tokens", "Proposed tokens that were chosen", stats.accepted_tokens
     yield "forced_tokens", "Tokens appended without a step", stats.forced_tokens
+    yield "prefix_disk_hits", "Blocks read from the prefix cache on disk", stats.disk_hits
+    yield "prefix_disk_written", "Blocks written to it", stats.disk_written
+    yield "prefix_disk_damaged", "Files of it that were damaged, and are deleted", stats.disk_damaged
+    yield "prefix_disk_dropped", "Blocks that could not be written, or not in time", stats.disk_dropped
     yield "engine_steps", "Steps of the engine", stats.steps
 
 

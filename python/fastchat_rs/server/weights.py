@@ -156,6 +156,8 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
         enable_prefix_caching=config.prefix_caching,
+        prefix_cache_dir=config.prefix_cache_dir,
+        prefix_cache_size=parse_bytes(config.prefix_cache_size, "prefix_cache_size"),
         speculation=config.speculation,
         mask_timeout=config.mask_timeout,
         threads=config.threads,
