@@ -5,6 +5,7 @@ import json
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -93,11 +94,11 @@ def _located(model: str) -> "Located":
 class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
-    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda"
-    or "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `quantize` rounds
-    matrices stored as floats to blocks of few bits while they are read. `mmproj` is the file of a GGUF model's tower
-    for pictures, where it is not the one beside the model. `skip_tokenizer_init=True` runs a folder without tokenizer
-    on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
+    `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
+    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `prefix_cache_dir` keeps
+    prefixes for later runs. `quantize` rounds matrices stored as floats to blocks of few bits. `mmproj` is the tower's
+    file of a GGUF model that takes pictures, if it is not beside the model. `skip_tokenizer_init=True` runs a folder
+    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
@@ -134,14 +135,14 @@ class LLM:
         self._encoder: Embedder | None = None
         path = str(located.path)
         both: dict[str, Any] = {**placement(device), "max_model_len": max_model_len, "threads": threads}
-        both |= {"quantize": quantize, "skip_tokenizer_init": skip_tokenizer_init}
+        both.update(quantize=quantize, skip_tokenizer_init=skip_tokenizer_init)
         if is_encoder(path):
             self._encoder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
             **both,
-            kv_memory=parse_bytes(kv_memory, "kv_memory") if isinstance(kv_memory, str) else kv_memory,
+            kv_memory=None if kv_memory is None else parse_bytes(str(kv_memory), "kv_memory"),
             # Weights keep their stored type; `dtype` is that of the cache.
             kv_dtype=cast(Any, kinds[dtype]),
             max_batch_tokens=max_num_batched_tokens,
@@ -479,11 +480,9 @@ class _Chats:
         return [self._taken_apart(prompt, output) for prompt, output in zip(self.texts, outputs, strict=True)]
 
     def _taken_apart(self, prompt: str, output: RequestOutput) -> RequestOutput:
-        parsers = [self.format.parser(prompt, tools=self.tools.json) for _ in output.outputs]
-        pairs = zip(output.outputs, parsers, strict=True)
-        return replace(
-            output, outputs=[replace(one, message=ChatMessage.read(parser, one.text)) for one, parser in pairs]
-        )
+        parser = partial(self.format.parser, prompt, tools=self.tools.json)
+        outputs = [replace(one, message=ChatMessage.read(parser(), one.text)) for one in output.outputs]
+        return replace(output, outputs=outputs)
 
 
 def _image(place: str, picture: Any, detail: str) -> Image:

@@ -72,6 +72,23 @@ impl Choice {
         closing.or_else(|| self.constraint.as_mut().and_then(Constraint::forced))
     }
 
+    /// The mask that leaves the one token with which the model has to stop thinking.
+    pub fn closing(&self) -> Option<Vec<u32>> {
+        self.thinking.as_ref().and_then(Thinking::forced).map(only)
+    }
+
+    /// The mask of the next token, `closing` or the constraint's, and what chooses among what it allows.
+    pub fn allowed<'a>(
+        &'a mut self,
+        closing: Option<&'a [u32]>,
+    ) -> (Result<Option<&'a [u32]>, TextError>, &'a ChoiceSampler) {
+        let allowed = match closing {
+            Some(only) => Ok(Some(only)),
+            None => self.constraint.as_mut().map(Constraint::mask).transpose(),
+        };
+        (allowed, &self.sampler)
+    }
+
     /// Books the next token; appends to `out` the text that may leave. `last` says that no more tokens fit.
     pub fn push(
         &mut self,
@@ -116,4 +133,11 @@ impl Choice {
         }
         Ok(finish.take())
     }
+}
+
+/// The mask that leaves one token.
+fn only(token: u32) -> Vec<u32> {
+    let mut words = vec![0; token as usize / 32 + 1];
+    words[token as usize / 32] = 1 << (token % 32);
+    words
 }

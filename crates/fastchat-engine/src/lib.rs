@@ -39,6 +39,7 @@ pub mod speculation;
 pub mod state_pool;
 mod subscription;
 pub mod text;
+mod there;
 mod worker;
 
 pub use candle_core::DType;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
-use fastchat_kernels::{BLOCK_SIZE, Fault, ForwardBatch, Kernels};
+use fastchat_kernels::{BLOCK_SIZE, Fault, ForwardBatch, Kernels, SampleRow, SampledToken};
 use fastchat_models::vision::Media;
 use fastchat_models::{Cache, Decoder, ModelError};
 
@@ -72,6 +72,17 @@ impl Runner {
     /// Fills a block with what `read_block` gave.
     pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<(), ModelError> {
         self.cache.write_block(block as usize, bytes)
+    }
+
+    /// Whether tokens are chosen where the logits are.
+    pub fn samples(&self) -> bool {
+        self.kernels.samples()
+    }
+
+    /// Tokens of the rows `of`, chosen where the logits are, each as its entry of `asked` says.
+    pub fn choose(&self, logits: &Logits, of: &[u32], asked: &[SampleRow]) -> Result<Vec<SampledToken>, StepError> {
+        let chosen = logits.pick(of).and_then(|rows| self.kernels.sample(&rows, asked));
+        chosen.map_err(|error| self.judge(ModelError::Kernel(error)))
     }
 
     fn judge(&self, error: ModelError) -> StepError {
@@ -147,6 +158,18 @@ fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch
 }
 
 impl Logits {
+    /// Rows of the sequence at `place` of the batch.
+    pub fn rows_of(&self, place: usize) -> Range<usize> {
+        self.rows[place].clone()
+    }
+
+    fn pick(&self, rows: &[u32]) -> candle_core::Result<Tensor> {
+        if rows.iter().copied().eq(0..self.tensor.dim(0)? as u32) {
+            return Ok(self.tensor.clone());
+        }
+        self.tensor.index_select(&Tensor::new(rows, self.tensor.device())?, 0)
+    }
+
     fn read<T>(&self, read: impl FnOnce(&Rows<'_>) -> T) -> candle_core::Result<T> {
         let (storage, layout) = self.tensor.storage_and_layout();
         if let (Storage::Cpu(cpu), Some((start, end)), DType::F32) =

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use fastchat_kernels::SampleRow;
+
 use crate::params::SamplingParams;
 use crate::rng::uniform;
 use crate::rows::{self, Entry};
@@ -69,6 +71,38 @@ impl ChoiceSampler {
 
     fn bars_stops(&self) -> bool {
         self.generated < self.params.min_tokens && !self.stop_ids.is_empty()
+    }
+
+    /// What a device is asked for, that chooses the token at `position` as `Sampler::sample` does.
+    pub fn asks(&self, position: u64, allowed: Option<Vec<u32>>) -> SampleRow {
+        let params = &self.params;
+        let bars = self.bars_stops() && allowed.as_ref().is_none_or(|allowed| allows_more(allowed, &self.stop_ids));
+        let mut barred = if bars { self.stop_ids.to_vec() } else { Vec::new() };
+        barred.sort_unstable();
+        barred.dedup();
+        let mut bias = params.logit_bias.clone();
+        bias.sort_by_key(|entry| entry.0);
+        bias.dedup_by(|next, first| {
+            let same = next.0 == first.0;
+            first.1 += if same { next.1 } else { 0.0 };
+            same
+        });
+        SampleRow {
+            seed: self.seed,
+            position,
+            temperature: params.temperature,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            top_k: u32::try_from(params.top_k).unwrap_or(0),
+            repetition_penalty: params.repetition_penalty,
+            frequency_penalty: params.frequency_penalty,
+            presence_penalty: params.presence_penalty,
+            counts: self.counts.clone(),
+            bias,
+            barred,
+            mask: allowed,
+            logprobs: params.logprobs,
+        }
     }
 
     fn changes_logits(&self) -> bool {

@@ -463,7 +463,9 @@ impl Scheduler {
             if reason == FinishReason::Error {
                 // What made it fail may be in what it computed.
                 let forgotten = self.blocks.forget(&sequence.block_table);
-                forgotten.into_iter().for_each(|hash| self.note(BlockNews::Forgotten(hash)));
+                for hash in forgotten {
+                    self.note(BlockNews::Forgotten(hash));
+                }
             }
             self.release(id);
         }

@@ -30,7 +30,7 @@ use crate::sampler::{Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{Refusal, ScheduledBatch, Scheduler};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
-use crate::text::{Thinking, Tokenizer};
+use crate::text::Tokenizer;
 
 /// Most tokens appended at once without a step: other requests wait meanwhile.
 const MAX_FORCED: usize = 64;
@@ -48,12 +48,12 @@ struct Active {
 }
 
 /// What sampling found for one scheduled sequence.
-struct Sampled {
-    id: SequenceId,
-    token: Result<u32, EngineError>,
-    logprobs: Option<TokenLogprobs>,
+pub(crate) struct Sampled {
+    pub id: SequenceId,
+    pub token: Result<u32, EngineError>,
+    pub logprobs: Option<TokenLogprobs>,
     /// The token was drafted, and the cache holds it already.
-    drafted: bool,
+    pub drafted: bool,
 }
 
 /// The state of the engine thread.
@@ -228,6 +228,9 @@ impl Worker {
         let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
             let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
+            if runner.samples() {
+                return book.sample_there(&batch, scheduler, runner, &logits);
+            }
             runner.read(&logits, |rows| book.sample(&batch, scheduler, rows))
         }));
         self.book.counters.steps += 1;
@@ -418,12 +421,10 @@ impl Book {
         })
     }
 
-    /// Chooses tokens and gathers prompt log-probabilities from the rows of a step.
-    fn sample(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler, rows: &Rows<'_>) -> Vec<Sampled> {
-        let mut sampled = Vec::with_capacity(batch.sequences.len());
-        for (place, scheduled) in batch.sequences.iter().enumerate() {
-            let choice = self.choices.get_mut(&scheduled.id).expect("scheduled choices are open; this is a bug");
-            if scheduled.prompt_logits
+    /// Gathers prompt log-probabilities from the rows of a step.
+    pub(crate) fn gather(&mut self, batch: &ScheduledBatch, rows: &Rows<'_>) {
+        for (place, scheduled) in batch.sequences.iter().enumerate().filter(|(_, scheduled)| scheduled.prompt_logits) {
+            if let Some(choice) = self.choices.get(&scheduled.id)
                 && let Some(active) = self.requests.get_mut(&choice.request)
                 && let Some(builder) = &mut active.prompt_logprobs
             {
@@ -431,6 +432,15 @@ impl Book {
                     builder.add(position, &active.slot.0.prompt, row);
                 }
             }
+        }
+    }
+
+    /// Chooses tokens and gathers prompt log-probabilities from the rows of a step.
+    fn sample(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler, rows: &Rows<'_>) -> Vec<Sampled> {
+        self.gather(batch, rows);
+        let mut sampled = Vec::with_capacity(batch.sequences.len());
+        for (place, scheduled) in batch.sequences.iter().enumerate() {
+            let choice = self.choices.get_mut(&scheduled.id).expect("scheduled choices are open; this is a bug");
             if !scheduled.samples {
                 continue;
             }
@@ -438,17 +448,13 @@ impl Book {
             let first = all.len() - 1 - scheduled.draft.len();
             let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
             for (ahead, row) in all.skip(first).enumerate() {
-                let closing = choice.thinking.as_ref().and_then(Thinking::forced).map(only);
-                let mask = match &closing {
-                    Some(only) => Ok(Some(only.as_slice())),
-                    None => choice.constraint.as_mut().map(Constraint::mask).transpose(),
-                };
-                let token = match mask {
-                    Ok(allowed) => {
-                        let chosen = self.sampler.sample(row, &choice.sampler, (position + ahead) as u64, allowed);
+                let closing = choice.closing();
+                let token = match choice.allowed(closing.as_deref()) {
+                    (Ok(allowed), own) => {
+                        let chosen = self.sampler.sample(row, own, (position + ahead) as u64, allowed);
                         chosen.map_err(|error| EngineError::Internal(error.to_string()))
                     }
-                    Err(error) => Err(error.into()),
+                    (Err(error), _) => Err(error.into()),
                 };
                 let asked = choice.params().logprobs;
                 let logprobs = asked.zip(token.as_ref().ok()).map(|(k, &token)| logprobs(row, token, k as usize));
@@ -461,13 +467,6 @@ impl Book {
         }
         sampled
     }
-}
-
-/// The mask that leaves one token.
-fn only(token: u32) -> Vec<u32> {
-    let mut words = vec![0; token as usize / 32 + 1];
-    words[token as usize / 32] = 1 << (token % 32);
-    words
 }
 
 /// The message of a panic.

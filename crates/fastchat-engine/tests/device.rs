@@ -1,6 +1,6 @@
 //! A device with memory of its own that runs out of it, or is lost: what requests see. The device is a fake; what it
 //! computes is what the defaults compute.
-#![allow(clippy::unwrap_used)] // a test may fail loudly
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod harness;
 
@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{Device, Error, Result, Tensor};
 use fastchat_engine::{Engine, EngineConfig, EngineError, FinishReason, Request, SamplingParams};
-use fastchat_kernels::{DefaultKernels, DeviceMemory, Fault, ForwardBatch, Kernels, MoeSpec, MoeWeights, Plan, Rope};
+use fastchat_kernels::{
+    DefaultKernels, DeviceMemory, Fault, ForwardBatch, Kernels, MoeSpec, MoeWeights, Plan, Rope, SampleRow,
+    SampledToken,
+};
 use harness::{all_blocks_come_back, complete, config, drain, greedy, request, shared, together, tokens};
 
 /// Steps of more than `room` tokens do not fit; a step after `lost` does not return.
@@ -23,6 +26,9 @@ struct FakeDevice {
     refused: AtomicUsize,
     largest: AtomicUsize,
     memory: DeviceMemory,
+    /// Whether it chooses tokens, and how many it has chosen.
+    samples: AtomicBool,
+    chosen: AtomicUsize,
 }
 
 impl FakeDevice {
@@ -34,6 +40,8 @@ impl FakeDevice {
             refused: AtomicUsize::default(),
             largest: AtomicUsize::default(),
             memory: DeviceMemory { free: 24 << 20, total: 64 << 20 },
+            samples: AtomicBool::default(),
+            chosen: AtomicUsize::default(),
         })
     }
 }
@@ -69,6 +77,15 @@ impl Kernels for FakeDevice {
         }
         self.largest.fetch_max(batch.num_tokens(), Ordering::SeqCst);
         self.honest.plan(batch, ropes)
+    }
+
+    fn samples(&self) -> bool {
+        self.samples.load(Ordering::SeqCst)
+    }
+
+    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<SampledToken>> {
+        self.chosen.fetch_add(rows.len(), Ordering::SeqCst);
+        self.honest.sample(logits, rows)
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
@@ -170,4 +187,75 @@ fn blocks_in(model: &Path, bytes: u64) -> usize {
         fastchat_models::load(model, Arc::new(DefaultKernels(Device::Cpu)), &fastchat_models::LoadOptions::default());
     let decoder = loaded.unwrap().decoder;
     (bytes / decoder.bytes_per_block(decoder.default_kv_dtype()) as u64) as usize
+}
+
+/// Requests that use everything by which tokens are chosen.
+fn choosy() -> Vec<Request> {
+    let base = || SamplingParams { temperature: 0.9, ..greedy(24) };
+    let all = [
+        greedy(24),
+        base(),
+        SamplingParams { top_k: 9, top_p: 0.8, logprobs: Some(3), ..base() },
+        SamplingParams { min_p: 0.05, n: 2, prompt_logprobs: Some(1), ..base() },
+        SamplingParams { repetition_penalty: 1.2, frequency_penalty: 0.3, presence_penalty: 0.1, ..greedy(24) },
+        SamplingParams {
+            logit_bias: vec![(5, 4.0), (9, -8.0)],
+            min_tokens: 6,
+            stop_token_ids: vec![7, 7, 5],
+            ..base()
+        },
+    ];
+    let prompt = |i: u32| (0..20 + 7 * i).map(|token| 1 + (token * 11 + i) % 5).collect::<Vec<u32>>();
+    let request = |(i, params)| request(&prompt(i), SamplingParams { seed: Some(u64::from(i)), ..params });
+    (0..).zip(all).map(request).collect()
+}
+
+#[test]
+fn a_device_that_chooses_tokens_chooses_those_of_the_host() {
+    for family in ["parity/text/llama3", "parity/text/qwen3_next"] {
+        let Some(model) = shared(family) else { return };
+        let run = |samples| {
+            let kernels = FakeDevice::with_room(usize::MAX);
+            kernels.samples.store(samples, Ordering::SeqCst);
+            let engine = Engine::load_with(&model, config(), kernels.clone()).unwrap();
+            let found = together(&engine, &choosy());
+            (found, kernels.chosen.load(Ordering::SeqCst))
+        };
+        let ((host, none), (device, chosen)) = (run(false), run(true));
+        assert_eq!(tokens(&device), tokens(&host), "{family}");
+        let delivered: usize = tokens(&host).iter().flatten().map(Vec::len).sum();
+        assert!(none == 0 && chosen >= delivered, "{family}: {chosen} chosen, {delivered} delivered");
+        for (host, device) in host.iter().flatten().zip(device.iter().flatten()) {
+            assert_eq!((&host.finish, &host.error), (&device.finish, &device.error));
+            assert_eq!(host.logprobs.len(), device.logprobs.len());
+            for (host, device) in host.logprobs.iter().zip(&device.logprobs) {
+                assert_eq!((host.token_id, host.rank), (device.token_id, device.rank));
+                assert!((host.logprob - device.logprob).abs() < 1e-5);
+                let ids = |top: &[(u32, f32)]| top.iter().map(|entry| entry.0).collect::<Vec<_>>();
+                assert_eq!(ids(&host.top), ids(&device.top));
+            }
+        }
+    }
+}
+
+/// The whole way of a request over the CUDA backend, in its emulator: forward, sampling, delivery.
+#[test]
+fn the_emulated_gpu_serves_what_the_host_serves() {
+    let Some(model) = shared("parity/text/qwen3") else { return };
+    let Some(emulated) = fastchat_kernels::emulated(false) else {
+        eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
+        return;
+    };
+    let requests: Vec<Request> = choosy()
+        .into_iter()
+        .map(|mut request| {
+            request.params.max_tokens = Some(4);
+            request
+        })
+        .collect();
+    let run = |kernels: Arc<dyn Kernels>| {
+        tokens(&together(&Engine::load_with(&model, config(), kernels).unwrap(), &requests))
+    };
+    assert!(emulated.kernels.samples());
+    assert_eq!(run(emulated.kernels), run(Arc::new(DefaultKernels(Device::Cpu))));
 }

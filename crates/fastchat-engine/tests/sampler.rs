@@ -3,10 +3,14 @@
 
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use fastchat_engine::SamplingParams;
 use fastchat_engine::rng::{choice_seed, uniform};
 use fastchat_engine::sampler::{ChoiceSampler, NothingToSample, Sampler, log_softmax_into, logprobs};
+use fastchat_kernels::{DefaultKernels, Kernels};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 /// The history of a choice and the row it samples from.
 #[derive(Clone, Debug)]
@@ -237,4 +241,20 @@ fn top_k_of_one_is_greedy_and_choice_zero_is_the_request() {
     let choice = ChoiceSampler::new(params, choice_seed(5, 0), &[], Arc::new([]));
     let greedy = row.iter().position(|&l| l == 990.0 / 50.0).unwrap() as u32;
     assert_eq!(Sampler::default().sample(&row, &choice, 3, None), Ok(greedy));
+}
+
+/// Sums of f64 and of integers part ways in one draw of some hundred million: the cases are always the same, so that
+/// none of them is one.
+#[test]
+fn a_device_chooses_what_the_host_chooses() {
+    let mut runner = TestRunner::deterministic();
+    for number in 0..3000_u64 {
+        let case = cases().new_tree(&mut runner).unwrap().current();
+        let choice = case.choice(number);
+        let token = Sampler::default().sample(&case.row, &choice, 7 * number, case.allowed.as_deref()).ok();
+        let logits = Tensor::from_slice(&case.row, (1, case.row.len()), &Device::Cpu).unwrap();
+        let asked = choice.asks(7 * number, case.allowed.clone());
+        let chosen = DefaultKernels(Device::Cpu).sample(&logits, &[asked]).unwrap();
+        assert_eq!(chosen[0].token, token, "{case:?}");
+    }
 }

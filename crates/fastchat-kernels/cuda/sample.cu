@@ -9,7 +9,7 @@ constexpr int THREADS = 1024;
 constexpr int WARPS = THREADS / WARP;
 /// Keys are searched four digits of eight bits deep.
 constexpr int DIGITS = 256;
-/// Masses are in units of 2^-45: a row of 2^18 tokens of weight 1 fits 63 bits, and the largest error of a sum is 2^-28.
+/// Masses are in units of 2^-45: fewer than 2^19 tokens of weight 1 fit 64 bits, and the largest error of a sum is 2^-26.
 constexpr float UNIT = 35184372088832.f;
 
 /// One row's parameters. Also Rust's, field by field.
@@ -493,7 +493,7 @@ extern "C" int EXPORT(argmax)(const float* logits, int rows, int vocab, float* v
     return launched();
 }
 
-/// For tests: random numbers that must be those of engine/rng.rs.
+/// For tests: random numbers that must be those of src/random.rs.
 extern "C" int EXPORT(uniforms)(const unsigned long long* seeds, const unsigned long long* positions, double* out, int count,
                                 void* stream) {
     if (count > 0) LAUNCH(uniforms, ceil_div(count, WARP), WARP, 0, stream, seeds, positions, out, count);

@@ -18,6 +18,7 @@ mod nvidia;
 mod ops;
 pub mod probe;
 pub mod quant;
+pub mod random;
 pub mod selftest;
 mod weight;
 
@@ -29,8 +30,8 @@ pub use emulated::{Emulated, emulated};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{
-    Activation, AttentionSpec, DefaultKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, NormScope, QkvSpec, Rope,
-    RopeLayout, RouterScore,
+    Activation, AttentionSpec, DefaultKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, MostLikely, NormScope,
+    QkvSpec, Rope, RopeLayout, RouterScore, SampleRow, SampledToken,
 };
 pub use quant::quantize;
 pub use weight::{Weight, WeightKind};

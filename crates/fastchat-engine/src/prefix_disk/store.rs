@@ -212,7 +212,7 @@ fn kind(name: &str) -> Option<Kind> {
     }
     match rest {
         ".kv" => Some(Kind::Block),
-        _ if rest.starts_with(".kv.") && rest.ends_with(".tmp") => Some(Kind::Temporary),
+        _ if rest.strip_prefix(".kv.").is_some_and(|rest| rest.strip_suffix(".tmp").is_some()) => Some(Kind::Temporary),
         _ => None,
     }
 }

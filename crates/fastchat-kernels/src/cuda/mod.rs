@@ -22,10 +22,9 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use crate::cpu::Pool;
 use crate::{
     Activation, AttentionSpec, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec,
-    MoeWeights, Plan, QkvSpec, Rope, StateCache, Weight,
+    MoeWeights, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, Weight,
 };
 pub use runtime::{Launchers, Runtime, Stream};
-pub use sample::{SampleRow, SampledToken};
 pub(crate) use weights::DeviceWeight;
 
 /// Kernels for a CUDA device, or for the emulator of one.
@@ -203,5 +202,13 @@ impl Kernels for CudaKernels {
         plan: &Plan,
     ) -> Result<Tensor> {
         gated_delta::gated_delta(self, inputs, spec, cache, plan)
+    }
+
+    fn samples(&self) -> bool {
+        true
+    }
+
+    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<SampledToken>> {
+        self.choose(logits, rows)
     }
 }

@@ -3,94 +3,15 @@
 
 use std::ptr::null;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 use super::CudaKernels;
 use super::launchers::{RowArgs, SamplingArgs};
+use crate::ops::sample::check;
+use crate::{SampleRow, SampledToken};
 
 /// Tokens of a piece of a row in the two-stage argmax; `PIECE` of sample.cu.
 const PIECE: usize = 8192;
-/// Tokens whose masses a 64-bit sum holds.
-const MOST_TOKENS: usize = 1 << 18;
-/// Below this a row is greedy: 1 / temperature would overflow on ordinary logits.
-const GREEDY: f32 = 1e-5;
-
-/// What one row of logits is asked for.
-#[derive(Clone, Debug)]
-pub struct SampleRow {
-    /// Key of the random number.
-    pub seed: u64,
-    /// Counter of the random number: the token's place in its sequence.
-    pub position: u64,
-    /// Below 1e-5: the most likely token.
-    pub temperature: f32,
-    /// 1: off.
-    pub top_p: f32,
-    /// 0: off.
-    pub min_p: f32,
-    /// 0: off.
-    pub top_k: u32,
-    /// 1: off.
-    pub repetition_penalty: f32,
-    /// 0: off.
-    pub frequency_penalty: f32,
-    /// 0: off.
-    pub presence_penalty: f32,
-    /// Tokens seen, each once, and how often they were generated.
-    pub counts: Vec<(u32, u32)>,
-    /// Tokens, each once, and what is added to their logits.
-    pub bias: Vec<(u32, f32)>,
-    /// Tokens that must not come.
-    pub barred: Vec<u32>,
-    /// A bit per token; tokens past its end are barred.
-    pub mask: Option<Vec<u32>>,
-    /// How many of the most likely tokens to report, beside the chosen one; `None`: no log-probabilities at all.
-    pub logprobs: Option<u32>,
-}
-
-/// What was chosen for one row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampledToken {
-    /// `None`: every logit is masked or not a number.
-    pub token: Option<u32>,
-    /// Under the row before any change: log-probability and rank of the token, and the most likely ones.
-    pub logprobs: Option<(f32, u32, MostLikely)>,
-}
-
-/// Tokens and their log-probabilities, most likely first.
-pub type MostLikely = Vec<(u32, f32)>;
-
-impl SampleRow {
-    /// The most likely token and nothing else.
-    pub fn greedy() -> Self {
-        Self {
-            seed: 0,
-            position: 0,
-            temperature: 0.,
-            top_p: 1.,
-            min_p: 0.,
-            top_k: 0,
-            repetition_penalty: 1.,
-            frequency_penalty: 0.,
-            presence_penalty: 0.,
-            counts: vec![],
-            bias: vec![],
-            barred: vec![],
-            mask: None,
-            logprobs: None,
-        }
-    }
-
-    fn changes(&self) -> bool {
-        !self.counts.is_empty() || !self.bias.is_empty() || !self.barred.is_empty() || self.mask.is_some()
-    }
-
-    fn tokens(&self) -> impl Iterator<Item = u32> {
-        let counted = self.counts.iter().map(|&(token, _)| token);
-        counted.chain(self.bias.iter().map(|&(token, _)| token)).chain(self.barred.iter().copied())
-    }
-}
-
 /// The rows' lists one after the other.
 #[derive(Default)]
 struct Lists {
@@ -146,24 +67,15 @@ impl Lists {
 }
 
 impl CudaKernels {
-    /// Chooses a token from each row of `logits`, f32 `[rows, vocab]`, in the way its entry of `rows` says.
-    ///
-    /// # Errors
-    /// Rows that do not fit the logits, or the device's error.
-    pub fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<SampledToken>> {
-        let (count, vocab) = logits.dims2()?;
-        if count != rows.len() || vocab == 0 || vocab > MOST_TOKENS {
-            bail!("{} samples of logits {:?}: one per row, of 1 to {MOST_TOKENS} tokens", rows.len(), logits.dims());
-        }
-        if let Some(token) = rows.iter().flat_map(SampleRow::tokens).find(|&token| token as usize >= vocab) {
-            bail!("token {token} of a vocabulary of {vocab}");
-        }
+    /// `Kernels::sample`.
+    pub(super) fn choose(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<SampledToken>> {
+        let (count, vocab) = check(logits, rows)?;
         if count == 0 {
             return Ok(vec![]);
         }
         let logits = logits.contiguous()?;
         let (changes, reports) = (rows.iter().any(SampleRow::changes), rows.iter().any(|row| row.logprobs.is_some()));
-        if !changes && !reports && rows.iter().all(|row| row.temperature < GREEDY) {
+        if !changes && !reports && rows.iter().all(SampleRow::is_greedy) {
             let tokens = self.argmax(&logits)?.to_vec1::<u32>()?;
             let token = |token| SampledToken { token: (token != u32::MAX).then_some(token), logprobs: None };
             return Ok(tokens.into_iter().map(token).collect());

@@ -10,6 +10,7 @@ pub(crate) mod mlp;
 pub(crate) mod moe;
 mod norm;
 pub(crate) mod qkv;
+pub(crate) mod sample;
 
 use std::fmt::Debug;
 
@@ -21,6 +22,7 @@ pub use mlp::Activation;
 pub use moe::{MoeSpec, MoeWeights, RouterScore};
 pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
+pub use sample::{MostLikely, SampleRow, SampledToken};
 
 use crate::{DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
 
@@ -142,6 +144,18 @@ pub trait Kernels: Send + Sync + Debug {
         plan: &Plan,
     ) -> Result<Tensor> {
         gated_delta::gated_delta(inputs, spec, cache, plan)
+    }
+
+    /// Whether tokens should be chosen by `sample`, because logits are far from the host. Where they are near, callers
+    /// may choose from the rows themselves.
+    fn samples(&self) -> bool {
+        false
+    }
+
+    /// A token of each row of `logits`, f32 `[rows, vocab]`, chosen in the way its entry of `rows` says; the logits stay
+    /// as they are. Random numbers are `random::uniform`'s.
+    fn sample(&self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<SampledToken>> {
+        sample::sample(logits, rows)
     }
 }
 

@@ -69,6 +69,35 @@ proptest! {
     }
 }
 
+/// Experts that are as good as one another are taken in their order, whichever lane holds them.
+#[test]
+fn of_equal_experts_the_first_are_taken() {
+    let (experts, hidden) = (40, 8);
+    let spec = MoeSpec {
+        num_experts: experts,
+        top_k: 3,
+        score: RouterScore::Softmax,
+        renormalize: true,
+        scaling: 1.,
+        groups: None,
+        act: Activation::Silu,
+    };
+    let x: Tensor = Random(3).tensor(&[2, hidden], 1.);
+    // Every score is the same; the bias makes four experts better, by as much.
+    let bias: Vec<f32> = (0..experts).map(|e| if [7, 9, 20, 38].contains(&e) { 1. } else { 0. }).collect();
+    let weights = |kernels: &dyn Kernels| {
+        let mixture = weights(kernels, WeightKind::F32, (experts, hidden, 4), false, 5);
+        let zeros = Weight::new(WeightKind::F32, experts, hidden, vec![0; 4 * experts * hidden].into()).unwrap();
+        let router = kernels.pack(&[zeros], None).unwrap();
+        let score_bias = Some(Tensor::new(&bias[..], x.device()).unwrap());
+        MoeWeights { router, score_bias, ..mixture }
+    };
+    let expected = DEFAULT.moe(&x, &spec, &weights(&DEFAULT)).unwrap();
+    for kernels in backends() {
+        assert_close(&kernels.name(), &kernels.moe(&x, &spec, &weights(&kernels)).unwrap(), &expected, 2e-5);
+    }
+}
+
 /// Rounded inputs make a quantised mixture differ from the default: it is compared with the same steps one by one.
 #[test]
 fn quantised_experts_equal_their_products_one_by_one() {

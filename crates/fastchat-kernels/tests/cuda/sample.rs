@@ -1,7 +1,9 @@
-//! Tokens chosen on the device against the engine's rules in plain loops, in double precision.
+//! Tokens chosen on the device: bit for bit as the default chooses them, and both against the rules in double precision.
 
 use candle_core::{Device, Tensor};
-use fastchat_kernels::cuda::{CudaKernels, SampleRow};
+use fastchat_kernels::cuda::CudaKernels;
+use fastchat_kernels::random::uniform;
+use fastchat_kernels::{DefaultKernels, Kernels, SampleRow};
 use proptest::prelude::*;
 
 use crate::backends;
@@ -118,10 +120,10 @@ fn check(kernels: &CudaKernels, logits: &[Vec<f32>], rows: &[SampleRow]) {
     let vocab = logits[0].len();
     let tensor = Tensor::from_vec(logits.concat(), (rows.len(), vocab), &Device::Cpu).unwrap();
     let sampled = kernels.sample(&tensor, rows).unwrap();
-    let keys: Vec<(u64, u64)> = rows.iter().map(|row| (row.seed, row.position)).collect();
-    let randoms = kernels.uniforms(&keys).unwrap();
+    assert_eq!(sampled, DefaultKernels(Device::Cpu).sample(&tensor, rows).unwrap(), "override == default");
     assert_eq!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap(), logits.concat(), "logits are the caller's");
-    for (((sampled, row), logits), random) in sampled.iter().zip(rows).zip(logits).zip(randoms) {
+    for ((sampled, row), logits) in sampled.iter().zip(rows).zip(logits) {
+        let random = uniform(row.seed, row.position);
         let all = candidates(logits, row);
         let Some(token) = sampled.token else {
             assert!(all.is_empty(), "{row:?}");
@@ -166,11 +168,22 @@ fn a_few_rows_with_every_access_checked() {
     let mut random = Random(5);
     for kernels in backends() {
         let mut rows: Vec<SampleRow> = (0..12).map(|_| row(&mut random, 70)).collect();
-        // Everything that changes the same logits.
-        (rows[0].mask, rows[0].barred) = (Some(vec![0xffff_0f0f; 3]), (0..69).collect());
+        // Everything that changes the same logits, by threads of their own.
+        (rows[0].mask, rows[0].barred) = (Some(vec![0xffff_0f0f; 3]), (1..70).collect());
         (rows[0].bias, rows[0].counts) = ((0..70).map(|t| (t, 1.)).collect(), (0..70).map(|t| (t, 1)).collect());
         let logits: Vec<Vec<f32>> = rows.iter().map(|_| random.floats(70, 5.)).collect();
         check(&kernels, &logits, &rows);
+    }
+}
+
+/// A cut inside a run of equals keeps the first of them by index.
+#[test]
+fn a_cut_among_equals_keeps_the_first() {
+    for kernels in backends() {
+        let row = |seed| SampleRow { seed, temperature: 1., top_k: 5, ..SampleRow::greedy() };
+        let rows: Vec<SampleRow> = (0..24).map(row).collect();
+        let logits: Vec<f32> = (0..40).map(|token| if [30, 39].contains(&token) { 2. } else { 1. }).collect();
+        check(&kernels, &vec![logits; rows.len()], &rows);
     }
 }
 
@@ -187,29 +200,13 @@ fn the_first_of_the_largest_over_several_pieces() {
     }
 }
 
-/// The engine's formula: Philox 4x32-10 keyed by the seed, counted by the position, the upper 53 of 64 bits.
 #[test]
-fn random_numbers_are_the_engines_bit_by_bit() {
-    fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-        for _ in 0..10 {
-            let a = u64::from(0xD251_1F53u32) * u64::from(counter[0]);
-            let b = u64::from(0xCD9E_8D57u32) * u64::from(counter[2]);
-            let high = |x: u64| (x >> 32) as u32;
-            counter = [high(b) ^ counter[1] ^ key[0], b as u32, high(a) ^ counter[3] ^ key[1], a as u32];
-            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-        }
-        counter
-    }
-    // Known answer of the Random123 distribution.
-    assert_eq!(philox([0; 4], [0; 2])[0], 0x6627_e8d5);
+fn random_numbers_are_the_hosts_bit_by_bit() {
     let mut random = Random(1);
     let keys: Vec<(u64, u64)> = (0..100).map(|i| (random.next(), random.next() >> (i % 64))).chain([(0, 0)]).collect();
     for kernels in backends() {
         for (&(seed, position), actual) in keys.iter().zip(kernels.uniforms(&keys).unwrap()) {
-            let counter = [position as u32, (position >> 32) as u32, 0, 0];
-            let [a, b, ..] = philox(counter, [seed as u32, (seed >> 32) as u32]);
-            let bits = (u64::from(a) | u64::from(b) << 32) >> 11;
-            assert_eq!(actual.to_bits(), (bits as f64 / (1u64 << 53) as f64).to_bits());
+            assert_eq!(actual.to_bits(), uniform(seed, position).to_bits());
         }
     }
 }
