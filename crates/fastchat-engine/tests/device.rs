@@ -250,6 +250,7 @@ fn the_emulated_gpu_serves_what_the_host_serves() {
         .into_iter()
         .map(|mut request| {
             request.params.max_tokens = Some(4);
+            request.params.min_tokens = request.params.min_tokens.min(4);
             request
         })
         .collect();

@@ -2,6 +2,7 @@
 //! another one wrote or deleted is found out at the file itself. Knows no tensors; nothing here fails a request.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ pub(super) struct Store {
     identity: blake3::Hash,
     block_bytes: usize,
     bound: u64,
+    /// In the names of its temporary files: others write the same blocks, of this process too.
+    writer: u64,
     index: Mutex<Index>,
     hits: AtomicU64,
     written: AtomicU64,
@@ -61,6 +64,7 @@ impl Store {
             identity,
             block_bytes,
             bound,
+            writer: RandomState::new().hash_one(std::process::id()),
             index: Mutex::new(Index::new(bound)),
             hits: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -94,10 +98,12 @@ impl Store {
     pub fn load(&self, hash: BlockHash) -> Option<Vec<u8>> {
         let name = self.name(hash);
         let path = self.dir.join(&name);
-        if !fs::symlink_metadata(&path).ok()?.is_file() {
+        let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+        let Some(mut file) = is_file.then(|| File::open(&path).ok()).flatten() else {
+            // Another process may have deleted it: it can be written again.
+            self.index.lock().remove(&name);
             return None;
-        }
-        let mut file = File::open(&path).ok()?;
+        };
         let mut bytes = Vec::with_capacity(HEADER + self.block_bytes);
         // One byte more than there should be, so that a longer file is noticed.
         let read = (&mut file).take(Self::file_bytes(self.block_bytes) + 1).read_to_end(&mut bytes);
@@ -124,7 +130,7 @@ impl Store {
         }
         let size = Self::file_bytes(self.block_bytes);
         self.make_room(size);
-        let temporary = self.dir.join(format!("{name}.{}.tmp", std::process::id()));
+        let temporary = self.dir.join(format!("{name}.{:016x}.tmp", self.writer));
         let put = self.write(&temporary, hash, block).and_then(|()| fs::rename(&temporary, &path));
         if let Err(error) = put {
             let _ = fs::remove_file(&temporary);
