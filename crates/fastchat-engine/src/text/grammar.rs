@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::grammar_cache::GrammarCache;
 use super::grammar_tokens::GrammarTokens;
 use super::schema::{complaint, prepare};
+use super::together::{check_lark, check_schema};
 use super::{Matcher, ReasoningMarkers, TextError, Tokenizer, lark};
 
 /// Largest schema, regex, grammar or list of choices, in bytes of text.
@@ -121,11 +122,16 @@ impl GrammarSpec {
     fn grammar(&self) -> Result<TopLevelGrammar, TextError> {
         Ok(match self {
             Self::JsonSchema(schema) => {
-                TopLevelGrammar::from_json_schema(prepare(schema).map_err(|says| self.error(&says))?)
+                let schema = prepare(schema).map_err(|says| self.error(&says))?;
+                check_schema(&schema).map_err(|says| self.error(&says))?;
+                TopLevelGrammar::from_json_schema(schema)
             }
             Self::JsonObject => Self::JsonSchema(json!({"type": "object"})).grammar()?,
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Self::Lark(grammar) => {
+                check_lark(grammar).map_err(|says| self.error(&says))?;
+                TopLevelGrammar::from_lark(grammar.clone())
+            }
             Self::Choice(choices) => {
                 let options: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();

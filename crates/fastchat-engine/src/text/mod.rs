@@ -29,6 +29,7 @@ mod stop;
 #[cfg(test)]
 mod test_vocabulary;
 mod thinking;
+mod together;
 mod token_table;
 mod tokenizer;
 pub mod tools;
