@@ -13,6 +13,10 @@ use super::token_table::TokenTable;
 
 /// Largest tokenizer.json read, in bytes; published ones are below 40 MB.
 const MAX_FILE_BYTES: u64 = 512 << 20;
+/// Ids may be this many times as many as the tokens of the file, and this many more: the table has a row for each, and one
+/// number in a small file must not make it fill the memory.
+const MAX_GAPS: usize = 4;
+const MAX_UNUSED: usize = 1 << 16;
 
 /// Encodes with a tokenizer.json.
 #[derive(Debug)]
@@ -65,7 +69,7 @@ pub(crate) fn build(file: &Path, config: Option<&Path>) -> Result<(JsonTokenizer
     inner.with_truncation(None).map_err(|e| failed(e.to_string()))?;
     inner.with_padding(None);
     let spelling = spelling(json.get("decoder").unwrap_or(&Value::Null))?;
-    let table = token_table(&inner, &spelling);
+    let table = token_table(&inner, &spelling)?;
     let mut unparsed = inner.get_added_vocabulary().clone();
     unparsed.set_encode_special_tokens(true);
     let config = config.filter(|path| path.exists()).map(parse).transpose()?.unwrap_or(Value::Null);
@@ -130,12 +134,18 @@ fn spelling(decoder: &Value) -> Result<Spelling, TextError> {
     }
 }
 
-fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable {
+fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> Result<TokenTable, TextError> {
     let strips = !matches!(spelling, Spelling::ByteLevel(_) | Spelling::SentencePiece { strips: false });
     let mut table = TokenTable::new(strips);
     let added = inner.get_added_vocabulary().get_added_tokens_decoder();
-    let size = inner.get_vocab(true).values().max().map_or(0, |&id| id + 1);
-    for id in 0..size {
+    let vocab = inner.get_vocab(true);
+    let most = vocab.len().saturating_mul(MAX_GAPS).saturating_add(MAX_UNUSED);
+    let size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+    if size > most {
+        let message = format!("has token id {}; with {} tokens the limit is {}", size - 1, vocab.len(), most - 1);
+        return Err(TextError::vocabulary("model.vocab", message));
+    }
+    for id in 0..size as u32 {
         if let Some(token) = added.get(&id) {
             let bytes = match spelling {
                 // The decoder turns the sign for spaces in every token.
@@ -158,7 +168,7 @@ fn token_table(inner: &tokenizers::Tokenizer, spelling: &Spelling) -> TokenTable
         };
         table.push(&token, &bytes, false);
     }
-    table
+    Ok(table)
 }
 
 /// The encoding, or why there is none. The library panics on some files that it has loaded; that costs the text only.
@@ -247,6 +257,17 @@ mod tests {
     fn special(id: u32, content: &str) -> Value {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
+    }
+
+    #[test]
+    fn an_id_far_beyond_the_tokens_is_refused() {
+        for id in [1 << 17, u32::MAX] {
+            let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": id}, "unk_token": "a"});
+            let error = load("far", json!({"model": model}), None).unwrap_err().to_string();
+            assert!(error.contains("model.vocab") && error.contains(&id.to_string()), "{error}");
+        }
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1000}, "unk_token": "a"});
+        assert_eq!(load("near", json!({"model": model}), None).unwrap().vocab_size(), 1001);
     }
 
     #[test]
