@@ -481,8 +481,7 @@ class _Chats:
 
     def _taken_apart(self, prompt: str, output: RequestOutput) -> RequestOutput:
         parser = partial(self.format.parser, prompt, tools=self.tools.json)
-        outputs = [replace(one, message=ChatMessage.read(parser(), one.text)) for one in output.outputs]
-        return replace(output, outputs=outputs)
+        return replace(output, outputs=[replace(o, message=ChatMessage.read(parser(), o.text)) for o in output.outputs])
 
 
 def _image(place: str, picture: Any, detail: str) -> Image:
