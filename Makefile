@@ -15,7 +15,7 @@ CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench families mutants clean
-.PHONY: cuda-toolkit check-cuda bless-cuda wheel-cuda
+.PHONY: fuzz cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
 	$(BIN)/fastchat-rs serve $(MODEL) --port $(PORT)
@@ -83,6 +83,11 @@ test-python: dev
 	$(PYTEST) -m "not slow and not faults"
 	$(PYTEST) -m slow
 	$(PYTEST) -m faults
+
+# What must hold for any bytes: every corpus, changed for FASTCHAT_FUZZ_SECONDS a target.
+fuzz: export FASTCHAT_FUZZ_SECONDS ?= 60
+fuzz:
+	$(CARGO) test --release --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 
 # Every client that the server is meant for, in an environment of its own: their dependencies do not go together with ours.
 clients: dev models
