@@ -5,31 +5,13 @@ use fastchat_engine::text::tools::{ToolEvent, ToolFormat, ToolParser, ToolSpec};
 
 use crate::text::pieces;
 
-/// Every format, in the order that the first byte of an input names them.
-pub const FORMATS: [ToolFormat; 14] = [
-    ToolFormat::Hermes,
-    ToolFormat::Llama3,
-    ToolFormat::MistralList,
-    ToolFormat::MistralNamed,
-    ToolFormat::Pythonic,
-    ToolFormat::DeepSeekV3,
-    ToolFormat::DeepSeekV31,
-    ToolFormat::KimiK2,
-    ToolFormat::Harmony,
-    ToolFormat::QwenXml,
-    ToolFormat::Granite,
-    ToolFormat::Phi4,
-    ToolFormat::Nemotron,
-    ToolFormat::Glm,
-];
-
 const TOOLS: &str = r#"[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties":
     {"city": {"type": "string"}, "days": {"type": "integer"}, "near": {"type": "array"}}}}}, {"function": {"name": "now"}}]"#;
 
 /// The first byte is the format, the rest a text whose pieces are ended by ones.
 pub fn check(input: &[u8]) {
     let Some((&format, rest)) = input.split_first() else { return };
-    let format = FORMATS[usize::from(format) % FORMATS.len()];
+    let format = ToolFormat::ALL[usize::from(format) % ToolFormat::ALL.len()];
     let tools = ToolSpec::list(TOOLS).expect("a good list");
     let pieces = pieces(rest);
     let text = pieces.concat();

@@ -10,6 +10,7 @@ mod config;
 mod constraint;
 mod delta;
 mod device;
+mod device_sampling;
 mod doorbell;
 mod embedding;
 mod embedding_worker;
@@ -39,7 +40,7 @@ pub mod speculation;
 pub mod state_pool;
 mod subscription;
 pub mod text;
-mod there;
+
 mod worker;
 
 pub use candle_core::DType;

@@ -416,8 +416,10 @@ impl Scheduler {
                 // Drafted tokens were kept after their step was booked, so the blocks they filled are booked now.
                 for block in scheduled.start.saturating_sub(MAX_DRAFT) / BLOCK_SIZE..full {
                     let (id, hash) = (sequence.block_table[block], sequence.hashes[block]);
-                    if self.blocks.remember(id, hash) {
-                        self.news.as_mut().into_iter().for_each(|all| all.push(BlockNews::Remembered(hash, id)));
+                    if self.blocks.remember(id, hash)
+                        && let Some(news) = &mut self.news
+                    {
+                        news.push(BlockNews::Remembered(hash, id));
                     }
                 }
             }

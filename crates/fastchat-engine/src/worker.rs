@@ -229,7 +229,7 @@ impl Worker {
         let computed = catch_unwind(AssertUnwindSafe(|| {
             let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
             if runner.samples() {
-                return book.sample_there(&batch, scheduler, runner, &logits);
+                return book.sample_on_device(&batch, scheduler, runner, &logits);
             }
             runner.read(&logits, |rows| book.sample(&batch, scheduler, rows))
         }));

@@ -129,18 +129,17 @@ impl Cache {
     /// # Errors
     /// Bytes of another length, or the device's error.
     pub fn write_block(&self, block: usize, bytes: &[u8]) -> Result<(), ModelError> {
+        let all: usize = self.parts().map(|part| part.elem_count() * part.dtype().size_in_bytes()).sum();
+        let expected = all / self.num_blocks.max(1);
+        if bytes.len() != expected {
+            return Err(ModelError::request("block", bytes.len(), format!("a block has {expected} bytes")));
+        }
         let mut rest = bytes;
         for part in self.parts() {
             let shape = part.narrow(0, block, 1)?.shape().clone();
-            let length = shape.elem_count() * part.dtype().size_in_bytes();
-            let Some((own, after)) = rest.split_at_checked(length) else { break };
+            let (own, after) = rest.split_at(shape.elem_count() * part.dtype().size_in_bytes());
             part.slice_set(&Tensor::from_raw_buffer(own, part.dtype(), shape.dims(), part.device())?, 0, block)?;
             rest = after;
-        }
-        let expected: usize = self.parts().map(|part| part.elem_count() * part.dtype().size_in_bytes()).sum();
-        let expected = expected / self.num_blocks.max(1);
-        if bytes.len() != expected {
-            return Err(ModelError::request("block", bytes.len(), format!("a block has {expected} bytes")));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! whoever is in the step, and how many kernels a decode step launches.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
+#[macro_use]
 mod rows;
 
 use std::path::Path;
@@ -67,27 +68,7 @@ fn family(name: &str) {
     assert!(rows == expected, "{name}: company changes some bit");
 }
 
-macro_rules! families {
-    ($($name:ident)*) => {
-        $(#[test] fn $name() { family(stringify!($name)); })*
-
-        #[test]
-        fn every_reference_folder_has_its_test() {
-            let Some(shared) = rows::shared() else { return };
-            let mut folders: Vec<_> = std::fs::read_dir(shared.join("text")).unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            folders.sort();
-            let mut known = vec![$(stringify!($name)),*];
-            known.sort_unstable();
-            assert_eq!(folders, known);
-        }
-    };
-}
-
-families! {
-    llama3 llama_tied_bias mistral_window qwen2 qwen3 gemma3
-    mixtral qwen2_yarn qwen3_moe gemma2 phi3 phi3_longrope smollm3 gpt_oss deepseek_v3 qwen3_next qwen3_5
-}
+every_text_family!(family);
 
 /// Launches of a decode step, alone and in company: a layer is norm, qkv, rope and cache, attention, output, norm, gate
 /// and up, down; the embedding, the final norm and the output matrix come on top.

@@ -2,6 +2,7 @@
 //! sentence-transformers files.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
+#[macro_use]
 mod rows;
 
 use std::fs;
@@ -76,23 +77,7 @@ fn family(name: &str) {
     }
 }
 
-macro_rules! families {
-    ($($name:ident)*) => {
-        $(#[test] fn $name() { family(stringify!($name)); })*
-
-        #[test]
-        fn every_reference_folder_has_its_test() {
-            let Some(shared) = rows::shared() else { return };
-            let folders = fs::read_dir(shared.join("encoders")).unwrap().map(|entry| entry.unwrap().path());
-            let mut folders: Vec<String> = folders.filter(|path| path.is_dir())
-                .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
-            folders.sort();
-            assert_eq!(folders, [$(stringify!($name)),*]);
-        }
-    };
-}
-
-families! { bert modernbert nomic_bert xlm_roberta }
+every_folder! { "encoders", family: bert modernbert nomic_bert xlm_roberta }
 
 /// A copy of the tiny BERT folder, removed at the end, for tests that add files.
 struct Copy(PathBuf);

@@ -1,6 +1,7 @@
 //! Every family against the outputs of the reference implementation: whole, in every chunking, cached, in company.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
+#[macro_use]
 mod rows;
 
 use std::path::Path;
@@ -169,24 +170,4 @@ fn company(name: &str, decoder: &Decoder, golden: &Golden) {
     golden.check(&format!("{name}, rest in company"), 21, &rows[1 + ids.len()..]);
 }
 
-macro_rules! families {
-    ($($name:ident)*) => {
-        $(#[test] fn $name() { family(stringify!($name)); })*
-
-        #[test]
-        fn every_reference_folder_has_its_test() {
-            let Some(shared) = rows::shared() else { return };
-            let mut folders: Vec<_> = std::fs::read_dir(shared.join("text")).unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            folders.sort();
-            let mut known = vec![$(stringify!($name)),*];
-            known.sort_unstable();
-            assert_eq!(folders, known);
-        }
-    };
-}
-
-families! {
-    llama3 llama_tied_bias mistral_window qwen2 qwen3 gemma3
-    mixtral qwen2_yarn qwen3_moe gemma2 phi3 phi3_longrope smollm3 gpt_oss deepseek_v3 qwen3_next qwen3_5
-}
+every_text_family!(family);

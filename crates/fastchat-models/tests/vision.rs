@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 mod checkpoints;
+#[macro_use]
 mod rows;
 
 use std::ops::Range;
@@ -240,22 +241,7 @@ fn in_pieces(what: &str, tower: &mut VisionTower, pixels: &Pixels, whole: &Image
     assert!(steps[0] < steps[1], "{what}: {steps:?}");
 }
 
-macro_rules! families {
-    ($($name:ident)*) => {
-        $(#[test] fn $name() { family(stringify!($name)); })*
-
-        #[test]
-        fn every_reference_folder_has_its_test() {
-            let Some(shared) = rows::shared() else { return };
-            let mut folders: Vec<_> = std::fs::read_dir(shared.join("vision")).unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            folders.sort();
-            assert_eq!(folders, [$(stringify!($name)),*]);
-        }
-    };
-}
-
-families! { gemma3_vision idefics3 llava mllama qwen2_5_vl qwen3_vl }
+every_folder! { "vision", family: gemma3_vision idefics3 llava mllama qwen2_5_vl qwen3_vl }
 
 macro_rules! pairs {
     ($($test:ident $name:ident $architecture:literal $projector:literal)*) => {

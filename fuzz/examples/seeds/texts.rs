@@ -31,7 +31,7 @@ const GRAMMARS: [&str; 12] = [
     "cyes\nno\nmaybe \"so\"",
 ];
 
-/// In the order of [`fastchat_fuzz::tools::FORMATS`].
+/// In the order of [`fastchat_engine::text::tools::ToolFormat::ALL`].
 const CALLS: [&str; 14] = [
     "ok <tool_call>\n{\"name\": \"weather\", \"argu\u{1}ments\": {\"city\": \"Pa\\\"ris\"}}\n</tool_call>\n<tool_call>{\"name\":\"now\"}</tool_call>",
     "<|python_tag|>{\"name\": \"weather\", \u{1}\"parameters\": {\"days\": 3}}; {\"name\": \"now\", \"parameters\": {}}",

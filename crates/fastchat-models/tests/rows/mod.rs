@@ -1,6 +1,6 @@
 //! Runs token sequences through a decoder as a scheduler would: owns block tables and state slots, scattered on purpose.
 //! Used by several test files.
-#![allow(dead_code)] // every test file uses its part
+#![allow(dead_code, unused_macros)] // every test file uses its part
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 use std::path::{Path, PathBuf};
@@ -25,6 +25,40 @@ pub fn shared() -> Option<PathBuf> {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{} must hold parity/ in CI", folder.display());
     eprintln!("SKIPPED: {} has no parity/; set FASTCHAT_SHARED", folder.display());
     None
+}
+
+/// Names of the folders in `place`, sorted.
+pub fn folders(place: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(place).unwrap().map(|entry| entry.unwrap()).filter(|entry| entry.path().is_dir());
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A test for each reference folder of a kind, which calls `$run` with its name, and one that none is left out.
+macro_rules! every_folder {
+    ($kind:literal, $run:ident: $($name:ident)*) => {
+        $(#[test] fn $name() { $run(stringify!($name)); })*
+
+        #[test]
+        fn every_reference_folder_has_its_test() {
+            let Some(shared) = rows::shared() else { return };
+            let mut known = vec![$(stringify!($name)),*];
+            known.sort_unstable();
+            assert_eq!(rows::folders(&shared.join($kind)), known);
+        }
+    };
+}
+
+/// `every_folder` of the text families.
+macro_rules! every_text_family {
+    ($run:ident) => {
+        every_folder! {
+            "text", $run:
+            llama3 llama_tied_bias mistral_window qwen2 qwen3 gemma3
+            mixtral qwen2_yarn qwen3_moe gemma2 phi3 phi3_longrope smollm3 gpt_oss deepseek_v3 qwen3_next qwen3_5
+        }
+    };
 }
 
 /// One sequence in a cache.

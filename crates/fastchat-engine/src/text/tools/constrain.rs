@@ -278,7 +278,7 @@ fn with_field(object: &Value, key: &str, value: Value) -> Value {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::tests::{FORMATS, run};
+    use super::super::tests::run;
     use super::{ToolChoice, ToolConstraint, ToolFormat, tool_grammar};
     use crate::text::grammar_tests::{END, random, walk};
     use crate::text::test_vocabulary::byte_level;
@@ -319,7 +319,7 @@ mod tests {
     fn what_a_grammar_allows_its_parser_understands() {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, &[END]).unwrap();
-        for format in FORMATS {
+        for format in ToolFormat::ALL {
             let spec = tool_grammar(&constraint(format, ToolChoice::Required), &tools(), &tokenizer).unwrap();
             let (mut finished, mut seen) = (0, [false; 2]);
             for seed in 0..24 {
@@ -342,7 +342,7 @@ mod tests {
     fn a_named_tool_is_called_once() {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, &[END]).unwrap();
-        for format in FORMATS {
+        for format in ToolFormat::ALL {
             let named = constraint(format, ToolChoice::Named("now".into()));
             let spec = tool_grammar(&named, &tools(), &tokenizer).unwrap();
             let mut matcher = compiler.compile(&spec).unwrap();

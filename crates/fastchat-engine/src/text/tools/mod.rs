@@ -60,6 +60,26 @@ pub enum ToolFormat {
     Glm,
 }
 
+impl ToolFormat {
+    /// Every format.
+    pub const ALL: [Self; 14] = [
+        Self::Hermes,
+        Self::Llama3,
+        Self::MistralList,
+        Self::MistralNamed,
+        Self::Pythonic,
+        Self::DeepSeekV3,
+        Self::DeepSeekV31,
+        Self::KimiK2,
+        Self::Harmony,
+        Self::QwenXml,
+        Self::Granite,
+        Self::Phi4,
+        Self::Nemotron,
+        Self::Glm,
+    ];
+}
+
 /// One format's state.
 pub(crate) trait Format: Send + std::fmt::Debug {
     /// Takes one character.

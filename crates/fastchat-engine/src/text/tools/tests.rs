@@ -5,23 +5,6 @@ use serde_json::{Value, json};
 
 use super::{ToolEvent, ToolFormat, ToolParser, ToolSpec};
 
-pub(super) const FORMATS: [ToolFormat; 14] = [
-    ToolFormat::Hermes,
-    ToolFormat::Llama3,
-    ToolFormat::MistralList,
-    ToolFormat::MistralNamed,
-    ToolFormat::Pythonic,
-    ToolFormat::DeepSeekV3,
-    ToolFormat::DeepSeekV31,
-    ToolFormat::KimiK2,
-    ToolFormat::Harmony,
-    ToolFormat::QwenXml,
-    ToolFormat::Granite,
-    ToolFormat::Phi4,
-    ToolFormat::Nemotron,
-    ToolFormat::Glm,
-];
-
 pub(super) fn tools() -> Vec<ToolSpec> {
     let weather = json!({"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
                          "required": ["city"], "additionalProperties": false});
@@ -149,7 +132,7 @@ fn every_family_writes_two_calls() {
             "{\"city\": \"Paris\"}}}, {\"name\": \"now\"}]<|/tool_call|>"
         ),
     };
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         check(format, text(format), "", &two);
     }
 }
@@ -298,7 +281,7 @@ proptest! {
         borders.extend([0, text.len()]);
         borders.sort_unstable();
         let cut: Vec<&str> = borders.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
-        for format in FORMATS {
+        for format in ToolFormat::ALL {
             let whole = run(format, &[&text]);
             prop_assert_eq!(&run(format, &cut), &whole, "{:?}", format);
             // Without a call nothing is lost.
@@ -340,7 +323,7 @@ fn what_llama_cpp_tests_with_is_read_alike_in_any_pieces() {
     let mut calls = 0;
     for text in &texts {
         let letters: Vec<&str> = text.split("").filter(|letter| !letter.is_empty()).collect();
-        for format in FORMATS {
+        for format in ToolFormat::ALL {
             let whole = run(format, &[text]);
             calls += whole.calls.len();
             assert_eq!(run(format, &letters), whole, "{format:?}: {text}");

@@ -14,7 +14,7 @@ impl Book {
     ///
     /// # Errors
     /// The device's.
-    pub(crate) fn sample_there(
+    pub(crate) fn sample_on_device(
         &mut self,
         batch: &ScheduledBatch,
         scheduler: &Scheduler,
