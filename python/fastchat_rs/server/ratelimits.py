@@ -1,8 +1,9 @@
 """Requests and tokens a minute, counted by the `limits` library in memory or in Redis. Knows no keys' records, no HTTP.
 
-Requests use a sliding window, so that no 60 seconds see much more than the limit. Tokens use a fixed window, because
-only there a reservation can be given back. When Redis fails, this process counts alone until it answers again.
-When the clock is set back, this process counts anew: its windows would end that much later and lock keys out.
+Requests use a sliding window of two counters a key: no minute of the clock sees more than the limit, and what a burst
+took comes back bit by bit in the next one. Tokens use a fixed window, because only there a reservation can be given
+back. When Redis fails, this process counts alone until it answers again. When the clock is set back, this process
+counts anew: its windows would end that much later and lock keys out.
 """
 
 import logging
