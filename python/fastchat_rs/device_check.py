@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastchat_rs.checks import Check, FailedError, check
 from fastchat_rs.device import kernel_findings
-from fastchat_rs.doctor import Check, FailedError, check
 from fastchat_rs.llm import LLM, SamplingParams
 
 if TYPE_CHECKING:

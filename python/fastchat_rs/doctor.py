@@ -2,32 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastchat_rs.checks import Check, FailedError, check
 from fastchat_rs.config import DoctorConfig
 from fastchat_rs.device import kernel_findings
-from fastchat_rs.errors import FastchatError
-from fastchat_rs.inspection import memory_lines
-from fastchat_rs.llm import LLM, EngineError, SamplingParams, inspect_model, machine_limits
+from fastchat_rs.inspection import makes, memory_lines
+from fastchat_rs.llm import LLM, SamplingParams, inspect_model, machine_limits
+from fastchat_rs.vector_check import vector_checks
 
 _TEXT = "The quick brown fox jumps over 13 lazy dogs. Größe: 数学, наука 🙂\n\tif x >= 2: return"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def row(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def examine(config: DoctorConfig, load: Callable[[], LLM]) -> list[Check]:
@@ -44,12 +31,15 @@ def examine(config: DoctorConfig, load: Callable[[], LLM]) -> list[Check]:
 
     def tensors() -> str:
         loaded.append(load())
-        return f"complete, none left over; kernels {loaded[0].info.kernels}"
+        kernels = (loaded[0].embedder or loaded[0].info).kernels
+        return f"complete, none left over; kernels {kernels}"
 
     checks.append(check("tensors", tensors))
     if not checks[-1].ok:
         return checks
     with loaded[0] as llm:
+        if llm.embedder is not None:
+            return [*checks, *vector_checks(llm.embedder, found())]
         parts: list[tuple[str, Callable[[LLM], str]]] = [("numbers", _numbers)]
         if llm.info.has_tokenizer:
             parts += [("tokenizer", _tokenizer), ("template", _template), ("text", _text)]
@@ -58,18 +48,6 @@ def examine(config: DoctorConfig, load: Callable[[], LLM]) -> list[Check]:
         checks += [check(name, lambda part=part: part(llm)) for name, part in parts]
         checks.append(check("memory", lambda: _memory(llm, found())))
     return checks
-
-
-def check(name: str, work: Callable[[], str]) -> Check:
-    """What `work` says, or why it failed."""
-    try:
-        return Check(name, True, work())
-    except (FastchatError, EngineError, FailedError) as error:
-        return Check(name, False, " ".join(str(error).split()))
-
-
-class FailedError(Exception):
-    """A check that ran and did not like what it saw."""
 
 
 def _machine() -> str:
@@ -89,7 +67,7 @@ def _kernels(device: str) -> str:
 def _files(found: Mapping[str, Any]) -> str:
     tower = found.get("vision")
     if tower is None:
-        return f"readable, {len(found['spec']['layers'])} layers"
+        return f"readable, {len(found['spec']['layers'])} layers, makes {makes(found)}"
     beside = f" in {Path(found['mmproj']).name}" if "mmproj" in found else ""
     return f"readable, {len(found['spec']['layers'])} layers, {len(tower['layers'])} of a tower for pictures{beside}"
 

@@ -98,7 +98,8 @@ class LLM:
     "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `prefix_cache_dir` keeps
     prefixes for later runs. `quantize` rounds matrices stored as floats to blocks of few bits. `mmproj` is the tower's
     file of a GGUF model that takes pictures, if it is not beside the model. `skip_tokenizer_init=True` runs a folder
-    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back."""
+    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back. `embedder`
+    is there for a model that makes vectors or scores, and no text."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
@@ -132,12 +133,12 @@ class LLM:
         self._bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
         self._tokens: dict[int, str] = {}
         self._decoder: Engine | None = None
-        self._encoder: Embedder | None = None
+        self.embedder: Embedder | None = None
         path = str(located.path)
         both: dict[str, Any] = {**placement(device), "max_model_len": max_model_len, "threads": threads}
         both.update(quantize=quantize, skip_tokenizer_init=skip_tokenizer_init)
         if is_encoder(path):
-            self._encoder = Embedder(path, **both)
+            self.embedder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
@@ -163,7 +164,7 @@ class LLM:
 
     def shutdown(self) -> None:
         """Ends every request and frees the model. Twice does no harm."""
-        for loaded in (self._decoder, self._encoder):
+        for loaded in (self._decoder, self.embedder):
             if loaded is not None:
                 loaded.shutdown()
 
@@ -180,11 +181,11 @@ class LLM:
         """
         import numpy as np
 
-        if self._encoder is None:
+        if self.embedder is None:
             raise ConfigError(f"{self.model} generates text; embed needs an encoder")
-        vectors, _ = self._encoder.embed(several(inputs))
+        vectors, _ = self.embedder.embed(several(inputs))
         flat: NDArray[np.float32] = np.frombuffer(b"".join(vectors), np.float32)
-        return flat.reshape(len(vectors), self._encoder.dimensions)  # pyright: ignore[reportUnknownMemberType]
+        return flat.reshape(len(vectors), self.embedder.dimensions)  # pyright: ignore[reportUnknownMemberType]
 
     @property
     def info(self) -> ModelInfo:
@@ -197,8 +198,8 @@ class LLM:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text -> token ids; special tokens in the text are recognised."""
-        if self._encoder is not None:
-            return self._encoder.encode(text, add_special_tokens=add_special_tokens)
+        if self.embedder is not None:
+            return self.embedder.encode(text, add_special_tokens=add_special_tokens)
         return self._engine.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from where import need, shared
+from fastchat_rs import LLM
+from tiny_vision import vision_model
+from where import models, need, shared
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -78,6 +81,41 @@ def test_doctor(demo_model: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "\nFAIL files: " in done.stdout
     assert "broken.gguf" in done.stdout
+
+
+def test_an_encoder_is_inspected_examined_and_converted(tmp_path: Path) -> None:
+    minilm = need(models() / "all-minilm-l6-v2")
+    found = json.loads(command("inspect", str(minilm), "--json").stdout)
+    assert (len(found["spec"]["layers"]), found["longest"]) == (6, 256)
+    table = command("inspect", str(minilm)).stdout
+    assert "vectors: 384 elements, Mean of the rows, of length one, texts of up to 256 tokens" in table
+    assert "no cache" in table
+    done = command("doctor", str(minilm), "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (0, True), report
+    names = [check["name"] for check in report["checks"]]
+    assert names == ["machine", "kernels", "files", "tensors", "tokenizer", "numbers", "vectors", "memory"]
+    out = tmp_path / "minilm.gguf"
+    done = command("convert", str(minilm), "-o", str(out), "--type", "f32")
+    assert done.returncode == 0, done.stderr
+    assert "not written: the longest text of 256 tokens, where positions reach 512" in done.stderr
+    assert "FAIL" not in command("doctor", str(out)).stdout
+    texts = ["How are vectors made?", "Wie groß ist der Bär, naïvely?", "word " * 60]
+    with LLM(minilm) as folder, LLM(out) as file:
+        assert [folder.encode(text) for text in texts] == [file.encode(text) for text in texts]
+        one, other = folder.embed(texts), file.embed(texts)
+    assert np.sum(one * other, axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_model_that_takes_pictures_is_inspected_and_examined(tmp_path: Path) -> None:
+    model = vision_model(tmp_path / "tiny-vl")
+    table = command("inspect", str(model)).stdout
+    assert "pictures: " in table
+    assert "patches of " in table
+    done = command("doctor", str(model), "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (0, True), report
+    assert [check["name"] for check in report["checks"]][-2:] == ["picture", "memory"]
 
 
 DOWN, UNUSED = "model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"

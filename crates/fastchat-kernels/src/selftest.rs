@@ -224,7 +224,8 @@ fn full_attention(on: &On) -> Result<Vec<Tensor>> {
     let plan = on.kernels.plan(&batch, &[rope()])?;
     let qkv = on.tensor(&[38, 12 * 64], 1., 1)?;
     let spec = AttentionSpec { num_heads: 8, v_head_dim: 64, scale: 0.125, window: None, softcap: None, sinks: None };
-    Ok(vec![on.kernels.full_attention(&qkv, &qkv_spec(on)?, &spec, &plan)?])
+    let of = |rows| on.kernels.full_attention(&qkv, &qkv_spec(on)?, &spec, &plan, rows);
+    Ok(vec![of(0..38)?, of(20..36)?])
 }
 
 fn moe(on: &On, score: RouterScore) -> Result<Vec<Tensor>> {

@@ -36,12 +36,31 @@ pub(crate) enum EmbedderDescription {
 /// The same for what makes vectors.
 #[derive(Debug)]
 pub(crate) struct EncoderCheckpoint {
+    /// File format, for `inspect`.
+    pub format: &'static str,
+    /// Name of the family in the format's words.
+    pub family: String,
     pub description: EmbedderDescription,
     pub pooling: Pooling,
     /// Longest text the authors allow, where they say so.
     pub max_seq_length: Option<usize>,
     pub tensors: TensorMap,
-    pub tokenizer: Option<TokenizerSource>,
+    pub text: TextSide,
+}
+
+impl EncoderCheckpoint {
+    /// Longest sequence that positions reach.
+    pub fn reach(&self) -> usize {
+        match &self.description {
+            EmbedderDescription::Encoder(encoder) => encoder.spec.max_positions,
+            EmbedderDescription::Decoder(decoder) => decoder.spec.max_positions,
+        }
+    }
+
+    /// Longest sequence that is served where the caller does not say.
+    pub fn longest(&self) -> usize {
+        self.max_seq_length.map_or(self.reach(), |longest| longest.min(self.reach()))
+    }
 }
 
 /// What the text side of an engine needs from a checkpoint.

@@ -10,7 +10,7 @@ use crate::cache::{Cache, bytes_per_block, bytes_per_state_slot};
 use crate::cross::{self, CrossLayer};
 use crate::description::Description;
 use crate::layers::{Builder, DecoderWeights, MixerWeights};
-use crate::load::LoadOptions;
+use crate::options::LoadOptions;
 use crate::spec::{DecoderSpec, Mixer, Residual};
 use crate::step::{Step, scaled, tables};
 use crate::vision::{ImageFeatures, Media};

@@ -7,7 +7,7 @@ use fastchat_kernels::{BLOCK_SIZE, ForwardBatch, Kernels};
 
 use crate::checkpoint::EmbedderDescription;
 use crate::encoder_spec::Pooling;
-use crate::load::LoadOptions;
+use crate::options::LoadOptions;
 use crate::pooling::pool;
 use crate::spec::DecoderSpec;
 use crate::weights::TensorMap;

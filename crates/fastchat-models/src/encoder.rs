@@ -218,8 +218,8 @@ impl Encoder {
     fn layer(&self, step: &Step, x: &Tensor, spec: &EncoderLayer, w: &LayerWeights) -> Result<Tensor> {
         let attend = |x: &Tensor| -> Result<Tensor> {
             let AttentionWeights { qkv, out, qkv_spec, attention, .. } = &w.attention;
-            let qkv = step.linear(x, qkv)?;
-            step.linear(&self.kernels.full_attention(&qkv, qkv_spec, attention, step.plan)?, out)
+            let (qkv, all) = (step.linear(x, qkv)?, 0..x.dim(0)?);
+            step.linear(&self.kernels.full_attention(&qkv, qkv_spec, attention, step.plan, all)?, out)
         };
         let normed = |x: &Tensor| match &w.attn_norm {
             Some(norm) => step.norm(x, norm),

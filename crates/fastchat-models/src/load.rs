@@ -10,19 +10,7 @@ use crate::checkpoint::{Checkpoint, EmbedderDescription, EncoderCheckpoint, Gene
 use crate::quantize::Quantize;
 use crate::vision::VisionTower;
 use crate::weights::TensorMap;
-use crate::{Decoder, Embedder, ModelError, gguf, hf};
-
-/// How to load.
-#[derive(Clone, Debug, Default)]
-pub struct LoadOptions {
-    /// Longest sequence to serve; `None` is the model's own.
-    pub max_model_len: Option<usize>,
-    /// Rounds matrices stored as floats.
-    pub quantize: Option<Quantize>,
-    /// File with the tower of a GGUF model that takes pictures; `None` is the `*mmproj*.gguf` beside the only model of a
-    /// folder.
-    pub mmproj: Option<PathBuf>,
-}
+use crate::{Decoder, Embedder, LoadOptions, ModelError, gguf, hf};
 
 /// A decoder and what its text side needs.
 #[derive(Debug)]
@@ -138,21 +126,14 @@ pub fn load_encoder(
     kernels: Arc<dyn Kernels>,
     options: &LoadOptions,
 ) -> Result<LoadedEncoder, ModelError> {
-    let checkpoint = match locate(path)? {
-        Source::Folder(folder) => hf::folder::open_encoder(&folder, options.max_model_len)?,
-        Source::Gguf(file) => gguf::open_encoder(&file, options.max_model_len)?,
-    };
-    let EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer } = checkpoint;
-    let reach = match &description {
-        EmbedderDescription::Encoder(encoder) => encoder.spec.max_positions,
-        EmbedderDescription::Decoder(decoder) => decoder.spec.max_positions,
-    };
-    let own = max_seq_length.unwrap_or(reach).min(reach);
-    let max_model_len = options.max_model_len.unwrap_or(own);
+    let checkpoint = open_encoder(path, options.max_model_len)?;
+    let reach = checkpoint.reach();
+    let max_model_len = options.max_model_len.unwrap_or(checkpoint.longest());
     if max_model_len == 0 || max_model_len > reach {
         let limit = format!("the model's positions reach from 1 to {reach}");
         return Err(ModelError::request("max_model_len", max_model_len, limit));
     }
+    let EncoderCheckpoint { description, pooling, tensors, text, .. } = checkpoint;
     let quantize = options.quantize.map(Quantize::name);
     let fingerprint = match &description {
         EmbedderDescription::Encoder(encoder) => fingerprint(&(&encoder.spec, pooling, quantize), &[&tensors])?,
@@ -160,7 +141,15 @@ pub fn load_encoder(
     };
     let options = LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize, mmproj: None };
     let encoder = Embedder::new(description, pooling, &tensors, kernels, &options)?;
-    Ok(LoadedEncoder { encoder, tokenizer, fingerprint })
+    Ok(LoadedEncoder { encoder, tokenizer: text.tokenizer, fingerprint })
+}
+
+/// Reads all of what makes embeddings but packs nothing.
+pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<EncoderCheckpoint, ModelError> {
+    match locate(path)? {
+        Source::Folder(folder) => hf::folder::open_encoder(&folder, max_model_len),
+        Source::Gguf(file) => gguf::open_encoder(&file, max_model_len),
+    }
 }
 
 /// Reads everything but packs nothing.

@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use fastchat_kernels::Weight;
-
 /// A place in a decoder that a stored tensor fills. Per-expert slots are also used per head (`LatentKey`, `LatentValue`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // the names are those of the layers
@@ -224,58 +222,5 @@ impl Names {
             self.set(slot, Source::stem(stem).then(Step::Range { rows: start..start + rows, total }));
             start += rows;
         }
-    }
-}
-
-/// Row order that brings interleaved pairs back to halves, for `rows` rows of whole heads.
-fn unpaired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
-    let half = rotary_dim / 2;
-    let within = |i: usize| match i {
-        i if i < half => 2 * i,
-        i if i < rotary_dim => 2 * (i - half) + 1,
-        i => i,
-    };
-    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
-}
-
-/// The other way: halves become interleaved pairs.
-pub(crate) fn paired(rows: usize, head_dim: usize, rotary_dim: usize) -> Vec<usize> {
-    let within = |i: usize| match i {
-        i if i < rotary_dim => i / 2 + i % 2 * (rotary_dim / 2),
-        i => i,
-    };
-    (0..rows).map(|row| row / head_dim * head_dim + within(row % head_dim)).collect()
-}
-
-/// Row order that takes `within` from every block of `stride` rows.
-fn grouped(rows: usize, stride: usize, within: &[Range<usize>]) -> Vec<usize> {
-    let blocks = || (0..rows / stride).map(|block| block * stride);
-    within.iter().flat_map(|range| blocks().flat_map(move |at| at + range.start..at + range.end)).collect()
-}
-
-/// Applies one step to a matrix; `part` is the expert or head asked for, `vector` whether it is a bias.
-pub(crate) fn apply(step: &Step, weight: Weight, part: usize, vector: bool) -> Result<Weight, String> {
-    let rows = weight.rows();
-    let text = |error: candle_core::Error| error.to_string();
-    match step {
-        Step::Pick => Err("is not a stack of matrices".to_owned()),
-        Step::Block { stride, within } => {
-            weight.narrow(part.saturating_mul(*stride).saturating_add(within.start), within.len()).map_err(text)
-        }
-        Step::Range { total, .. } if *total != rows => Err(format!("has {rows} rows, expected {total}")),
-        Step::Range { rows, .. } => weight.narrow(rows.start, rows.len()).map_err(text),
-        Step::Groups { stride: block, .. } | Step::Unpair { head_dim: block, .. } if !rows.is_multiple_of(*block) => {
-            Err(format!("has {rows} rows, expected a multiple of {block}"))
-        }
-        Step::Groups { stride, within } => weight.select_rows(&grouped(rows, *stride, within)).map_err(text),
-        Step::Unpair { head_dim, rotary_dim } => {
-            weight.select_rows(&unpaired(rows, *head_dim, *rotary_dim)).map_err(text)
-        }
-        Step::Transpose if vector => Ok(weight),
-        Step::Transpose => crate::weights::transpose(&weight),
-        Step::AddOne => crate::weights::map_f32(&weight, |x| x + 1.0),
-        Step::NegExp => crate::weights::map_f32(&weight, |x| -x.exp()),
-        Step::Tanh => crate::weights::map_f32(&weight, f32::tanh),
-        Step::Flatten => Ok(weight),
     }
 }

@@ -1,8 +1,9 @@
-//! Every slot that a spec has, with its size: for those who write a decoder's tensors instead of packing them. Knows no
+//! Every slot that a spec has, with its size: for those who write a model's tensors instead of packing them. Knows no
 //! names and no files.
 
 use fastchat_kernels::NormScope;
 
+use crate::encoder_spec::{EncoderLayer, EncoderSpec, NormOrder, Positions};
 use crate::names::Slot;
 use crate::spec::{
     Attention, Bias, Cross, DecoderSpec, Dense, GatedDeltaNet, Head, Mixer, Mla, Mlp, Moe, Norm, Shared, Sinks,
@@ -30,7 +31,35 @@ pub(crate) struct Use {
     pub cols: usize,
 }
 
-/// All slots of `spec`.
+/// All slots of an encoder but those of a head that scores.
+pub(crate) fn encoder_slots(spec: &EncoderSpec) -> Vec<Use> {
+    let hidden = spec.hidden_size;
+    let mut all = Slots { uses: Vec::new(), layer: 0, hidden };
+    all.matrix(Slot::Embed, spec.vocab_size, hidden);
+    if let Positions::Learned { rows, .. } = spec.positions {
+        all.matrix(Slot::Positions, rows, hidden);
+    }
+    if spec.token_type == Bias::Present {
+        all.matrix(Slot::TokenType, 1, hidden);
+    }
+    all.norm(Slot::EmbedNorm, Some(spec.embed_norm));
+    all.norm(Slot::FinalNorm, spec.final_norm);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        all.layer = index;
+        let EncoderLayer { order, attn_norm, mlp_norm, attention, mlp } = layer;
+        let (attn_slot, mlp_slot) = match order {
+            NormOrder::Pre => (Slot::PreAttn, Slot::PreMlp),
+            NormOrder::Post => (Slot::PostAttn, Slot::PostMlp),
+        };
+        all.norm(attn_slot, *attn_norm);
+        all.attention(attention);
+        all.norm(mlp_slot, Some(*mlp_norm));
+        all.mlp(mlp);
+    }
+    all.uses
+}
+
+/// All slots of a decoder.
 pub(crate) fn slots(spec: &DecoderSpec) -> Vec<Use> {
     let hidden = spec.hidden_size;
     let mut all = Slots { uses: Vec::new(), layer: 0, hidden };
@@ -92,7 +121,11 @@ impl Slots {
             Mixer::GatedDeltaNet(delta) => self.delta(delta),
             Mixer::Cross(cross) => self.cross(cross),
         }
-        match &layer.mlp {
+        self.mlp(&layer.mlp);
+    }
+
+    fn mlp(&mut self, mlp: &Mlp) {
+        match mlp {
             Mlp::Gated(dense) => self.gated([Slot::Gate, Slot::Up, Slot::Down], 1, *dense),
             Mlp::Plain(Dense { inter, bias, .. }) => {
                 self.linear(Slot::Up, 1, (*inter, self.hidden), *bias);

@@ -11,8 +11,9 @@ use fastchat_kernels::{Bytes, Weight, WeightKind};
 
 use crate::ModelError;
 use crate::coded::Coded;
-use crate::names::{Names, Slot, Source, Step, apply};
+use crate::names::{Names, Slot, Source, Step};
 use crate::quantize::Quantize;
+use crate::rearrange::apply;
 
 /// One tensor as a file holds it.
 #[derive(Clone, Debug)]
@@ -294,35 +295,4 @@ impl Stored {
             _ => vec![&self.bytes],
         }
     }
-}
-
-/// Rows and columns exchanged; quantised kinds become f32.
-pub(crate) fn transpose(weight: &Weight) -> Result<Weight, String> {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let make = |kind, bytes: Vec<u8>| Weight::new(kind, cols, rows, bytes.into()).map_err(|error| error.to_string());
-    if !weight.kind().is_dense() {
-        let dense = f32_weight(rows, cols, &weight.to_f32().map_err(|error| error.to_string())?)?;
-        return transpose(&dense);
-    }
-    let size = weight.kind().block().1;
-    let bytes = weight.bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    for col in 0..cols {
-        for row in 0..rows {
-            let at = (row * cols + col) * size;
-            out.extend_from_slice(&bytes[at..at + size]);
-        }
-    }
-    make(weight.kind(), out)
-}
-
-/// `f` of every element, as f32.
-pub(crate) fn map_f32(weight: &Weight, f: impl Fn(f32) -> f32) -> Result<Weight, String> {
-    let values: Vec<f32> = weight.to_f32().map_err(|error| error.to_string())?.into_iter().map(f).collect();
-    f32_weight(weight.rows(), weight.cols(), &values)
-}
-
-fn f32_weight(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, String> {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    Weight::new(WeightKind::F32, rows, cols, bytes.into()).map_err(|error| error.to_string())
 }

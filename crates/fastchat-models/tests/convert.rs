@@ -11,7 +11,9 @@ use std::sync::Arc;
 use candle_core::Device;
 use checkpoints::Folder;
 use fastchat_kernels::DefaultKernels;
-use fastchat_models::{Converted, FileKind, LoadOptions, LoadedModel, convert, inspect, load};
+use fastchat_models::{
+    Converted, FileKind, LoadOptions, LoadedModel, convert, inspect, is_encoder, load, load_encoder,
+};
 use rows::{chunked, difference};
 
 /// Largest difference of a logit; both sides have the same weights, but rows of heads, and so sums, in another order.
@@ -94,7 +96,7 @@ fn the_text_of_models_that_take_pictures() {
         let from = shared.join("vision").join(name);
         let (folder, expected) = (Folder::new(&format!("convert-{name}")), logits(&open(&from, None)));
         let (file, converted) = written(&from, &folder, "text.gguf", None);
-        assert_eq!(converted.left_out, Some("the tower for pictures"), "{name}");
+        assert_eq!(converted.left_out.as_deref(), Some("the tower for pictures"), "{name}");
         let model = open(&file, None);
         let most = difference(&logits(&model), &expected);
         assert!(most <= TOLERANCE && model.vision.is_none(), "{name}: logits differ by {most}");
@@ -102,6 +104,97 @@ fn the_text_of_models_that_take_pictures() {
     let folder = Folder::new("convert-mllama");
     let error = convert(&shared.join("vision/mllama"), &folder.0.join("a.gguf"), None).unwrap_err().to_string();
     assert!(error.contains("model_type = mllama_text_model is not supported; it has no GGUF architecture"), "{error}");
+}
+
+/// Vectors of ids up to `vocab` in sequences of several lengths, and their pooling.
+fn vectors(path: &Path) -> (Vec<Vec<f32>>, fastchat_models::LoadedEncoder) {
+    let loaded = load_encoder(path, Arc::new(DefaultKernels(Device::Cpu)), &LoadOptions::default());
+    let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+    let vocab = loaded.encoder.sizes().0.min(256) as u32;
+    let ids = |len: u32| (0..len).map(|i| (i * 37 + 11 + len) % vocab).collect::<Vec<u32>>();
+    let texts: Vec<Vec<u32>> = [1, 7, 40].into_iter().map(ids).collect();
+    let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    (loaded.encoder.embeddings(&texts).unwrap(), loaded)
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The same vectors from the file, and the same file from itself; rounded, nearly the same ones.
+fn vectors_round_trip(name: &str, architecture: &str) {
+    let Some(shared) = rows::shared() else { return };
+    let from = shared.join("encoders").join(name);
+    let folder = Folder::new(&format!("convert-{name}"));
+    let (expected, source) = vectors(&from);
+    for (kind_name, least) in [("f32", 0.999_999_9), ("bf16", 0.999_999_9), ("f16", 0.9999), ("q8_0", 0.999)] {
+        let (file, converted) = written(&from, &folder, &format!("{kind_name}.gguf"), Some(kind(kind_name)));
+        assert_eq!(converted.left_out, None);
+        let (found, loaded) = vectors(&file);
+        for (found, expected) in found.iter().zip(&expected) {
+            let same = cosine(found, expected);
+            assert!(same >= least, "{name} as {kind_name}: cosine {same}");
+        }
+        let (one, other) = (source.encoder.encoder().unwrap(), loaded.encoder.encoder().unwrap());
+        assert_eq!((one.pooling(), one.max_model_len()), (other.pooling(), other.max_model_len()));
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(bytes.windows(architecture.len()).any(|window| window == architecture.as_bytes()));
+        let (again, _) = written(&file, &folder, "again.gguf", Some(kind(kind_name)));
+        assert_eq!(vectors(&again).1.fingerprint, loaded.fingerprint, "{name} as {kind_name}");
+        // What another format resolves to is what this file is read as.
+        let spec = |path: &Path| match inspect(path, None).unwrap().spec {
+            fastchat_models::ModelSpec::Encoder(spec) => spec.layers,
+            fastchat_models::ModelSpec::Decoder(_) => panic!("{name} is a decoder"),
+        };
+        assert_eq!(spec(&file), spec(&from), "{name}");
+    }
+}
+
+macro_rules! encoders {
+    ($($name:ident $architecture:literal)*) => {
+        $(#[test] fn $name() { vectors_round_trip(stringify!($name), $architecture); })*
+    };
+}
+
+encoders! {
+    bert "bert"
+    modernbert "modern-bert"
+    nomic_bert "nomic-bert"
+    xlm_roberta "bert"
+}
+
+/// A decoder's folder that says how its rows are pooled makes vectors from its file too, without the output matrix.
+#[test]
+fn a_decoder_that_makes_vectors() {
+    let Some(folder) = derived("pooled", "llama_tied_bias", |_, _| {}) else { return };
+    let pool = |mode: &str, last: &str| {
+        let module = |i: usize, path: &str, kind: &str| serde_json::json!({"idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}")});
+        let modules = [module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling"), module(2, "2", last)];
+        let used = if last.is_empty() { 2 } else { 3 };
+        folder.write("modules.json", serde_json::to_string(&modules[..used]).unwrap());
+        std::fs::create_dir_all(folder.0.join("1_Pooling")).unwrap();
+        folder.write("1_Pooling/config.json", serde_json::json!({"pooling_mode": mode}).to_string());
+    };
+    pool("lasttoken", "Normalize");
+    folder.write("sentence_bert_config.json", r#"{"max_seq_length": 48}"#);
+    let out = Folder::new("convert-pooled");
+    let (file, converted) = written(&folder.0, &out, "pooled.gguf", Some(kind("f32")));
+    let left = converted.left_out.unwrap();
+    assert!(left.starts_with("the longest text of 48 tokens, where positions reach "), "{left}");
+    assert!(is_encoder(&file).unwrap());
+    for (found, expected) in vectors(&file).0.iter().zip(vectors(&folder.0).0) {
+        assert!(cosine(found, &expected) >= 0.999_999_9);
+    }
+    for (mode, last, said) in [
+        ("lasttoken", "", "pooling.normalize = false is not supported"),
+        ("max", "Normalize", "pooling.mode = Max is not supported"),
+    ] {
+        pool(mode, last);
+        let error = convert(&folder.0, &out.0.join("refused.gguf"), None).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(&out.0).unwrap().count(), 1, "a refused model leaves no file");
 }
 
 /// Layers without positions are every fourth, as the architecture has it.
@@ -189,7 +282,7 @@ fn the_text_side_is_written() {
     assert_eq!((vocab.token_types[7], vocab.token_types[61], vocab.token_types[62]), (1, 3, 5));
     assert_eq!(vocab.merges, ["t 1", "t 2"]);
     assert!(vocab.add_bos && vocab.add_eos);
-    assert_eq!(inspect(&file, None).unwrap().spec.vocab_size, vocab.tokens.len());
+    assert_eq!(inspect(&file, None).unwrap().spec.decoder().unwrap().vocab_size, vocab.tokens.len());
 }
 
 /// A reference folder with other fields and tensors.
@@ -223,7 +316,8 @@ fn deepseek_v2() {
             return;
         };
         round_trip("deepseek_v2", &folder.0);
-        let spec = inspect(&folder.0, None).unwrap().spec;
+        let found = inspect(&folder.0, None).unwrap();
+        let spec = found.spec.decoder().unwrap();
         let moe = spec.layers.iter().find_map(|layer| match &layer.mlp {
             fastchat_models::spec::Mlp::Moe(moe) => Some(moe.clone()),
             _ => None,

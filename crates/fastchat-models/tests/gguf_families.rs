@@ -147,6 +147,11 @@ fn bert() {
 }
 
 #[test]
+fn modernbert() {
+    encoder("modernbert", "modern-bert");
+}
+
+#[test]
 fn nomic_bert() {
     encoder("nomic_bert", "nomic-bert");
 }

@@ -31,7 +31,7 @@ const NAMES: [&str; 22] = [
 ];
 
 /// Files of a folder that are no family.
-const SHARED: [&str; 22] = [
+const SHARED: [&str; 25] = [
     "base",
     "config",
     "encoder_base",
@@ -43,6 +43,8 @@ const SHARED: [&str; 22] = [
     "vision_base",
     "cursor",
     "export",
+    "architectures",
+    "export_encoder",
     "export_pieces",
     "export_text",
     "header",
@@ -51,6 +53,7 @@ const SHARED: [&str; 22] = [
     "mmproj",
     "projectors",
     "shards",
+    "tower",
     "value",
     "vocab",
     "writer",

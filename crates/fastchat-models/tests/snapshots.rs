@@ -49,6 +49,19 @@ fn families_without() {
     }
 }
 
+/// Encoders in both formats: hidden states, pooling and the longest text.
+#[test]
+fn families_that_make_vectors() {
+    let Some(shared) = rows::shared() else { return };
+    for name in ["bert", "modernbert", "nomic_bert", "xlm_roberta"] {
+        let folder = shared.join("encoders").join(name);
+        let found = inspect(&folder, None).unwrap();
+        assert!(found.total.bytes > 0 && found.spec.decoder().is_none(), "{name}");
+        let said = format!("{:?}, {:?} tokens\n{}", found.pooling, found.longest, outline(&found.spec));
+        insta::assert_snapshot!(format!("{name}_encoder"), said);
+    }
+}
+
 #[test]
 fn families_that_take_pictures() {
     let Some(shared) = rows::shared() else { return };

@@ -273,7 +273,7 @@ fn files_of_towers() {
     let found = inspect(&model, None).unwrap();
     assert_eq!(found.mmproj.as_deref(), Some(tower.as_path()));
     assert_eq!(found.vision, inspect(&idefics.0, Some(&tower)).unwrap().vision);
-    assert!(found.total.tensors > inspect(&gemma.0, None).unwrap().spec.layers.len() as u64);
+    assert!(found.total.tensors > inspect(&gemma.0, None).unwrap().spec.decoder().unwrap().layers.len() as u64);
     let with = fingerprint(&model, None);
     assert_eq!(fingerprint(&idefics.0, Some(&tower)), with);
     // Of several models in a folder nobody knows whose the tower is.

@@ -16,6 +16,8 @@ mod qkv;
 mod simd;
 mod write_kv;
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 
 pub use isa::Isa;
@@ -122,10 +124,17 @@ impl Kernels for CpuKernels {
         attention::attention(self, q, spec, cache, plan)
     }
 
-    fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
+    fn full_attention(
+        &self,
+        qkv: &Tensor,
+        parts: &QkvSpec,
+        spec: &AttentionSpec,
+        plan: &Plan,
+        rows: Range<usize>,
+    ) -> Result<Tensor> {
         match spec.window {
-            None => full_attention::full_attention(self, qkv, parts, spec, plan),
-            Some(_) => crate::ops::full_attention::full_attention(qkv, parts, spec, plan),
+            None => full_attention::full_attention(self, qkv, parts, (spec, plan), &rows),
+            Some(_) => crate::ops::full_attention::full_attention(qkv, parts, spec, plan, &rows),
         }
     }
 

@@ -1,12 +1,20 @@
 //! Attention in both directions over whole sequences, nothing cached, in plain candle.
 
+use std::ops::Range;
+
 use candle_core::{D, Result, Tensor, bail};
 
 use super::attention::{AttentionSpec, softmax_with_sink};
 use super::qkv::{QkvSpec, qk_norm_rope};
 use crate::Plan;
 
-pub(crate) fn full_attention(qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
+pub(crate) fn full_attention(
+    qkv: &Tensor,
+    parts: &QkvSpec,
+    spec: &AttentionSpec,
+    plan: &Plan,
+    rows: &Range<usize>,
+) -> Result<Tensor> {
     let (heads, kv_heads, dim) = (parts.num_heads, parts.num_kv_heads, parts.head_dim);
     if spec.num_heads != heads || spec.v_head_dim != dim || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         bail!("attention of {} heads of {} does not fit {parts:?}", spec.num_heads, spec.v_head_dim);
@@ -14,48 +22,63 @@ pub(crate) fn full_attention(qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec
     if spec.window == Some(0) {
         bail!("window 0: a token must see itself");
     }
+    check_rows(plan, rows)?;
     let (q, k, v) = qk_norm_rope(qkv, parts, plan)?;
     let group = heads / kv_heads;
     let mut outputs = Vec::with_capacity(plan.batch.num_sequences());
     for s in 0..plan.batch.num_sequences() {
-        let range = plan.batch.query_range(s);
-        let tokens = range.len();
+        let all = plan.batch.query_range(s);
+        let asked = rows.start.max(all.start)..rows.end.min(all.end);
+        if asked.is_empty() {
+            continue;
+        }
+        let (tokens, own) = (all.len(), asked.len());
         // [tokens, heads * dim] to [heads, tokens, dim].
-        let by_head = |x: &Tensor, heads: usize| {
+        let by_head = |x: &Tensor, range: &Range<usize>, heads: usize| {
+            let tokens = range.len();
             x.narrow(0, range.start, tokens)?.reshape((tokens, heads, dim))?.transpose(0, 1)?.contiguous()
         };
-        // [kv_heads, group * tokens, dim]: the heads that share a key, one below the other.
-        let q = by_head(&q, heads)?.reshape((kv_heads, group * tokens, dim))?;
-        let (k, v) = (by_head(&k, kv_heads)?, by_head(&v, kv_heads)?);
+        // [kv_heads, group * own, dim]: the heads that share a key, one below the other.
+        let q = by_head(&q, &asked, heads)?.reshape((kv_heads, group * own, dim))?;
+        let (k, v) = (by_head(&k, &all, kv_heads)?, by_head(&v, &all, kv_heads)?);
         let mut scores = (q.matmul(&k.transpose(1, 2)?)? * f64::from(spec.scale))?;
         if let Some(cap) = spec.softcap {
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
-        scores = scores.reshape((heads, tokens, tokens))?;
+        scores = scores.reshape((heads, own, tokens))?;
         if let Some(window) = spec.window.filter(|window| *window < tokens) {
-            let mask = Tensor::from_vec(window_mask(tokens, window), (1, tokens, tokens), scores.device())?;
-            scores = scores.broadcast_add(&mask)?;
+            let mask = window_mask(asked.start - all.start..asked.end - all.start, tokens, window);
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?)?;
         }
         if !plan.batch.reach.is_empty() {
-            let mask = Tensor::from_vec(reach_mask(&plan.batch.reach[range]), (1, tokens, tokens), scores.device())?;
-            scores = scores.broadcast_add(&mask)?;
+            let mask = reach_mask(&plan.batch.reach[asked], tokens);
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?)?;
         }
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
-        let out = weights.reshape((kv_heads, group * tokens, tokens))?.matmul(&v)?;
-        outputs.push(out.reshape((heads, tokens, dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?);
+        let out = weights.reshape((kv_heads, group * own, tokens))?.matmul(&v)?;
+        outputs.push(out.reshape((heads, own, dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?);
     }
     Tensor::cat(&outputs, 0)?.contiguous()
 }
 
-/// 0 where two tokens are less than `window` apart, else minus infinity.
-fn window_mask(tokens: usize, window: usize) -> Vec<f32> {
+/// Refuses rows that the batch has not.
+pub(crate) fn check_rows(plan: &Plan, rows: &Range<usize>) -> Result<()> {
+    let tokens = plan.batch.num_tokens();
+    if rows.is_empty() || rows.end > tokens {
+        bail!("rows {rows:?} of {tokens} tokens");
+    }
+    Ok(())
+}
+
+/// 0 where a token of `asked` and one of all are less than `window` apart, else minus infinity.
+fn window_mask(asked: Range<usize>, tokens: usize, window: usize) -> Vec<f32> {
     let seen = |i: usize, j: usize| if i.abs_diff(j) < window { 0. } else { f32::NEG_INFINITY };
-    (0..tokens).flat_map(|i| (0..tokens).map(move |j| seen(i, j))).collect()
+    asked.flat_map(|i| (0..tokens).map(move |j| seen(i, j))).collect()
 }
 
 /// 0 up to the last token that a token sees, minus infinity after it.
-fn reach_mask(reach: &[u32]) -> Vec<f32> {
-    let keys = 0..reach.len() as u32;
+fn reach_mask(reach: &[u32], tokens: usize) -> Vec<f32> {
+    let keys = 0..tokens as u32;
     reach
         .iter()
         .flat_map(|last| keys.clone().map(move |key| if key <= *last { 0. } else { f32::NEG_INFINITY }))
@@ -91,7 +114,7 @@ mod tests {
         let qkv = Tensor::from_vec(rows, (tokens, 3), &Device::Cpu).unwrap();
         let parts = QkvSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
         let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window, softcap: None, sinks: None };
-        full_attention(&qkv, &parts, &spec, &plan).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        full_attention(&qkv, &parts, &spec, &plan, &(0..tokens)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     #[test]
@@ -116,8 +139,10 @@ mod tests {
         let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
         for kernels in [&crate::DefaultKernels(Device::Cpu) as &dyn crate::Kernels, &crate::cpu::CpuKernels::new(None)]
         {
-            let out = kernels.full_attention(&qkv, &parts, &spec, &plan).unwrap();
-            assert_eq!(out.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1., 0., 0.5], "{}", kernels.name());
+            let out = |rows| kernels.full_attention(&qkv, &parts, &spec, &plan, rows).unwrap();
+            let values = |rows| out(rows).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(0..3), [1., 0., 0.5], "{}", kernels.name());
+            assert_eq!(values(1..3), [0., 0.5], "{}", kernels.name());
         }
     }
 
@@ -128,9 +153,12 @@ mod tests {
         let qkv = Tensor::new(&[[100f32, 0., 1., 5.], [100., 0., 0., 7.]], &Device::Cpu).unwrap();
         let parts = QkvSpec { num_heads: 2, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
         let spec = AttentionSpec { num_heads: 2, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
-        let out = full_attention(&qkv, &parts, &spec, &plan).unwrap().to_vec2::<f32>().unwrap();
+        let out = full_attention(&qkv, &parts, &spec, &plan, &(0..2)).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(out, [[5., 6.], [5., 6.]]);
-        let wrong = AttentionSpec { num_heads: 3, ..spec };
-        assert!(full_attention(&qkv, &parts, &wrong, &plan).is_err());
+        let wrong = AttentionSpec { num_heads: 3, ..spec.clone() };
+        assert!(full_attention(&qkv, &parts, &wrong, &plan, &(0..2)).is_err());
+        for rows in [0..3, 1..1] {
+            assert!(full_attention(&qkv, &parts, &spec, &plan, &rows).is_err(), "{rows:?}");
+        }
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod qkv;
 pub(crate) mod sample;
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use candle_core::{Device, Error, Result, Tensor};
 
@@ -108,10 +109,18 @@ pub trait Kernels: Send + Sync + Debug {
     }
 
     /// Cuts, norms and rotates `qkv` as `qk_norm_rope_write` does, then attends over each sequence of the plan in both
-    /// directions, with nothing cached: `[tokens, heads * head_dim]`. A window reaches `window - 1` tokens to either side;
-    /// `ForwardBatch::reach`, counted from the sequence's first token, hides what follows.
-    fn full_attention(&self, qkv: &Tensor, parts: &QkvSpec, spec: &AttentionSpec, plan: &Plan) -> Result<Tensor> {
-        full_attention::full_attention(qkv, parts, spec, plan)
+    /// directions, with nothing cached. Only the flat tokens `rows` ask: `[rows, heads * head_dim]`. A window reaches
+    /// `window - 1` tokens to either side; `ForwardBatch::reach`, counted from the sequence's first token, hides what
+    /// follows.
+    fn full_attention(
+        &self,
+        qkv: &Tensor,
+        parts: &QkvSpec,
+        spec: &AttentionSpec,
+        plan: &Plan,
+        rows: Range<usize>,
+    ) -> Result<Tensor> {
+        full_attention::full_attention(qkv, parts, spec, plan, &rows)
     }
 
     /// `act(gate) * up` of `gate_up [tokens, 2 * inter]` (gate first): `[tokens, inter]`.

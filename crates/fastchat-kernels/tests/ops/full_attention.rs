@@ -16,6 +16,7 @@ proptest! {
         window in prop_oneof![3 => Just(None), 1 => (1..40usize).prop_map(Some)],
         softcap in prop_oneof![Just(None), Just(Some(3.))],
         rotated: bool,
+        (from, to) in (0..1000u32, 0..1000u32).prop_map(|(a, b)| (f64::from(a) / 1000., f64::from(b) / 1000.)),
     ) {
         let mut random = Random(seed);
         let (num_heads, head_dim) = (num_kv_heads * group, 2 * half_dim);
@@ -30,11 +31,22 @@ proptest! {
         let spec = AttentionSpec { num_heads, v_head_dim: head_dim, scale, window, softcap, sinks: None };
         let qkv = random.tensor(&[batch.num_tokens(), (num_heads + 2 * num_kv_heads) * head_dim], 2.);
         let plan = DEFAULT.plan(&batch, &ropes).unwrap();
-        let expected = DEFAULT.full_attention(&qkv, &parts, &spec, &plan).unwrap();
+        let tokens = batch.num_tokens();
+        let expected = DEFAULT.full_attention(&qkv, &parts, &spec, &plan, 0..tokens).unwrap();
+        let asked = (from * tokens as f64) as usize..tokens - (to * tokens as f64 / 2.) as usize;
         for kernels in backends() {
             let name = kernels.name();
-            let out = kernels.full_attention(&qkv, &parts, &spec, &plan).unwrap();
+            let out = kernels.full_attention(&qkv, &parts, &spec, &plan, 0..tokens).unwrap();
             assert_close(&name, &out, &expected, 2e-5);
+            if !asked.is_empty() {
+                let some = kernels.full_attention(&qkv, &parts, &spec, &plan, asked.clone()).unwrap();
+                let own = out.narrow(0, asked.start, asked.len()).unwrap();
+                match window {
+                    None => assert_same_bits(&name, &some, &own),
+                    // The plain default, whose products may be summed in another order.
+                    Some(_) => assert_close(&name, &some, &own, 2e-5),
+                }
+            }
             for s in 0..lengths.len() {
                 let rows = batch.query_range(s);
                 let own = |x: &candle_core::Tensor| x.narrow(0, rows.start, rows.len()).unwrap();
@@ -43,7 +55,9 @@ proptest! {
                 alone.slot_mapping.clear();
                 alone.block_tables.clear();
                 let plan = kernels.plan(&alone, &ropes).unwrap();
-                let out_alone = kernels.full_attention(&own(&qkv).contiguous().unwrap(), &parts, &spec, &plan).unwrap();
+                let out_alone = kernels
+                    .full_attention(&own(&qkv).contiguous().unwrap(), &parts, &spec, &plan, 0..rows.len())
+                    .unwrap();
                 assert_same_bits(&name, &out_alone, &own(&out));
             }
         }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use fastchat_kernels::{RopeLayout, Weight, WeightKind};
 
-use super::recoded;
+use super::kinds::{le, recoded};
 use crate::ModelError;
-use crate::description::Description;
-use crate::names::{Names, Slot, Step, apply, paired};
-use crate::slots::{Form, Use, slots};
+use crate::names::{Names, Slot, Step};
+use crate::rearrange::{apply, paired};
+use crate::slots::{Form, Use};
 use crate::spec::{DecoderSpec, Mixer};
 use crate::weights::{At, Weights};
 
@@ -51,14 +51,14 @@ pub fn name(path: &Path, names: &Names, one: &Use, part: usize) -> Result<String
     Ok(pattern.replace("{l}", &one.layer.to_string()).replace("{e}", &part.to_string()))
 }
 
-/// All tensors of the layout `target`, in the order of its slots.
-pub fn tensors(path: &Path, target: &Description) -> Result<Vec<Tensor>, ModelError> {
+/// All tensors that hold `uses` under the names of a layout, in the order of the slots.
+pub fn tensors(path: &Path, uses: &[Use], names: &Names) -> Result<Vec<Tensor>, ModelError> {
     let mut tensors: Vec<Tensor> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    for from in slots(&target.spec) {
-        let steps = target.names.sources.get(&from.slot).map_or(&[][..], |source| &source.steps[..]);
+    for &from in uses {
+        let steps = names.sources.get(&from.slot).map_or(&[][..], |source| &source.steps[..]);
         for part in 0..from.parts {
-            let name = name(path, &target.names, &from, part)?;
+            let name = name(path, names, &from, part)?;
             let fail = |problem: String| ModelError::tensor(path, &name, problem);
             let stacked = steps.first() == Some(&Step::Pick);
             let steps = if stacked { &steps[1..] } else { steps };
@@ -99,6 +99,48 @@ fn order(steps: &[Step], rows: usize, part: usize) -> Result<Vec<usize>, String>
     Ok(left.to_f32().map_err(|error| error.to_string())?.into_iter().map(|row| row as usize).collect())
 }
 
+/// By layer: (elements of a head, rotated ones) where rotated pairs must come to lie side by side.
+pub fn pairs(
+    origin: &Path,
+    source: &DecoderSpec,
+    target: &DecoderSpec,
+) -> Result<Vec<Option<(usize, usize)>>, ModelError> {
+    let mut pairs = Vec::with_capacity(source.layers.len());
+    for (ours, theirs) in source.layers.iter().zip(&target.layers) {
+        pairs.push(match (&ours.mixer, &theirs.mixer) {
+            (Mixer::Attention(ours), Mixer::Attention(theirs)) => {
+                // Layers without positions are stored in the same order as the others.
+                let from = source.ropes.get(ours.rope.unwrap_or(0));
+                match (from, target.ropes.get(theirs.rope.unwrap_or(0))) {
+                    (Some(from), Some(to)) if from.layout != to.layout => {
+                        only_pairing(origin, to.layout)?;
+                        Some((ours.head_dim, 2 * from.inv_freq.len()))
+                    }
+                    _ => None,
+                }
+            }
+            (Mixer::Mla(ours), Mixer::Mla(theirs))
+                if source.ropes[ours.rope].layout != target.ropes[theirs.rope].layout =>
+            {
+                let expected = "latent attention is converted with the pairs side by side";
+                return Err(ModelError::unsupported(origin, "rope_interleave", false, expected));
+            }
+            _ => None,
+        });
+    }
+    Ok(pairs)
+}
+
+fn only_pairing(origin: &Path, to: RopeLayout) -> Result<(), ModelError> {
+    match to {
+        RopeLayout::Interleaved => Ok(()),
+        RopeLayout::HalfSplit => {
+            let expected = "the architecture has halves, which pairs side by side are not converted to";
+            Err(ModelError::unsupported(origin, "rope layout", "interleaved", expected))
+        }
+    }
+}
+
 /// Reads slots of the source in the row order of the target.
 pub struct Reader<'a> {
     weights: &'a Weights<'a>,
@@ -108,42 +150,9 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(weights: &'a Weights<'a>, source: &DecoderSpec, target: &DecoderSpec) -> Result<Self, ModelError> {
-        let origin = weights.origin();
-        let mut pairs = Vec::with_capacity(source.layers.len());
-        for (ours, theirs) in source.layers.iter().zip(&target.layers) {
-            pairs.push(match (&ours.mixer, &theirs.mixer) {
-                (Mixer::Attention(ours), Mixer::Attention(theirs)) => {
-                    // Layers without positions are stored in the same order as the others.
-                    let from = source.ropes.get(ours.rope.unwrap_or(0));
-                    match (from, target.ropes.get(theirs.rope.unwrap_or(0))) {
-                        (Some(from), Some(to)) if from.layout != to.layout => {
-                            Self::only_pairing(origin, to.layout)?;
-                            Some((ours.head_dim, 2 * from.inv_freq.len()))
-                        }
-                        _ => None,
-                    }
-                }
-                (Mixer::Mla(ours), Mixer::Mla(theirs))
-                    if source.ropes[ours.rope].layout != target.ropes[theirs.rope].layout =>
-                {
-                    let expected = "latent attention is converted with the pairs side by side";
-                    return Err(ModelError::unsupported(origin, "rope_interleave", false, expected));
-                }
-                _ => None,
-            });
-        }
-        Ok(Self { weights, pairs, origin })
-    }
-
-    fn only_pairing(origin: &Path, to: RopeLayout) -> Result<(), ModelError> {
-        match to {
-            RopeLayout::Interleaved => Ok(()),
-            RopeLayout::HalfSplit => {
-                let expected = "the architecture has halves, which pairs side by side are not converted to";
-                Err(ModelError::unsupported(origin, "rope layout", "interleaved", expected))
-            }
-        }
+    /// `pairs` are those of the layers' heads.
+    pub fn new(weights: &'a Weights<'a>, pairs: Vec<Option<(usize, usize)>>) -> Self {
+        Self { weights, pairs, origin: weights.origin() }
     }
 
     /// The kind that the tensor's first piece is stored in.
@@ -192,6 +201,6 @@ impl<'a> Reader<'a> {
 }
 
 fn column(values: &[f32]) -> Result<Weight, ModelError> {
-    let bytes: Vec<u8> = super::le(values).collect();
+    let bytes: Vec<u8> = le(values).collect();
     Ok(Weight::new(WeightKind::F32, values.len(), 1, bytes.into())?)
 }

@@ -1,6 +1,8 @@
 //! The encoder that architectures start from (positions, token types, norms after each half) in GGUF's keys and tensor
 //! names, and how a file says that its rows are pooled. Knows no architecture.
 
+use std::path::Path;
+
 use fastchat_kernels::Activation;
 
 use super::base::{attention, layer_source, vocab_size};
@@ -60,6 +62,23 @@ pub fn pooling(m: &Meta) -> Result<Option<Pooling>, ModelError> {
         other => return Err(m.unsupported(".pooling_type", other, "1 (mean), 2 (first) and 3 (last) are")),
     };
     Ok(Some(Pooling { mode, normalize: true }))
+}
+
+/// The key's value for a way to pool, for a model read from `path`.
+pub fn pooling_type(path: &Path, pooling: Pooling) -> Result<usize, ModelError> {
+    if !pooling.normalize {
+        let expected = "readers of GGUF bring vectors to length one";
+        return Err(ModelError::unsupported(path, "pooling.normalize", false, expected));
+    }
+    match pooling.mode {
+        PoolingMode::Mean => Ok(1),
+        PoolingMode::Cls => Ok(2),
+        PoolingMode::Last => Ok(3),
+        other @ (PoolingMode::MeanSqrtLen | PoolingMode::Max) => {
+            let expected = "GGUF has numbers for Mean, Cls and Last";
+            Err(ModelError::unsupported(path, "pooling.mode", format!("{other:?}"), expected))
+        }
+    }
 }
 
 fn names(token_types: usize) -> Names {

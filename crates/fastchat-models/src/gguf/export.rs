@@ -6,12 +6,12 @@ use std::path::Path;
 use fastchat_kernels::{Bytes, WeightKind};
 use serde_json::Value;
 
+use super::architectures::{ARCHITECTURES, Architecture};
 use super::cursor::Cursor;
 use super::header::{self, Header};
 use super::keys::{factors, keys};
 use super::meta::Meta;
 use super::writer::{self, Entries};
-use super::{ARCHITECTURES, Architecture};
 use crate::ModelError;
 use crate::description::Description;
 use crate::names::{Slot, Step};
@@ -60,7 +60,7 @@ const FAMILIES: &[(&str, &str)] = &[
 const SAME: f64 = 1e-5;
 
 /// A layout to write.
-pub struct Layout {
+pub struct DecoderLayout {
     pub arch: &'static str,
     pub entries: Entries,
     /// Small tensors that belong to the keys.
@@ -72,7 +72,7 @@ pub struct Layout {
 }
 
 /// The layout of `source`, a decoder of the family `family`, read from `path`.
-pub fn layout(path: &Path, family: &str, source: Description) -> Result<Layout, ModelError> {
+pub fn layout(path: &Path, family: &str, source: Description) -> Result<DecoderLayout, ModelError> {
     let found = FAMILIES
         .iter()
         .find(|(known, _)| *known == family)
@@ -89,7 +89,7 @@ pub fn layout(path: &Path, family: &str, source: Description) -> Result<Layout, 
         let entries = keys(arch, &original, pattern);
         let target = read_back(path, (arch, describe), &entries, &original)?;
         match difference(&source.spec, &target.spec) {
-            None => return Ok(Layout { arch, entries, factors, source, target }),
+            None => return Ok(DecoderLayout { arch, entries, factors, source, target }),
             Some(found) => problem = Some(found),
         }
     }
@@ -177,7 +177,8 @@ fn difference(ours: &DecoderSpec, theirs: &DecoderSpec) -> Option<(String, Strin
     compare("", &json(ours), &json(theirs))
 }
 
-fn same_rope(a: &RopeSpec, b: &RopeSpec) -> bool {
+/// Whether two tables turn alike.
+pub(super) fn same_rope(a: &RopeSpec, b: &RopeSpec) -> bool {
     a.inv_freq.len() == b.inv_freq.len()
         && a.inv_freq.iter().zip(&b.inv_freq).all(|(a, b)| same((*a).into(), (*b).into()))
         && same(a.attention_factor.into(), b.attention_factor.into())
@@ -189,7 +190,8 @@ fn same(a: f64, b: f64) -> bool {
     (a - b).abs() <= SAME * a.abs().max(b.abs())
 }
 
-fn compare(path: &str, ours: &Value, theirs: &Value) -> Option<(String, String, String)> {
+/// The first field in which two values differ, by more than rounding, and both values.
+pub(super) fn compare(path: &str, ours: &Value, theirs: &Value) -> Option<(String, String, String)> {
     let inside = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match (ours, theirs) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {

@@ -63,13 +63,21 @@ const DIGITS: &str = "digits";
 pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, ModelError> {
     let mut out = Entries::new();
     let mut set = |key: &str, entry: Entry| out.push((format!("tokenizer.{key}"), entry));
-    // The token that the tokenizer puts in front, whatever the configuration calls the first.
-    let mut begin = None;
+    // The tokens that the tokenizer puts in front and at the end, whatever the configuration calls the first and the last.
+    let (mut begin, mut end) = (None, None);
     match &text.tokenizer {
         None => set("ggml.model", "none".into()),
         Some(TokenizerSource::Json(file, _)) => {
             let tables = Tables::read(file, rows)?;
-            begin = tables.begin;
+            (begin, end) = (tables.begin, tables.end);
+            if tables.model == "bert" {
+                // The format spells it so.
+                for (key, id) in [("ggml.cls_token_id", begin), ("ggml.seperator_token_id", end)] {
+                    if let Some(id) = id {
+                        set(key, Entry::Whole(id));
+                    }
+                }
+            }
             for (key, entry) in tables.entries() {
                 set(&format!("ggml.{key}"), entry);
             }
@@ -82,12 +90,15 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
         set("ggml.bos_token_id", Entry::Whole(id));
     }
     let ends = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    if text.eos_token_ids.len() > ends.len() {
-        let count = format!("{} tokens", text.eos_token_ids.len());
+    // Readers put the first of them at the end.
+    let others = text.eos_token_ids.iter().copied().filter(|id| Some(*id) != end);
+    let ids: Vec<u32> = end.into_iter().chain(others).collect();
+    if ids.len() > ends.len() {
+        let count = format!("{} tokens", ids.len());
         return Err(ModelError::unsupported(folder, "eos_token_id", count, "GGUF has keys for 3 that end a text"));
     }
-    for (key, id) in ends.iter().zip(&text.eos_token_ids) {
-        set(&format!("ggml.{key}"), Entry::Whole(*id));
+    for (key, id) in ends.iter().zip(ids) {
+        set(&format!("ggml.{key}"), Entry::Whole(id));
     }
     if let Some(template) = &text.chat_template {
         set("chat_template", Entry::Text(template.clone()));
@@ -113,6 +124,7 @@ pub(super) struct Tables {
     pub scores: Vec<f32>,
     pub unknown: Option<u32>,
     begin: Option<u32>,
+    end: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     pub space_prefix: bool,
@@ -167,6 +179,7 @@ impl Tables {
             scores: Vec::new(),
             unknown: None,
             begin: None,
+            end: None,
             add_bos: frame(&json, true).is_some(),
             add_eos: frame(&json, false).is_some(),
             space_prefix: false,
@@ -177,7 +190,8 @@ impl Tables {
             tables.unigrams(file, &json, model)?;
         }
         tables.fill(file, &json, model)?;
-        tables.begin = frame(&json, true).and_then(|name| tables.id(name)).map(|id| id as u32);
+        let framing = |front| frame(&json, front).and_then(|name| tables.id(name)).map(|id| id as u32);
+        (tables.begin, tables.end) = (framing(true), framing(false));
         let unknown = model.get("unk_token").and_then(Value::as_str).and_then(|name| tables.id(name));
         tables.unknown = tables.unknown.or(unknown.map(|id| id as u32));
         if kind == "WordPiece" {
@@ -304,6 +318,9 @@ fn patterns(pre: &Value) -> Option<Vec<String>> {
 /// The special token that the post-processor puts in front (or at the end).
 fn frame(json: &Map<String, Value>, front: bool) -> Option<&str> {
     json.get("post_processor").map(steps)?.into_iter().find_map(|step| {
+        if let Some("BertProcessing" | "RobertaProcessing") = step["type"].as_str() {
+            return step[if front { "cls" } else { "sep" }][0].as_str();
+        }
         let parts = step["single"].as_array()?;
         let part = if front { parts.first() } else { parts.last() };
         part?.get("SpecialToken")?["id"].as_str()
@@ -334,5 +351,8 @@ mod tests {
             {"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": single}]}});
         let json = json.as_object().unwrap();
         assert_eq!((frame(json, true), frame(json, false)), (Some("<s>"), None));
+        let json = json!({"post_processor": {"type": "BertProcessing", "cls": ["[CLS]", 2], "sep": ["[SEP]", 3]}});
+        let json = json.as_object().unwrap();
+        assert_eq!((frame(json, true), frame(json, false)), (Some("[CLS]"), Some("[SEP]")));
     }
 }

@@ -1,10 +1,12 @@
 //! From a GGUF file to a checkpoint: header, metadata and tensor names become a [`Description`]. The only place, with
 //! `hf`, that knows models by name: one file per architecture.
 
+mod architectures;
 mod base;
 mod cursor;
 mod encoder_base;
 mod export;
+mod export_encoder;
 mod export_pieces;
 mod export_text;
 mod header;
@@ -14,6 +16,7 @@ mod mmproj;
 mod projectors;
 mod rope;
 mod shards;
+mod tower;
 mod value;
 mod vocab;
 mod writer;
@@ -29,6 +32,7 @@ mod glm4moe;
 mod gpt_oss;
 mod granite;
 mod llama;
+mod modern_bert;
 mod nomic_bert;
 mod olmo2;
 mod olmoe;
@@ -51,51 +55,20 @@ use fastchat_kernels::MappedFile;
 
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, EmbedderDescription, EncoderCheckpoint};
-use crate::description::Description;
-use crate::encoder_spec::{EncoderDescription, Pooling, PoolingMode};
-pub(crate) use export::layout;
+use crate::encoder_spec::{Pooling, PoolingMode};
+use architectures::{ARCHITECTURES, ENCODERS};
+pub(crate) use encoder_base::pooling_type;
+pub(crate) use export::{DecoderLayout, layout};
+pub(crate) use export_encoder::{EncoderLayout, layout as encoder_layout};
 pub(crate) use export_text::entries as text_entries;
+pub(crate) use keys::Factors;
 use meta::Meta;
 pub(crate) use mmproj::{beside as tower_beside, is_named as is_tower};
 pub(crate) use shards::one_model;
 pub(crate) use writer::{Entries, Entry, Planned, write};
 
-type Architecture = fn(&Meta) -> Result<Description, ModelError>;
-
-/// `general.architecture` to mapping.
-const ARCHITECTURES: &[(&str, Architecture)] = &[
-    ("cohere2", cohere2::describe),
-    ("deepseek2", deepseek2::describe),
-    ("ernie4_5", llama::describe),
-    ("exaone4", exaone4::describe),
-    ("gemma2", gemma2::describe),
-    ("gemma3", gemma3::describe),
-    ("glm4", glm4::describe),
-    ("glm4moe", glm4moe::describe),
-    ("gpt-oss", gpt_oss::describe),
-    ("granite", granite::describe),
-    ("llama", llama::describe),
-    ("olmo2", olmo2::describe),
-    ("olmoe", olmoe::describe),
-    ("phi3", phi3::describe),
-    ("qwen2", qwen2::describe),
-    ("qwen2moe", qwen2moe::describe),
-    ("qwen2vl", qwen2vl::describe),
-    ("qwen3", qwen3::describe),
-    ("qwen35", qwen35::describe),
-    ("qwen35moe", qwen35::describe),
-    ("qwen3moe", qwen3moe::describe),
-    ("qwen3next", qwen3next::describe),
-    ("qwen3vl", qwen3vl::describe),
-    ("seed_oss", seed_oss::describe),
-    ("smollm3", smollm3::describe),
-    ("starcoder2", starcoder2::describe),
-];
-
-type EncoderArchitecture = fn(&Meta) -> Result<EncoderDescription, ModelError>;
-
-/// The same for encoders.
-const ENCODERS: &[(&str, EncoderArchitecture)] = &[("bert", bert::describe), ("nomic-bert", nomic_bert::describe)];
+/// Name of the format.
+const FORMAT: &str = "gguf";
 
 /// Whether a file makes embeddings: an encoder, or a decoder that says how its rows are pooled.
 pub(crate) fn is_encoder(path: &Path) -> Result<bool, ModelError> {
@@ -116,13 +89,15 @@ pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<
     let pooling = encoder_base::pooling(&meta)?;
     if let Some((_, describe)) = ENCODERS.iter().find(|(known, _)| *known == meta.arch) {
         let description = describe(&meta)?;
-        let tokenizer = vocab::read(&meta, description.spec.vocab_size)?.tokenizer;
+        let text = vocab::read(&meta, description.spec.vocab_size)?;
         return Ok(EncoderCheckpoint {
+            format: FORMAT,
+            family: meta.arch.to_owned(),
             description: EmbedderDescription::Encoder(description),
             pooling: pooling.unwrap_or(Pooling { mode: PoolingMode::Mean, normalize: true }),
             max_seq_length: None,
             tensors: header.tensors,
-            tokenizer,
+            text,
         });
     }
     let Some(pooling) = pooling else {
@@ -130,13 +105,15 @@ pub(crate) fn open_encoder(path: &Path, max_model_len: Option<usize>) -> Result<
         let known = format!("for embeddings {}, and what has a pooling_type are", known.join(", "));
         return Err(meta.unsupported("general.architecture", meta.arch, known));
     };
-    let Checkpoint { description, tensors, text, .. } = open(path, max_model_len, None)?;
+    let Checkpoint { format, family, description, tensors, text, .. } = open(path, max_model_len, None)?;
     Ok(EncoderCheckpoint {
+        format,
+        family,
         description: EmbedderDescription::Decoder(description.without_head("output")),
         pooling,
         max_seq_length: None,
         tensors,
-        tokenizer: text.tokenizer,
+        text,
     })
 }
 
@@ -166,7 +143,7 @@ pub(crate) fn open(path: &Path, max_model_len: Option<usize>, tower: Option<&Pat
     let family = meta.arch.to_owned();
     let tower = tower.map(|tower| mmproj::open(tower, &description.spec, &text)).transpose()?;
     let (vision, tower_tensors) = tower.unzip();
-    Ok(Checkpoint { format: "gguf", family, description, vision, tower_tensors, tensors: header.tensors, text })
+    Ok(Checkpoint { format: FORMAT, family, description, vision, tower_tensors, tensors: header.tensors, text })
 }
 
 /// The metadata of a file as stored, without what is said of its kinds and its parts.

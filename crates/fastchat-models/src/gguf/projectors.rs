@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::mmproj::{Said, Tower, names};
+use super::tower::{Said, Tower, names};
 use crate::ModelError;
 use crate::names::{Names, Slot, Source, Step};
 

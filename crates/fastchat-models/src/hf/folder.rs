@@ -13,6 +13,9 @@ use crate::checkpoint::{
 use crate::safetensors::{self, MAX_JSON, read_json};
 use crate::weights::TensorMap;
 
+/// Name of the format.
+const FORMAT: &str = "safetensors";
+
 /// Opens `folder`, for sequences of up to `max_model_len` tokens where that decides a rope table.
 pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, ModelError> {
     let config = Config::read(folder, max_model_len)?;
@@ -21,7 +24,7 @@ pub fn open(folder: &Path, max_model_len: Option<usize>) -> Result<Checkpoint, M
     let tensors = tensors(folder, &config)?;
     let family = config.text("model_type")?.unwrap_or_default().to_owned();
     let text = text_side(folder, &config)?;
-    Ok(Checkpoint { format: "safetensors", family, description, vision, tower_tensors: None, tensors, text })
+    Ok(Checkpoint { format: FORMAT, family, description, vision, tower_tensors: None, tensors, text })
 }
 
 /// Whether config.json names an encoder, or files of sentence-transformers say how a decoder's rows are pooled.
@@ -46,8 +49,9 @@ pub fn open_encoder(folder: &Path, max_model_len: Option<usize>) -> Result<Encod
     };
     let (pooling, max_seq_length) = sentence::read(folder, hidden)?;
     let tensors = tensors(folder, &config)?;
-    let tokenizer = text_side(folder, &config)?.tokenizer;
-    Ok(EncoderCheckpoint { description, pooling, max_seq_length, tensors, tokenizer })
+    let family = config.text("model_type")?.unwrap_or_default().to_owned();
+    let text = text_side(folder, &config)?;
+    Ok(EncoderCheckpoint { format: FORMAT, family, description, pooling, max_seq_length, tensors, text })
 }
 
 /// The fields of the image processor, in a file of their own or within those of all processors.

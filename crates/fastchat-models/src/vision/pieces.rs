@@ -1,5 +1,5 @@
 //! A tower's layer in pieces, so that a large picture holds up nobody for long: rows go through matrices by themselves,
-//! heads through attention, and neither way of cutting changes a bit of a result.
+//! through attention head by head and of a large head some rows at a time; no way of cutting changes a bit of a result.
 
 use std::ops::Range;
 
@@ -26,9 +26,11 @@ const ATTENTION: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct LayerRun {
     stage: Stage,
-    /// Rows or heads of the stage that are done.
+    /// Rows of the stage that are done, in attention those of one head after the other.
     done: usize,
     parts: Vec<Tensor>,
+    /// Rows of a head of which some are missing.
+    head: Vec<Tensor>,
 }
 
 #[derive(Debug, Default)]
@@ -56,20 +58,38 @@ impl LayerRun {
         (spec, w): (&VisionLayer, &LayerWeights),
         mut budget: usize,
     ) -> Result<Option<Tensor>> {
-        let (rows, heads) = (x.dim(0)?, w.attention.qkv_spec.num_heads);
+        let (rows, heads) = (x.dim(0)?, w.attention.qkv_spec.num_kv_heads);
         loop {
-            let (all, least, cost) = match self.stage {
-                Stage::Inputs => (rows, LEAST_ROWS, input_cost(spec)),
-                Stage::Heads(_) => (heads, 1, head_cost(step, spec)),
-                Stage::Rest(_) => (rows, LEAST_ROWS, rest_cost(spec)),
+            let (all, cost) = match self.stage {
+                Stage::Inputs => (rows, input_cost(spec)),
+                Stage::Heads(_) => (heads * rows, head_cost(step, spec).div_ceil(rows)),
+                Stage::Rest(_) => (rows, rest_cost(spec)),
             };
-            let count = (budget / cost).max(least).min(all - self.done);
+            let mut count = (budget / cost).max(LEAST_ROWS).min(all - self.done);
             let range = self.done..self.done + count;
-            self.parts.push(match &self.stage {
-                Stage::Inputs => step.linear(&step.norm(&cut(x, 0, &range)?, &w.attn_norm)?, &w.attention.qkv)?,
-                Stage::Heads(qkv) => mixed(step, qkv, &w.attention, range)?,
-                Stage::Rest(mixed) => rest(step, &cut(x, 0, &range)?, &cut(mixed, 0, &range)?, (spec, w))?,
-            });
+            match &self.stage {
+                Stage::Inputs => {
+                    let normed = step.norm(&cut(x, 0, &range)?, &w.attn_norm)?;
+                    self.parts.push(step.linear(&normed, &w.attention.qkv)?);
+                }
+                Stage::Heads(qkv) => {
+                    let (of_head, start) = (range.start % rows, range.start / rows);
+                    if of_head == 0 && count >= rows {
+                        count -= count % rows;
+                        self.parts.push(mixed(step, qkv, &w.attention, (start..start + count / rows, 0..rows))?);
+                    } else {
+                        count = count.min(rows - of_head);
+                        let asked = of_head..of_head + count;
+                        self.head.push(mixed(step, qkv, &w.attention, (start..start + 1, asked))?);
+                        if of_head + count == rows {
+                            self.parts.push(joined(&std::mem::take(&mut self.head), 0)?);
+                        }
+                    }
+                }
+                Stage::Rest(mixed) => {
+                    self.parts.push(rest(step, &cut(x, 0, &range)?, &cut(mixed, 0, &range)?, (spec, w))?);
+                }
+            }
             self.done += count;
             if self.done == all {
                 self.done = 0;
@@ -94,11 +114,12 @@ fn input_cost(spec: &VisionLayer) -> usize {
     (a.heads * a.head_dim).saturating_mul((a.heads + 2 * a.kv_heads) * a.head_dim)
 }
 
-/// Of a head over all sequences.
+/// Of a head of keys, and of the heads of queries that read it, over all sequences.
 fn head_cost(step: &Step, spec: &VisionLayer) -> usize {
     let starts = &step.plan.batch.query_start;
     let pairs: usize = starts.windows(2).map(|ends| (ends[1] - ends[0]) as usize).map(|len| len * len).sum();
-    pairs.saturating_mul(2 * ATTENTION * spec.attention.head_dim).max(1)
+    let group = spec.attention.heads / spec.attention.kv_heads.max(1);
+    pairs.saturating_mul(2 * ATTENTION * group * spec.attention.head_dim).max(1)
 }
 
 /// Of a row after attention.
@@ -112,22 +133,28 @@ fn rest_cost(spec: &VisionLayer) -> usize {
     hidden.saturating_mul(hidden + inner)
 }
 
-/// Heads `range` of attention: `[rows, heads * head_dim]`.
-fn mixed(step: &Step, qkv: &Tensor, w: &AttentionWeights, range: Range<usize>) -> Result<Tensor> {
-    let (parts, attention) = (&w.qkv_spec, &w.attention);
-    let heads = parts.num_heads;
-    if range.len() == heads || parts.num_kv_heads != heads {
-        return Ok(step.kernels.full_attention(qkv, parts, attention, step.plan)?);
+/// Rows `asked` of attention by the heads of keys `heads`: `[asked, query heads * head_dim]`.
+fn mixed(
+    step: &Step,
+    qkv: &Tensor,
+    w: &AttentionWeights,
+    (heads, asked): (Range<usize>, Range<usize>),
+) -> Result<Tensor> {
+    let (all, attention) = (&w.qkv_spec, &w.attention);
+    if heads.len() == all.num_kv_heads {
+        return Ok(step.kernels.full_attention(qkv, all, attention, step.plan, asked)?);
     }
-    let width = parts.head_dim;
-    let of = |which: usize| {
-        let start = which * heads + range.start;
-        cut(qkv, 1, &(start * width..(start + range.len()) * width))
+    let (width, group) = (all.head_dim, all.num_heads / all.num_kv_heads);
+    let of = |before: usize, heads: Range<usize>| {
+        cut(qkv, 1, &((before + heads.start) * width..(before + heads.end) * width))
     };
-    let own = Tensor::cat(&[of(0)?, of(1)?, of(2)?], 1)?;
-    let parts = QkvSpec { num_heads: range.len(), num_kv_heads: range.len(), ..parts.clone() };
-    let attention = AttentionSpec { num_heads: range.len(), ..attention.clone() };
-    Ok(step.kernels.full_attention(&own, &parts, &attention, step.plan)?)
+    let q = of(0, heads.start * group..heads.end * group)?;
+    let (k, v) = (of(all.num_heads, heads.clone())?, of(all.num_heads + all.num_kv_heads, heads.clone())?);
+    let own = Tensor::cat(&[q, k, v], 1)?;
+    let num_heads = heads.len() * group;
+    let parts = QkvSpec { num_heads, num_kv_heads: heads.len(), ..all.clone() };
+    let attention = AttentionSpec { num_heads, ..attention.clone() };
+    Ok(step.kernels.full_attention(&own, &parts, &attention, step.plan, asked)?)
 }
 
 /// The halves of the layer after attention.

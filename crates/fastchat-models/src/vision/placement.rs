@@ -3,8 +3,7 @@
 
 use serde::Serialize;
 
-use super::processor::{Fitting, Pixels};
-use super::spec::VisionSpec;
+use super::processor::Fitting;
 
 /// Where a picture's rows stand.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -94,32 +93,16 @@ pub struct Grid {
     pub columns: usize,
 }
 
-impl VisionSpec {
-    /// Groups of one tile.
-    pub fn grid(&self, fitting: &Fitting) -> Grid {
-        self.groups(fitting.tile)
-    }
-
-    /// Groups of one tile of these pixels.
-    pub fn grid_of(&self, pixels: &Pixels) -> Grid {
-        self.groups((pixels.width, pixels.height))
-    }
-
-    fn groups(&self, (width, height): (usize, usize)) -> Grid {
-        let side = self.patch.size * self.patch.group;
-        Grid { lines: height / side, columns: width / side }
-    }
-
-    /// What replaces the marker of a picture of this fitting.
-    pub fn pieces(&self, fitting: &Fitting) -> Vec<Piece> {
-        let grid = self.grid(fitting);
+impl Placement {
+    /// What replaces the marker of a picture of this fitting, whose tiles have a grid of rows.
+    pub fn pieces(&self, fitting: &Fitting, grid: Grid) -> Vec<Piece> {
         let rows = grid.lines * grid.columns;
-        match &self.placement.framing {
+        match &self.framing {
             Framing::Between { before, after } => {
                 let all = Piece::Rows(rows * fitting.count());
                 before.iter().cloned().chain([all]).chain(after.iter().cloned()).collect()
             }
-            Framing::Marker => vec![Piece::Token(self.placement.marker)],
+            Framing::Marker => vec![Piece::Token(self.marker)],
             Framing::Lines { line_end, end } => {
                 let line = |line: usize| {
                     let after = if line + 1 == grid.lines { end } else { line_end };

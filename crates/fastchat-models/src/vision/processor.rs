@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::Picture;
+use super::decode::Picture;
 use super::resample::{Filter, resize};
 use crate::ModelError;
 

@@ -3,8 +3,8 @@
 
 use serde::Serialize;
 
-use super::placement::Placement;
-use super::processor::ProcessorSpec;
+use super::placement::{Grid, Piece, Placement};
+use super::processor::{Fitting, Pixels, ProcessorSpec};
 use crate::names::Names;
 use crate::spec::{Attention, Bias, Dense, Mlp, Norm, RopeSpec};
 
@@ -162,5 +162,25 @@ impl VisionSpec {
     /// Patches of a group.
     pub fn group(&self) -> usize {
         self.patch.group * self.patch.group
+    }
+
+    /// Groups of one tile.
+    pub fn grid(&self, fitting: &Fitting) -> Grid {
+        self.groups(fitting.tile)
+    }
+
+    /// Groups of one tile of these pixels.
+    pub fn grid_of(&self, pixels: &Pixels) -> Grid {
+        self.groups((pixels.width, pixels.height))
+    }
+
+    fn groups(&self, (width, height): (usize, usize)) -> Grid {
+        let side = self.patch.size * self.patch.group;
+        Grid { lines: height / side, columns: width / side }
+    }
+
+    /// What replaces the marker of a picture of this fitting.
+    pub fn pieces(&self, fitting: &Fitting) -> Vec<Piece> {
+        self.placement.pieces(fitting, self.grid(fitting))
     }
 }

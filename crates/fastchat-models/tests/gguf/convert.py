@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 # Architectures whose converters bring the rows of q and k into interleaved order.
 PERMUTED = {"llama", "granite", "smollm3"}
-ENCODERS = {"bert", "nomic-bert"}
+ENCODERS = {"bert", "modern-bert", "nomic-bert"}
 
 
 def read(folder: Path):
@@ -137,7 +137,7 @@ def metadata(c, arch):
     }
     optional = {
         "attention.layer_norm_rms_epsilon": get("rms_norm_eps"),
-        "attention.layer_norm_epsilon": get("norm_epsilon") or get("layer_norm_eps"),
+        "attention.layer_norm_epsilon": get("norm_epsilon") or get("layer_norm_eps") or get("norm_eps"),
         "attention.key_length": get("head_dim"),
         "attention.value_length": get("head_dim"),
         "attention.sliding_window": get("sliding_window"),
@@ -165,6 +165,12 @@ def metadata(c, arch):
         keys["block_count"] += c["num_nextn_predict_layers"]
     if arch in ENCODERS:
         keys |= {"attention.causal": False, "pooling_type": 2}
+    if arch == "modern-bert":
+        keys |= {
+            "rope.freq_base_swa": float(rope["sliding_attention"]["rope_theta"]),
+            "attention.sliding_window": c["local_attention"],
+            "attention.sliding_window_pattern": c["global_attn_every_n_layers"],
+        }
     if "mrope_section" in rope:
         keys["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     keys |= scaling(c, rope) | experts(c, arch) | latent(c, arch) | recurrent(c)
