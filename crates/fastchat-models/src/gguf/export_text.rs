@@ -90,9 +90,11 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
         set("ggml.bos_token_id", Entry::Whole(id));
     }
     let ends = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    // Readers put the first of them at the end.
-    let others = text.eos_token_ids.iter().copied().filter(|id| Some(*id) != end);
-    let ids: Vec<u32> = end.into_iter().chain(others).collect();
+    // Readers put the first of them at the end of a text.
+    let mut ids = text.eos_token_ids.clone();
+    if ids.is_empty() {
+        ids.extend(end);
+    }
     if ids.len() > ends.len() {
         let count = format!("{} tokens", ids.len());
         return Err(ModelError::unsupported(folder, "eos_token_id", count, "GGUF has keys for 3 that end a text"));
