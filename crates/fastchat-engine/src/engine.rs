@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::asides::Asides;
 use crate::command::Command;
+use crate::compilations::Compilations;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::MaskRules;
 use crate::device::open_device;
@@ -98,6 +99,7 @@ impl Engine {
             commands: sender.clone(),
             tokenizer: tokenizer.clone(),
             grammars: OnceLock::new(),
+            compilations: Compilations::default(),
             masks: MaskRules { watch: MaskWatch::new(config.masks.timeout), aside: config.masks.aside },
             info,
             stats: stats.clone(),

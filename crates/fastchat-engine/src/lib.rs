@@ -6,6 +6,7 @@ mod block_hash;
 pub mod block_manager;
 mod choice;
 mod command;
+mod compilations;
 mod config;
 mod constraint;
 mod delta;

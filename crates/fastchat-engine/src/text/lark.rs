@@ -5,26 +5,70 @@ use serde_json::Value;
 use super::Tokenizer;
 use super::schema::prepare;
 
+/// Stands around the control tokens of a marker; no marker has it.
+const FENCE: &str = "\0";
+
 /// A string, as itself.
 pub(crate) fn text(text: &str) -> String {
     if text.is_empty() { "\"\"".to_owned() } else { Value::from(text).to_string() }
 }
 
-/// A marker of a chat format: its control token where the vocabulary has one, its letters otherwise.
+/// A marker cut at the control tokens that the vocabulary has for it; the others are letters.
+fn pieces<'a>(tokenizer: &Tokenizer, fenced: &'a str) -> Vec<(Option<u32>, &'a str)> {
+    let cut = fenced.split(FENCE).enumerate().filter(|(_, piece)| !piece.is_empty());
+    cut.map(|(at, piece)| (tokenizer.token_to_id(piece).filter(|_| at % 2 == 1), piece)).collect()
+}
+
+fn joined(pieces: &[(Option<u32>, &str)]) -> String {
+    let spell = |&(token, piece): &(Option<u32>, &str)| token.map_or_else(|| text(piece), |id| format!("<[{id}]>"));
+    pieces.iter().map(spell).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a text without control tokens lacks a part of `marker`.
+pub(crate) fn has_token(tokenizer: &Tokenizer, marker: &str) -> bool {
+    tokenizer.fence(marker, FENCE).contains(FENCE)
+}
+
+/// A marker of a chat format: control tokens where the vocabulary has them, letters otherwise.
 pub(crate) fn marker(tokenizer: &Tokenizer, marker: &str) -> String {
-    match tokenizer.token_to_id(marker).filter(|&id| tokenizer.is_special(id)) {
-        Some(id) => format!("<[{id}]>"),
-        None => text(marker),
+    joined(&pieces(tokenizer, &tokenizer.fence(marker, FENCE)))
+}
+
+/// Any text of `length` characters up to and including `end`: what stands for it, and the rule called `name` if that
+/// needs one.
+pub(crate) fn until(tokenizer: &Tokenizer, name: &str, end: &str, length: Length) -> (String, String) {
+    let fenced = tokenizer.fence(end, FENCE);
+    let pieces = pieces(tokenizer, &fenced);
+    let Some(at) = pieces.iter().position(|(token, _)| token.is_some()) else {
+        return (name.to_owned(), format!("{name}[suffix={}]: /{}/\n", text(end), length.expression()));
+    };
+    // Letters before the token belong to the same expression: it would swallow them otherwise.
+    let letters: String = pieces[..at].iter().flat_map(|(_, piece)| piece.chars()).map(escaped).collect();
+    (format!("/{}{letters}/ {}", length.expression(), joined(&pieces[at..])), String::new())
+}
+
+fn escaped(letter: char) -> String {
+    format!("\\x{{{:X}}}", u32::from(letter))
+}
+
+/// How many characters a text may have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Length {
+    pub least: u64,
+    pub most: Option<u64>,
+}
+
+impl Length {
+    fn expression(self) -> String {
+        let Self { least, most } = self;
+        match most {
+            None if least == 0 => "(?s:.*)".to_owned(),
+            most => format!("(?s:.{{{least},{}}})", most.map_or_else(String::new, |most| most.to_string())),
+        }
     }
 }
 
 /// JSON that `schema` accepts; none for a schema that cannot be prepared, which its owner has refused before.
 pub(crate) fn json(schema: &Value) -> String {
     format!("%json {}", prepare(schema).unwrap_or(Value::Bool(false)))
-}
-
-/// Any text up to and including `end`.
-pub(crate) fn rule_until(name: &str, end: &str, longest: Option<u64>) -> String {
-    let body = longest.map_or_else(|| "(?s:.*)".to_owned(), |longest| format!("(?s:.{{0,{longest}}})"));
-    format!("{name}[suffix={}]: /{body}/\n", text(end))
 }

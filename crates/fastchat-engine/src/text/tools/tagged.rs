@@ -21,6 +21,10 @@ pub(super) struct Tagged {
     is_bare: bool,
     /// The call read last began behind a fence.
     fenced: bool,
+    /// A marker is followed by several objects, one a line.
+    lines: bool,
+    /// Behind such a marker, whose end has not come.
+    in_lines: bool,
 }
 
 impl Tagged {
@@ -37,7 +41,20 @@ impl Tagged {
             list: None,
             is_bare: false,
             fenced: false,
+            lines: false,
+            in_lines: false,
         }
+    }
+
+    /// With several objects between an opener and a closer, and no comma between them.
+    pub(super) fn lines(
+        openers: &'static [&'static str],
+        closers: &'static [&'static str],
+        names: Vec<String>,
+    ) -> Self {
+        // No fences: one's end begins with the line break between objects.
+        let finder = TagFinder::new(&[openers, closers]);
+        Self { lines: true, finder, ..Self::new(openers, closers, Some(names)) }
     }
 }
 
@@ -52,8 +69,9 @@ impl Format for Tagged {
         }
         if self.bare.is_some() && out.at_start() && !self.finder.is_holding() && matches!(letter, '{' | '[') {
             let mut list = ListReader::new("");
-            (self.is_bare, self.fenced) = (true, false);
-            if list.feed(letter, self.bare.as_deref(), out) == Progress::More {
+            (self.is_bare, self.fenced) = (!self.in_lines, false);
+            let known = if self.is_bare { self.bare.as_deref() } else { None };
+            if list.feed(letter, known, out) == Progress::More {
                 self.list = Some(list);
             }
             return;
@@ -62,12 +80,13 @@ impl Format for Tagged {
         let after_call = out.calls() > 0 && out.at_start();
         let is_closer = self.closers.contains(&tag) || (tag == FENCE_END && self.fenced);
         if is_closer && after_call {
-            self.fenced = false;
+            (self.fenced, self.in_lines) = (false, false);
         } else if is_closer || tag == FENCE_END || (tag == FENCE && !out.at_start()) {
             out.content_all(tag);
         } else {
             self.fenced = tag == FENCE;
             self.is_bare = self.fenced;
+            self.in_lines = self.lines && !self.fenced;
             self.list = Some(ListReader::new(tag));
         }
     }
