@@ -1,8 +1,6 @@
 //! Where requests enter: checks them on the caller's thread and hands them to the engine's. Loads nothing and computes
 //! nothing of a model.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -106,6 +104,10 @@ impl Front {
         let looks = media.as_ref().is_some_and(|media| !media.layout.markers.is_empty());
         let surroundings = looks.then(|| hashes.iter().fold(0, |all, &hash| hash_media(all, hash)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let seed = params
+            .seed
+            .map_or_else(getrandom::u64, Ok)
+            .map_err(|error| EngineError::Internal(format!("the system gave no random number for a seed: {error}")))?;
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
         let job = Job {
@@ -127,7 +129,7 @@ impl Front {
             media,
             prompt_logprobs: params.prompt_logprobs.map(|k| PromptLogprobsBuilder::new(k, shared.len(), vocab)),
             choices: ChoiceSeed {
-                seed: params.seed.unwrap_or_else(|| RandomState::new().hash_one(id)),
+                seed,
                 prompt: shared,
                 eos: self.info.eos_token_ids.as_slice().into(),
                 params: Arc::new(params),
