@@ -149,7 +149,7 @@ mod tests {
     fn until(what: impl Fn() -> bool) {
         let began = Instant::now();
         while !what() {
-            assert!(began.elapsed() < Duration::from_secs(60));
+            assert!(began.elapsed() < Duration::from_mins(1));
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn many_at_once_are_never_more_than_may_run() {
-        let compilations = Compilations { limit: Duration::from_secs(60), shared: Arc::default() };
+        let compilations = Compilations { limit: Duration::from_mins(1), shared: Arc::default() };
         let most = Mutex::new(0);
         std::thread::scope(|scope| {
             for number in 0..16 {
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_place_counts_towards_the_limit() {
-        let patient = Compilations { limit: Duration::from_secs(60), shared: Arc::default() };
+        let patient = Compilations { limit: Duration::from_mins(1), shared: Arc::default() };
         let hurried = Compilations { limit: Duration::from_millis(20), shared: patient.shared.clone() };
         let ((first, one), (second, two)) = (slow(), slow());
         std::thread::scope(|scope| {

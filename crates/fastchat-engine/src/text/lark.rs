@@ -72,3 +72,33 @@ impl Length {
 pub(crate) fn json(schema: &Value) -> String {
     format!("%json {}", prepare(schema).unwrap_or(Value::Bool(false)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::grammar_tests::END;
+    use super::super::test_vocabulary::{CONTROL, byte_level};
+    use super::super::{GrammarCompiler, GrammarSpec};
+    use super::{Length, has_token, marker, until};
+
+    #[test]
+    fn a_marker_may_have_a_control_token_inside() {
+        let tokenizer = byte_level();
+        let end = format!("</{}x>", CONTROL[0]);
+        assert_eq!(marker(&tokenizer, &end), "\"</\" <[256]> \"x>\"");
+        assert!(has_token(&tokenizer, &end) && !has_token(&tokenizer, "</x>"));
+        let length = Length { least: 1, most: Some(4) };
+        let accepts = |end: &str, text: &str| {
+            let (body, rule) = until(&tokenizer, "text", end, length);
+            let spec = GrammarSpec::Lark(format!("start: \"a\" {body} \"b\"\n{rule}"));
+            let mut matcher = GrammarCompiler::new(&tokenizer, &[END]).unwrap().compile(&spec).unwrap();
+            let ids = tokenizer.encode(text, false, true).unwrap();
+            ids.into_iter().all(|id| matcher.accept(id).is_ok()) && matcher.can_stop().unwrap()
+        };
+        for end in [end.as_str(), "</x>"] {
+            for (text, fits) in [("", false), ("c", true), ("<</", true), ("/c<\n", true), ("ccccc", false)] {
+                assert_eq!(accepts(end, &format!("a{text}{end}b")), fits, "{text:?} {end}");
+            }
+            assert!(!accepts(end, &format!("ac{}b", &end[1..])) && !accepts(end, "acb"));
+        }
+    }
+}

@@ -121,7 +121,9 @@ impl Writer<'_> {
             ToolFormat::Muse => self.blocks(&families::MUSE, &more),
             ToolFormat::DeepSeekV32 => self.blocks(&families::DEEPSEEK_V32, &more),
             ToolFormat::DeepSeekV4 => self.blocks(&families::DEEPSEEK_V4, &more),
-            ToolFormat::FunctionGemma | ToolFormat::Gemma4 | ToolFormat::Functionary => more(""),
+            ToolFormat::MistralNamed | ToolFormat::Functionary | ToolFormat::FunctionGemma | ToolFormat::Gemma4 => {
+                more("")
+            }
             ToolFormat::MiniMaxM1 => {
                 let (open, close) = (self.marker("<tool_calls>"), self.marker("</tool_calls>"));
                 format!("{open} \"\\n\" {} \"\\n\" {close}", more("\n"))
@@ -134,7 +136,6 @@ impl Writer<'_> {
                 format!("{open} \"[\" {} \"]\" {close}", more(", "))
             }
             ToolFormat::Llama3 => more("; "),
-            ToolFormat::MistralNamed => more(""),
             ToolFormat::MistralList => format!("{} \"[\" {} \"]\"", self.marker("[TOOL_CALLS]"), more(", ")),
             ToolFormat::Granite => format!("{} \"[\" {} \"]\"", self.marker("<|tool_call|>"), more(", ")),
             ToolFormat::Phi4 => {

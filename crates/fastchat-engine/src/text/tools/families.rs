@@ -1,5 +1,16 @@
 //! The tags of the families that write a tag per parameter. Data only: the parser and the grammar read it alike.
 
+/// How the name in a tag ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// With the tag.
+    Bare,
+    /// In a quote.
+    Quoted,
+    /// The same, and a parameter's tag says whether its value is text.
+    Marked,
+}
+
 /// How a family spells calls.
 #[derive(Debug)]
 pub(super) struct Tags {
@@ -12,10 +23,7 @@ pub(super) struct Tags {
     /// Before a parameter's name.
     pub parameter: &'static str,
     pub parameter_end: &'static str,
-    /// Names end in a quote.
-    pub quoted: bool,
-    /// A parameter's tag says whether its value is text.
-    pub marked: bool,
+    pub names: Names,
     /// A line break on either side of a value is not the value's.
     pub padded: bool,
     /// One pair of call tags is around all functions, not around each.
@@ -30,8 +38,7 @@ pub(super) static QWEN: Tags = Tags {
     function_end: "</function>",
     parameter: "<parameter=",
     parameter_end: "</parameter>",
-    quoted: false,
-    marked: false,
+    names: Names::Bare,
     padded: true,
     shared: false,
 };
@@ -42,7 +49,7 @@ pub(super) static MINIMAX_M2: Tags = Tags {
     function: "<invoke name=\"",
     function_end: "</invoke>",
     parameter: "<parameter name=\"",
-    quoted: true,
+    names: Names::Quoted,
     padded: false,
     shared: true,
     ..QWEN
@@ -64,7 +71,7 @@ pub(super) static DEEPSEEK_V32: Tags = Tags {
     function_end: "</｜DSML｜invoke>",
     parameter: "<｜DSML｜parameter name=\"",
     parameter_end: "</｜DSML｜parameter>",
-    marked: true,
+    names: Names::Marked,
     ..MINIMAX_M2
 };
 pub(super) static DEEPSEEK_V4: Tags =
@@ -76,18 +83,21 @@ const IS_TEXT: [(&str, bool); 2] = [(" string=\"true\"", true), (" string=\"fals
 impl Tags {
     /// Name and kind of value out of what stands between a tag's beginning and its `>`.
     pub fn header<'a>(&self, header: &'a str) -> Option<(&'a str, Option<bool>)> {
-        if !self.quoted {
+        if self.names == Names::Bare {
             return (!header.is_empty()).then_some((header, None));
         }
         let (name, rest) = header.split_once('"')?;
-        let says = IS_TEXT.iter().find(|(spelling, _)| self.marked && rest == *spelling).map(|&(_, is_text)| is_text);
+        let says = IS_TEXT
+            .iter()
+            .find(|(spelling, _)| self.names == Names::Marked && rest == *spelling)
+            .map(|&(_, is_text)| is_text);
         (!name.is_empty() && (says.is_some() || rest.is_empty())).then_some((name, says))
     }
 
     /// What follows a name.
     pub fn name_end(&self, is_text: Option<bool>) -> String {
-        let says = IS_TEXT.iter().find(|(_, kind)| self.marked && Some(*kind) == is_text);
-        let quote = if self.quoted { "\"" } else { "" };
+        let says = IS_TEXT.iter().find(|(_, kind)| self.names == Names::Marked && Some(*kind) == is_text);
+        let quote = if self.names == Names::Bare { "" } else { "\"" };
         format!("{quote}{}>", says.map_or("", |&(spelling, _)| spelling))
     }
 }

@@ -130,22 +130,20 @@ impl Gemma {
     }
 
     fn feed_value(&mut self, letter: char, out: &mut Events) {
-        match (self.plain, letter) {
-            _ if self.quoted => {}
-            (Some(true), _) => self.plain = Some(false),
-            (Some(false), '\\') => self.plain = Some(true),
-            (Some(false), '"') => self.plain = None,
-            (Some(false), _) => {}
-            (None, '"') => self.plain = Some(false),
-            (None, '{' | '[') => self.depth += 1,
-            (None, '}' | ']') => {
-                self.depth -= 1;
-                if self.depth == 0 {
-                    self.end_call(out);
-                    return;
-                }
+        if let Some(escaped) = self.plain.filter(|_| !self.quoted) {
+            let ends = letter == '"' && !escaped;
+            self.plain = (!ends).then_some(letter == '\\' && !escaped);
+        } else if !self.quoted {
+            match letter {
+                '"' => self.plain = Some(false),
+                '{' | '[' => self.depth += 1,
+                '}' | ']' => self.depth -= 1,
+                _ => {}
             }
-            _ => {}
+            if self.depth == 0 {
+                self.end_call(out);
+                return;
+            }
         }
         self.text.push(letter);
     }

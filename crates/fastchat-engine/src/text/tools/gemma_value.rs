@@ -20,7 +20,7 @@ struct Reader<'a> {
     depth: usize,
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn blanks(&mut self) {
         self.rest = self.rest.trim_start();
     }
@@ -39,14 +39,12 @@ impl<'a> Reader<'a> {
             if self.rest.is_empty() || self.rest.starts_with('}') {
                 return Some(fields);
             }
-            let key = match self.string() {
-                Some(key) => key?,
-                None => {
-                    let (key, _) =
-                        self.rest.split_once(':').filter(|(key, _)| !key.contains(['{', '}', '[', ']', ',']))?;
-                    self.rest = &self.rest[key.len()..];
-                    key.trim_end().to_owned()
-                }
+            let key = if self.at_string() {
+                self.string()?
+            } else {
+                let (key, _) = self.rest.split_once(':').filter(|(key, _)| !key.contains(['{', '}', '[', ']', ',']))?;
+                self.rest = &self.rest[key.len()..];
+                key.trim_end().to_owned()
             };
             self.blanks();
             if key.is_empty() || !self.take(":") {
@@ -55,26 +53,26 @@ impl<'a> Reader<'a> {
             let value = self.value(schema.and_then(|schema| schema["properties"].get(&key)))?;
             fields.insert(key, value);
             self.blanks();
-            if !self.take(",") && !(self.rest.is_empty() || self.rest.starts_with('}')) {
+            if !(self.take(",") || self.rest.is_empty() || self.rest.starts_with('}')) {
                 return None;
             }
         }
     }
 
-    /// A string in either kind of quotes, if one begins here; the inner `None` is one without an end.
-    fn string(&mut self) -> Option<Option<String>> {
+    /// Whether a string begins here, in either kind of quotes.
+    fn at_string(&self) -> bool {
+        self.rest.starts_with(self.quote) || self.rest.starts_with('"')
+    }
+
+    fn string(&mut self) -> Option<String> {
         if self.take(self.quote) {
-            let found = self.rest.split_once(self.quote);
-            self.rest = found.map_or(self.rest, |(_, rest)| rest);
-            return Some(found.map(|(text, _)| text.to_owned()));
-        }
-        if !self.rest.starts_with('"') {
-            return None;
+            let (text, rest) = self.rest.split_once(self.quote)?;
+            self.rest = rest;
+            return Some(text.to_owned());
         }
         let mut values = serde_json::Deserializer::from_str(self.rest).into_iter::<String>();
-        let text = values.next().and_then(Result::ok);
-        let end = values.byte_offset();
-        self.rest = if text.is_some() { &self.rest[end..] } else { self.rest };
+        let text = values.next()?.ok()?;
+        self.rest = &self.rest[values.byte_offset()..];
         Some(text)
     }
 
@@ -84,8 +82,8 @@ impl<'a> Reader<'a> {
             return None;
         }
         self.blanks();
-        let value = if let Some(text) = self.string() {
-            let text = text?;
+        let value = if self.at_string() {
+            let text = self.string()?;
             // Some write numbers as strings; the schema knows better.
             let kind = schema.and_then(|schema| schema["type"].as_str());
             if kind.is_none_or(|kind| kind == "string") { Value::String(text) } else { typed(&text, schema) }

@@ -10,6 +10,16 @@ use super::tags::TagFinder;
 const FENCE: &str = "```json";
 const FENCE_END: &str = "\n```";
 
+/// Where a marker is followed by several objects, one a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lines {
+    /// No marker is.
+    Never,
+    Outside,
+    /// Behind such a marker, whose end has not come.
+    Inside,
+}
+
 /// Markers, and the names that make bare JSON a call.
 #[derive(Debug)]
 pub(super) struct Tagged {
@@ -21,10 +31,7 @@ pub(super) struct Tagged {
     is_bare: bool,
     /// The call read last began behind a fence.
     fenced: bool,
-    /// A marker is followed by several objects, one a line.
-    lines: bool,
-    /// Behind such a marker, whose end has not come.
-    in_lines: bool,
+    lines: Lines,
 }
 
 impl Tagged {
@@ -41,8 +48,7 @@ impl Tagged {
             list: None,
             is_bare: false,
             fenced: false,
-            lines: false,
-            in_lines: false,
+            lines: Lines::Never,
         }
     }
 
@@ -54,7 +60,13 @@ impl Tagged {
     ) -> Self {
         // No fences: one's end begins with the line break between objects.
         let finder = TagFinder::new(&[openers, closers]);
-        Self { lines: true, finder, ..Self::new(openers, closers, Some(names)) }
+        Self { lines: Lines::Outside, finder, ..Self::new(openers, closers, Some(names)) }
+    }
+
+    fn enter(&mut self, place: Lines) {
+        if self.lines != Lines::Never {
+            self.lines = place;
+        }
     }
 }
 
@@ -69,7 +81,7 @@ impl Format for Tagged {
         }
         if self.bare.is_some() && out.at_start() && !self.finder.is_holding() && matches!(letter, '{' | '[') {
             let mut list = ListReader::new("");
-            (self.is_bare, self.fenced) = (!self.in_lines, false);
+            (self.is_bare, self.fenced) = (self.lines != Lines::Inside, false);
             let known = if self.is_bare { self.bare.as_deref() } else { None };
             if list.feed(letter, known, out) == Progress::More {
                 self.list = Some(list);
@@ -80,13 +92,14 @@ impl Format for Tagged {
         let after_call = out.calls() > 0 && out.at_start();
         let is_closer = self.closers.contains(&tag) || (tag == FENCE_END && self.fenced);
         if is_closer && after_call {
-            (self.fenced, self.in_lines) = (false, false);
+            self.fenced = false;
+            self.enter(Lines::Outside);
         } else if is_closer || tag == FENCE_END || (tag == FENCE && !out.at_start()) {
             out.content_all(tag);
         } else {
             self.fenced = tag == FENCE;
             self.is_bare = self.fenced;
-            self.in_lines = self.lines && !self.fenced;
+            self.enter(Lines::Inside);
             self.list = Some(ListReader::new(tag));
         }
     }

@@ -73,10 +73,9 @@ fn now() -> (&'static str, Value) {
     ("now", json!({}))
 }
 
-#[test]
-fn every_family_writes_two_calls() {
-    let two = [paris(), now()];
-    let text = |format: ToolFormat| match format {
+/// Both calls as a family writes them.
+fn two_calls(format: ToolFormat) -> &'static str {
+    match format {
         ToolFormat::Hermes => concat!(
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n",
             "<tool_call>\n{\"arguments\": {}, \"name\": \"now\"}\n</tool_call>"
@@ -172,9 +171,13 @@ fn every_family_writes_two_calls() {
             "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|><|tool_call>call:now{}<tool_call|>",
             "<|tool_response>"
         ),
-    };
+    }
+}
+
+#[test]
+fn every_family_writes_two_calls() {
     for format in ToolFormat::ALL {
-        check(format, text(format), "", &two);
+        check(format, two_calls(format), "", &[paris(), now()]);
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::events::Events;
-use super::families::Tags;
+use super::families::{Names, Tags};
 use super::json_call::MAX_NAME_BYTES;
 use super::tags::TagFinder;
 use super::{Format, ToolSpec};
@@ -98,24 +98,21 @@ impl Xml {
     /// Reads a tag up to its `>`; false if it is none.
     fn feed_header(&mut self, letter: char) -> bool {
         self.header.push(letter);
-        let blank = letter.is_whitespace() && !(self.tags.quoted && letter == ' ');
+        let blank = letter.is_whitespace() && !(self.tags.names != Names::Bare && letter == ' ');
         self.header.len() <= MAX_NAME_BYTES && !blank && letter != '<'
     }
 
     fn start_function(&mut self, out: &mut Events) {
-        match self.tags.header(&self.header) {
-            Some((name, None)) => {
-                out.start(name);
-                name.clone_into(&mut self.function);
-                self.raw.clear();
-                self.count = 0;
-                self.text.clear();
-                self.place = Place::Inside;
-            }
-            _ => {
-                self.raw.push('>');
-                self.give_up(out);
-            }
+        if let Some((name, None)) = self.tags.header(&self.header) {
+            out.start(name);
+            name.clone_into(&mut self.function);
+            self.raw.clear();
+            self.count = 0;
+            self.text.clear();
+            self.place = Place::Inside;
+        } else {
+            self.raw.push('>');
+            self.give_up(out);
         }
     }
 
