@@ -11,6 +11,7 @@ mod emulator;
 mod gated_delta;
 #[path = "../ops/gated_delta_case.rs"]
 mod gated_delta_case;
+mod in_place;
 mod linear;
 mod moe;
 mod qkv;
