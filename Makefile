@@ -72,11 +72,15 @@ lint: $(VENV)/dev $(VENV)/built
 	$(BIN)/python -m mypy.stubtest fastchat_rs._engine --allowlist tests/stubtest-allow.txt
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
 
-test: lint lint-cuda check-cuda models test-rust test-python
+# The first build of Rust leaves a core idle for minutes, in which nvcc can work.
+test:
+	$(MAKE) -j2 $(VENV)/built check-cuda
+	$(MAKE) lint lint-cuda models test-rust test-python
 
-# The environment comes first in PATH: the tests of GGUF files have them written by its gguf package.
+# The environment comes first in PATH: the tests of GGUF files have them written by its gguf package. The whole workspace,
+# though the binding has no test in it: its dependencies then have the features they were built with before.
 test-rust: $(VENV)/dev
-	PATH="$(abspath $(BIN)):$$PATH" $(CARGO) test --release --locked
+	PATH="$(abspath $(BIN)):$$PATH" $(CARGO) test --release --locked --workspace --tests
 
 test-python: dev
 	VIRTUAL_ENV=$(abspath $(VENV)) $(CARGO) build --release --locked -p fastchat-py --example faulty

@@ -111,7 +111,7 @@ class Wire:
     def reset(self) -> None:
         """Leaves with RST."""
         connection: Any = self.writer.get_extra_info("socket")
-        if connection is not None:
+        if connection is not None and connection.fileno() >= 0:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 

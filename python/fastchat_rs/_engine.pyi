@@ -399,6 +399,12 @@ class EngineStats:
     def forced_tokens(self) -> int:
         """Tokens appended without a step, because a grammar or a thinking budget left no other."""
     @property
+    def graph_steps(self) -> int:
+        """Steps that were replayed as graphs."""
+    @property
+    def graph_failure(self) -> str | None:
+        """Why no more graphs are captured; steps of other sizes run eagerly."""
+    @property
     def disk_hits(self) -> int:
         """Blocks read from the prefix cache on disk."""
     @property
@@ -455,6 +461,9 @@ class ModelInfo:
     @property
     def prefix_disk(self) -> str:
         """Whether blocks are kept on disk, in one line."""
+    @property
+    def graphs(self) -> str:
+        """Whether decode steps become graphs, in one line."""
 
 @final
 class Engine:
@@ -474,6 +483,7 @@ class Engine:
         max_queue: int = 512,
         enable_prefix_caching: bool = True,
         speculation: bool = True,
+        enforce_eager: bool = False,
         mask_timeout: float = 1.0,
         threads: int | None = None,
         skip_tokenizer_init: bool = False,
@@ -488,6 +498,7 @@ class Engine:
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
         `mmproj` is the file of the tower of a GGUF model that takes pictures; None takes the one beside the model.
         `prefix_cache_dir` keeps blocks of the prefix cache over a restart, at most `prefix_cache_size` bytes of them.
+        `enforce_eager` runs every step launch by launch, also where decode steps could become graphs.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
         """
     def submit(

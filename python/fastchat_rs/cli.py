@@ -123,6 +123,7 @@ def load(config: EngineConfig) -> "LLM":
         prefix_cache_dir=config.prefix_cache_dir,
         prefix_cache_size=config.prefix_cache_size,
         speculation=config.speculation,
+        enforce_eager=config.enforce_eager,
         threads=config.threads,
         chat_template=template,
         quantize=config.quantize,

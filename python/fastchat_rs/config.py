@@ -60,6 +60,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     speculation: Annotated[
         bool, Meta(description="Check ahead what the text suggests; the tokens chosen are the same, sooner")
     ] = True
+    enforce_eager: Annotated[bool, Meta(description="Launch every step of a GPU afresh, capture no CUDA graphs")] = (
+        False
+    )
     threads: Annotated[Count | None, Meta(description="Compute threads (default: what the machine grants)")] = None
     quantize: Annotated[
         Quantize | None,

@@ -2,12 +2,15 @@
 of the wheels that `fastchat-rs[cuda]` brings. The engine opens them, when a CUDA device is asked for.
 """
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
-from fastchat_rs._engine import check_kernels, probe_device
+from fastchat_rs._engine import ModelInfo, check_kernels, probe_device
 from fastchat_rs.config import check_device
+
+log = logging.getLogger("fastchat_rs")
 
 # CUDA 13 wheels share one folder; some components keep their own.
 _FOLDERS = ("cu13/lib", "cublas/lib", "curand/lib", "cuda_nvrtc/lib")
@@ -31,6 +34,13 @@ def placement(device: str) -> Placement:
     """Of a device that exists somewhere."""
     check_device(device)
     return {"device": device, "cuda_libraries": cuda_libraries()}
+
+
+def say_graphs(model: str, info: ModelInfo, enforce_eager: bool) -> None:
+    """Logs whether decode steps become graphs, where that is news: on a device that has them, or when asked."""
+    if enforce_eager or not info.kernels.startswith("cpu"):
+        nothing = "; enforce_eager changes nothing" if enforce_eager and info.kernels.startswith("cpu") else ""
+        log.info("graphs of decode steps: %s: %s%s", model, info.graphs, nothing)
 
 
 def kernel_findings(device: str) -> tuple[str, list[tuple[str, float, float, str | None]]]:

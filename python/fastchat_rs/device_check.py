@@ -80,7 +80,7 @@ def _family(folder: Path, device: str, bound: float) -> str:
 
 
 def _company(folder: Path, device: str) -> str:
-    """The same tokens alone and together, in whole and in cut prompts, from a cold and a warm cache."""
+    """The same tokens alone and together, in whole and in cut prompts, from a cold and a warm cache, without graphs."""
     ids = [int(token) for token in _golden(folder, "input_ids")]
     prompts = [ids[:_PROMPT], ids[5:_PROMPT], ids[:17]]
     params = [SamplingParams(temperature=0.8, seed=seed, max_tokens=_TOKENS, ignore_eos=True) for seed in range(3)]
@@ -94,12 +94,17 @@ def _company(folder: Path, device: str) -> str:
         runs["alone"] = [tokens(llm, slice(i, i + 1))[0] for i in range(3)]
         runs["cached"] = [tokens(llm, slice(i, i + 1))[0] for i in range(3)]
         runs["together"] = tokens(llm, slice(0, 3))
+        stats = llm.stats()
+    if stats.graph_failure is not None:
+        raise FailedError(f"graphs: {stats.graph_failure}")
+    with _load(folder, device, enforce_eager=True) as llm:
+        runs["eager"] = tokens(llm, slice(0, 3))
     with _load(folder, device, max_num_batched_tokens=16, enable_prefix_caching=False) as llm:
         runs["in pieces of 16"] = tokens(llm, slice(0, 3))
     for name, found in runs.items():
         if found != runs["alone"]:
             raise FailedError(f"{name}, requests yield other tokens than alone: {found}, {runs['alone']}")
-    return f"the same tokens {', '.join(runs)}"
+    return f"the same tokens {', '.join(runs)}; {stats.graph_steps} steps were replayed as graphs"
 
 
 def _golden(folder: Path, name: str) -> "NDArray[Any]":

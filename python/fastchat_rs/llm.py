@@ -35,7 +35,7 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.batches import Message, Prompt, conversations, progress_bar, several
 from fastchat_rs.config import Quantize, parse_bytes
-from fastchat_rs.device import placement
+from fastchat_rs.device import placement, say_graphs
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -97,9 +97,9 @@ class LLM:
     `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
     "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `prefix_cache_dir` keeps
     prefixes for later runs. `quantize` rounds matrices stored as floats to blocks of few bits. `mmproj` is the tower's
-    file of a GGUF model that takes pictures, if it is not beside the model. `skip_tokenizer_init=True` runs a folder
-    without tokenizer on token ids. Use it as a context manager, or call `shutdown`, to give the memory back. `embedder`
-    is there for a model that makes vectors or scores, and no text."""
+    file of a GGUF model that takes pictures, if it is not beside the model. `enforce_eager` launches each step of a GPU
+    afresh; a CPU does so anyway, and logs it. `skip_tokenizer_init=True` runs a folder without tokenizer on token ids.
+    `embedder` is there for models that make no text. Use it in `with`, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
@@ -117,6 +117,7 @@ class LLM:
         prefix_cache_dir: str | Path | None = None,
         prefix_cache_size: int | str = "4GiB",
         speculation: bool = True,
+        enforce_eager: bool = False,
         threads: int | None = None,
         chat_template: str | None = None,
         quantize: Quantize | None = None,
@@ -153,8 +154,10 @@ class LLM:
             prefix_cache_dir=prefix_cache_dir,
             prefix_cache_size=parse_bytes(str(prefix_cache_size), "prefix_cache_size"),
             speculation=speculation,
+            enforce_eager=enforce_eager,
             mmproj=mmproj or located.mmproj,
         )
+        say_graphs(self.model, self._decoder.info(), enforce_eager)
 
     def __enter__(self) -> "LLM":
         return self
@@ -339,11 +342,10 @@ class LLM:
         return places.plain(rendered), MediaPrompt(segments, [_image(*one) for one in found])
 
     def _token(self, token_id: int) -> str:
-        text = self._tokens.get(token_id)
-        if text is None:
+        if token_id not in self._tokens:
             raw = self._engine.token_bytes(token_id) if self.info.has_tokenizer else b""
-            text = self._tokens[token_id] = raw.decode("utf-8", "replace")
-        return text
+            self._tokens[token_id] = raw.decode("utf-8", "replace")
+        return self._tokens[token_id]
 
     def _collector(self, prompt: "_AnyPrompt", handle: Any) -> Collector:
         return Collector(handle, prompt if isinstance(prompt, str) else None, self._token)
@@ -396,12 +398,11 @@ class LLM:
         from fastchat_rs.server.bridge import Bridge
 
         loop = asyncio.get_running_loop()
-        bridge = self._bridges.get(loop)
-        if bridge is None:
+        if loop not in self._bridges:
             for old in [old for old in self._bridges if old.is_closed()]:
                 self._bridges.pop(old).close()
-            bridge = self._bridges[loop] = Bridge(self._engine)
-        return bridge
+            self._bridges[loop] = Bridge(self._engine)
+        return self._bridges[loop]
 
     async def _arun(
         self, prompts: "Sequence[_AnyPrompt]", params: list[SamplingParams], *, special: bool
@@ -473,9 +474,7 @@ class _Chats:
             changed["structured"] = self.format.after_thinking(prompt, params.structured)
         if self.format.needs_special_tokens and (tools or self.format.reasoning):
             changed["skip_special_tokens"] = False
-        if not changed:
-            return params
-        return SamplingParams(**{**{name: getattr(params, name) for name in _PARAMS}, **changed})
+        return SamplingParams(**{**{name: getattr(params, name) for name in _PARAMS}, **changed}) if changed else params
 
     def read(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
         return [self._taken_apart(prompt, output) for prompt, output in zip(self.texts, outputs, strict=True)]

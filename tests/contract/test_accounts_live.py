@@ -105,6 +105,9 @@ def test_a_key_sees_only_its_models(guarded: Guarded) -> None:
 
 
 def test_requests_a_minute(guarded: Guarded) -> None:
+    # The window slides by minutes of the clock: where one begins, a part of what was used is free again.
+    if (rest := 60 - time.time() % 60) < 5:
+        time.sleep(rest)
     for left in (2, 1, 0):
         response = guarded.post("few", max_tokens=1)
         assert response.status_code == 200

@@ -18,6 +18,7 @@ const MAX_MASK_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// How to load a model and how much to run at once.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct EngineConfig {
     /// Where the model runs.
     pub device: DeviceChoice,
@@ -37,6 +38,8 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Whether tokens that the text suggests are checked ahead (prompt lookup); the tokens chosen are the same.
     pub speculation: bool,
+    /// Runs every step launch by launch, also on devices that capture decode steps as graphs.
+    pub enforce_eager: bool,
     /// How long masks of constrained texts may take.
     pub masks: MaskLimits,
     /// Threads of the CPU kernels; `None` is what the process may use.
@@ -65,6 +68,7 @@ impl Default for EngineConfig {
             max_queue: 512,
             enable_prefix_caching: true,
             speculation: true,
+            enforce_eager: false,
             masks: MaskLimits::default(),
             threads: None,
             skip_tokenizer_init: false,

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::asides::Asides;
 use crate::command::Command;
+use crate::compilations::Compilations;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::MaskRules;
 use crate::device::open_device;
@@ -90,7 +91,8 @@ impl Engine {
             scheduler.tell_news();
         }
         let figures = disk.as_ref().map(PrefixDisk::figures);
-        let runner = Runner::new(model.decoder, kernels, &memory)?;
+        let runner = Runner::new(model.decoder, kernels, &memory, &config)?;
+        info.graphs = runner.graphs_line();
         let total_blocks = memory.num_blocks;
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };
         let stats = Arc::new(Mutex::new(idle));
@@ -98,6 +100,7 @@ impl Engine {
             commands: sender.clone(),
             tokenizer: tokenizer.clone(),
             grammars: OnceLock::new(),
+            compilations: Compilations::default(),
             masks: MaskRules { watch: MaskWatch::new(config.masks.timeout), aside: config.masks.aside },
             info,
             stats: stats.clone(),
@@ -221,7 +224,7 @@ impl Engine {
     /// Counters since the start and gauges of now.
     pub fn stats(&self) -> EngineStats {
         let disk = self.figures.as_ref().map(DiskFigures::stats).unwrap_or_default();
-        EngineStats { disk, ..*self.front.stats.lock() }
+        EngineStats { disk, ..self.front.stats.lock().clone() }
     }
 
     /// What was loaded.
@@ -265,7 +268,7 @@ fn warm_up(front: &Weak<Front>) {
     for left in (0..WARM_UP_LOOKS).rev() {
         std::thread::sleep(WARM_UP_PAUSE);
         let Some(front) = front.upgrade() else { return };
-        let stats = *front.stats.lock();
+        let stats = front.stats.lock().clone();
         if left == 0 || (stats.running == 0 && stats.waiting == 0) {
             // What is wrong with it the first constrained request says.
             let _ = front.tokenizer.as_ref().map(|tokenizer| front.compiler(tokenizer).is_ok());

@@ -1,8 +1,6 @@
 //! Where requests enter: checks them on the caller's thread and hands them to the engine's. Loads nothing and computes
 //! nothing of a model.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -13,6 +11,7 @@ use parking_lot::Mutex;
 use crate::block_hash::hash_media;
 use crate::choice::ChoiceSeed;
 use crate::command::{Command, Job, Queued};
+use crate::compilations::Compilations;
 use crate::config::{Prompt, Request};
 use crate::constraint::{Constraint, MaskRules};
 use crate::doorbell::Doorbell;
@@ -23,7 +22,7 @@ use crate::media::{Expanded, Expander};
 use crate::prompt_logprobs::PromptLogprobsBuilder;
 use crate::scheduler::Submission;
 use crate::slot::{Slot, SlotOwner};
-use crate::text::{GrammarCompiler, GrammarSpec, TextError, Thinking, Tokenizer};
+use crate::text::{GrammarCompiler, GrammarSpec, Matcher, TextError, Thinking, Tokenizer};
 
 /// What submitting needs.
 #[derive(Debug)]
@@ -31,7 +30,8 @@ pub(crate) struct Front {
     pub commands: Sender<Command>,
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Built when the engine is idle after its start: its trie takes up to a second for a large vocabulary.
-    pub grammars: OnceLock<Result<GrammarCompiler, TextError>>,
+    pub grammars: OnceLock<Result<Arc<GrammarCompiler>, TextError>>,
+    pub compilations: Compilations,
     /// Of constraints.
     pub masks: MaskRules,
     pub info: ModelInfo,
@@ -104,6 +104,10 @@ impl Front {
         let looks = media.as_ref().is_some_and(|media| !media.layout.markers.is_empty());
         let surroundings = looks.then(|| hashes.iter().fold(0, |all, &hash| hash_media(all, hash)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let seed = params
+            .seed
+            .map_or_else(getrandom::u64, Ok)
+            .map_err(|error| EngineError::Internal(format!("the system gave no random number for a seed: {error}")))?;
         let shared: Arc<[u32]> = prompt.as_slice().into();
         let slot = Arc::new(Slot::new(id, shared.clone(), params.n, doorbell));
         let job = Job {
@@ -125,7 +129,7 @@ impl Front {
             media,
             prompt_logprobs: params.prompt_logprobs.map(|k| PromptLogprobsBuilder::new(k, shared.len(), vocab)),
             choices: ChoiceSeed {
-                seed: params.seed.unwrap_or_else(|| RandomState::new().hash_one(id)),
+                seed,
                 prompt: shared,
                 eos: self.info.eos_token_ids.as_slice().into(),
                 params: Arc::new(params),
@@ -141,18 +145,32 @@ impl Front {
     /// One constraint per choice, compiled and forked here so that the engine's thread does neither.
     fn constraints(&self, spec: &GrammarSpec, n: u32) -> Result<Vec<Constraint>, EngineError> {
         let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer("structured"))?;
-        let first = self.compiler(tokenizer).as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(spec));
-        let first = first.and_then(|matcher| Constraint::new(matcher, self.masks.clone()));
-        let first = first.map_err(|error| EngineError::invalid("structured", error.to_string()))?;
+        let wrong = |error: TextError| EngineError::invalid("structured", error.to_string());
+        let compiler = self.compiler(tokenizer).as_ref().map_err(|error| wrong(error.clone()))?;
+        let matcher = match compiler.known(spec).map_err(wrong)? {
+            Some(matcher) => matcher,
+            None => self.compile(compiler, spec)?.map_err(wrong)?,
+        };
+        let first = Constraint::new(matcher, self.masks.clone()).map_err(wrong)?;
         let mut all: Vec<Constraint> = (1..n).map(|_| first.fork()).collect();
         all.push(first);
         Ok(all)
     }
 
-    pub fn compiler(&self, tokenizer: &Arc<Tokenizer>) -> &Result<GrammarCompiler, TextError> {
+    fn compile(
+        &self,
+        compiler: &Arc<GrammarCompiler>,
+        spec: &GrammarSpec,
+    ) -> Result<Result<Matcher, TextError>, EngineError> {
+        let name = spec.name();
+        let (compiler, spec) = (compiler.clone(), spec.clone());
+        self.compilations.run(move || compiler.compile(&spec)).map_err(|why| why.error(name))
+    }
+
+    pub fn compiler(&self, tokenizer: &Arc<Tokenizer>) -> &Result<Arc<GrammarCompiler>, TextError> {
         self.grammars.get_or_init(|| {
             let ends = self.info.eos_token_ids.iter().copied().filter(|&id| (id as usize) < tokenizer.vocab_size());
-            GrammarCompiler::forcing(tokenizer, &ends.collect::<Vec<_>>())
+            GrammarCompiler::forcing(tokenizer, &ends.collect::<Vec<_>>()).map(Arc::new)
         })
     }
 

@@ -1,6 +1,7 @@
 //! What was loaded, and how the engine is doing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fastchat_models::{GenerationDefaults, LoadedModel};
 
@@ -10,7 +11,7 @@ use crate::prefix_disk::DiskStats;
 use crate::text::Tokenizer;
 
 /// Counters since the start and gauges of now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Whether requests can be served.
     pub alive: bool,
@@ -38,6 +39,10 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
     /// Tokens appended without a step, because nothing else could follow.
     pub forced_tokens: u64,
+    /// Steps that were replayed as graphs.
+    pub graph_steps: u64,
+    /// Why no more graphs are captured; steps of other sizes run eagerly.
+    pub graph_failure: Option<Arc<str>>,
     /// The prefix cache on disk.
     pub disk: DiskStats,
 }
@@ -77,6 +82,8 @@ pub struct ModelInfo {
     pub memory: MemoryPlan,
     /// Whether blocks are kept on disk, in one line.
     pub prefix_disk: String,
+    /// Whether decode steps become graphs, in one line.
+    pub graphs: String,
 }
 
 impl ModelInfo {
@@ -107,6 +114,7 @@ impl ModelInfo {
             spec,
             memory,
             prefix_disk: "off".to_owned(),
+            graphs: "off".to_owned(),
         })
     }
 }

@@ -1,17 +1,20 @@
-//! Turns a scheduled batch into the model's flat arrays, runs it, and gives the rows of logits back by sequence. Owns
-//! the decoder and its cache; knows nothing of requests.
+//! Turns a scheduled batch into the model's flat arrays, runs it, eagerly or as a graph, and gives the rows of logits back
+//! by sequence. Owns the decoder and its cache; knows nothing of requests.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
-use fastchat_kernels::{BLOCK_SIZE, Fault, ForwardBatch, Kernels, SampleRow, SampledToken};
+use fastchat_kernels::{Fault, ForwardBatch, Kernels, SampleRow, SampledToken};
 use fastchat_models::vision::Media;
-use fastchat_models::{Cache, Decoder, ModelError};
+use fastchat_models::{Cache, DecodeStep, Decoder, ModelError};
 
+use crate::config::EngineConfig;
 use crate::device::StepError;
 use crate::error::EngineError;
+use crate::forward::forward_batch;
+use crate::graphs::{Captured, Graphs};
 use crate::media::ActiveMedia;
 use crate::memory::MemoryPlan;
 use crate::scheduler::{ScheduledBatch, Scheduler};
@@ -19,9 +22,11 @@ use crate::scheduler::{ScheduledBatch, Scheduler};
 /// The model and its memory.
 #[derive(Debug)]
 pub(crate) struct Runner {
-    decoder: Decoder,
+    decoder: Arc<Decoder>,
     kernels: Arc<dyn Kernels>,
-    cache: Cache,
+    cache: Arc<Cache>,
+    /// Or why there are none, in one line.
+    graphs: Result<Graphs, String>,
 }
 
 /// Logits of one step.
@@ -34,9 +39,47 @@ pub(crate) struct Logits {
 }
 
 impl Runner {
-    pub fn new(decoder: Decoder, kernels: Arc<dyn Kernels>, plan: &MemoryPlan) -> Result<Self, EngineError> {
-        let cache = decoder.new_cache(plan.num_blocks, plan.num_state_slots.unwrap_or(0), plan.kv_dtype)?;
-        Ok(Self { decoder, kernels, cache })
+    pub fn new(
+        decoder: Decoder,
+        kernels: Arc<dyn Kernels>,
+        plan: &MemoryPlan,
+        config: &EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let wanted = if !kernels.captures() {
+            Err(format!("{} has none", kernels.name()))
+        } else if config.enforce_eager {
+            Err("enforce_eager".to_owned())
+        } else if !DecodeStep::serves(&decoder) {
+            Err("this model has layers whose steps the host looks at".to_owned())
+        } else {
+            Ok(())
+        };
+        let spare = usize::from(wanted.is_ok());
+        let cache = decoder.new_cache(plan.num_blocks + spare, plan.num_state_slots.unwrap_or(0), plan.kv_dtype)?;
+        let (decoder, cache) = (Arc::new(decoder), Arc::new(cache));
+        let of = Captured {
+            decoder: &decoder,
+            kernels: &kernels,
+            cache: &cache,
+            max_num_seqs: config.max_num_seqs,
+            max_model_len: plan.max_model_len,
+            spare: plan.num_blocks as u32,
+        };
+        let graphs = wanted.and_then(|()| Graphs::new(&of).map_err(|error| error.to_string()));
+        Ok(Self { decoder, kernels, cache, graphs })
+    }
+
+    /// Whether decode steps become graphs, in one line.
+    pub fn graphs_line(&self) -> String {
+        match &self.graphs {
+            Ok(graphs) => format!("on, for decode steps of up to {} sequences", graphs.most()),
+            Err(why) => format!("off: {why}"),
+        }
+    }
+
+    /// Steps that were replayed as graphs, and why no more of them are captured.
+    pub fn graphs_so_far(&self) -> (u64, Option<Arc<str>>) {
+        self.graphs.as_ref().map_or((0, None), |graphs| (graphs.replays(), graphs.failure()))
     }
 
     /// The model.
@@ -46,7 +89,7 @@ impl Runner {
 
     /// Computes the batch, in which requests that `pictures` names have some.
     pub fn run(
-        &self,
+        &mut self,
         batch: &ScheduledBatch,
         scheduler: &Scheduler,
         pictures: &HashMap<u64, ActiveMedia>,
@@ -54,7 +97,16 @@ impl Runner {
         let (mut forward, rows) = forward_batch(batch, scheduler);
         let media =
             if pictures.is_empty() { Media::default() } else { add_media(&mut forward, batch, scheduler, pictures) };
-        let tensor = self.decoder.forward_media(&forward, &media, &self.cache).map_err(|error| self.judge(error))?;
+        let captured = match &mut self.graphs {
+            Ok(graphs) if media.placed.is_empty() && media.looking.is_empty() => graphs.run(&mut forward),
+            _ => Ok(None),
+        };
+        let tensor = match captured {
+            Ok(Some(tensor)) => Ok(tensor),
+            Ok(None) => self.decoder.forward_media(&forward, &media, &self.cache),
+            Err(error) => Err(error),
+        };
+        let tensor = tensor.map_err(|error| self.judge(error))?;
         Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
     }
 
@@ -126,35 +178,6 @@ fn add_media<'a>(
         active.place(tokens, rows.start, &mut media);
     }
     media
-}
-
-fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardBatch, Vec<Range<usize>>) {
-    let mut forward = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() };
-    let mut rows = Vec::with_capacity(batch.sequences.len());
-    for scheduled in &batch.sequences {
-        let sequence = scheduler.sequence(scheduled.id).expect("scheduled sequences are live; this is a bug");
-        let (start, end) = (scheduled.start, scheduled.end + scheduled.draft.len());
-        let first_token = forward.token_ids.len() as u32;
-        forward.token_ids.extend_from_slice(&sequence.tokens[start..scheduled.end]);
-        forward.token_ids.extend_from_slice(&scheduled.draft);
-        forward.positions.extend(start as u32..end as u32);
-        forward.slot_mapping.extend((start..end).map(|position| {
-            sequence.block_table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
-        }));
-        let last_token = forward.token_ids.len() as u32;
-        forward.query_start.push(last_token);
-        forward.context_lens.push(end as u32);
-        forward.block_tables.push(sequence.block_table.clone());
-        forward.states.extend(scheduled.state.clone());
-        let first_row = forward.logits_rows.len();
-        if scheduled.prompt_logits {
-            forward.logits_rows.extend(first_token..last_token);
-        } else if scheduled.samples {
-            forward.logits_rows.extend(last_token - 1 - scheduled.draft.len() as u32..last_token);
-        }
-        rows.push(first_row..forward.logits_rows.len());
-    }
-    (forward, rows)
 }
 
 impl Logits {

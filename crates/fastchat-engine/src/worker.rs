@@ -333,6 +333,7 @@ impl Worker {
         let scheduler = &self.scheduler;
         let stats = &mut self.book.counters;
         stats.alive = alive;
+        (stats.graph_steps, stats.graph_failure) = self.runner.graphs_so_far();
         stats.running = scheduler.num_running();
         stats.waiting = scheduler.num_waiting() + self.encoder.len() + self.disk.as_ref().map_or(0, PrefixDisk::len);
         stats.free_blocks = scheduler.blocks().num_free();
@@ -340,7 +341,7 @@ impl Worker {
         stats.preemptions = scheduler.stats().preemptions;
         stats.draft_tokens = scheduler.stats().draft_tokens;
         stats.accepted_tokens = scheduler.stats().accepted_tokens;
-        *self.stats.lock() = *stats;
+        self.stats.lock().clone_from(stats);
     }
 
     fn ring(&mut self) {

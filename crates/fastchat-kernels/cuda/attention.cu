@@ -43,8 +43,8 @@ struct Attention {
     int sequences, tokens, heads, kv_heads, dim, v_dim;
     /// 0: none.
     int window;
-    /// Blocks that share a walk, and spans of each; `spans` is what the longest context has.
-    int splits, spans_per_split, spans;
+    /// Blocks that share a walk: each has every `splits`th span. `spans` is what the longest context may have.
+    int splits, spans;
 };
 
 /// A row's softmax so far: with the sum of weights and of weighted values, relative to the maximum.
@@ -118,8 +118,6 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
     const int oldest = static_cast<int>(a.positions[token_of(0)]) + 1 - a.window;
     const int from = a.window > 0 ? max(oldest, 0) : 0;
     const int first_span = from / SPAN, end_span = (until + SPAN - 1) / SPAN;
-    const int own_first = max(first_span, split * a.spans_per_split);
-    const int own_end = min(end_span, (split + 1) * a.spans_per_split);
     const size_t part = a.v_dim + 2;
     const auto part_at = [&](int row, int span) {
         return a.parts + ((static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.spans + span) * part;
@@ -133,7 +131,7 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
     for (int i = thread; i < ROWS * a.v_dim; i += THREADS) values[i] = 0.f;
     if (thread < ROWS) soft[thread] = {-INFINITY, 0.f};
 
-    for (int span = own_first; span < own_end; ++span) {
+    for (int span = first_span + split; span < end_span; span += a.splits) {
         for (int i = thread; i < ROWS * a.v_dim; i += THREADS) span_values[i] = 0.f;
         if (thread < ROWS) span_soft[thread] = {-INFINITY, 0.f};
         const int span_end = min(until, (span + 1) * SPAN);

@@ -15,9 +15,10 @@ struct Qkv {
     const float* qkv;
     const float* q_weight;
     const float* k_weight;
-    /// f32 [tokens, half], or null for layers without positions.
+    /// f32 [.., half], or null for layers without positions; and the row of each token, or null: a row for each token.
     const float* cos;
     const float* sin;
+    const unsigned* angles;
     const unsigned* slots;
     /// f32 [tokens, heads * head_dim].
     float* q;
@@ -26,6 +27,9 @@ struct Qkv {
     float eps;
     int tokens, heads, kv_heads, head_dim, half, scope, interleaved;
 };
+
+/// The row of angles by which a token turns.
+__device__ __forceinline__ size_t angle_row(const unsigned* angles, size_t token) { return angles == nullptr ? token : angles[token]; }
 
 /// Where the elements of one head of one token start in a cache of heads of `dim`.
 __device__ __forceinline__ size_t cached_at(unsigned slot, int kv_heads, int head, int dim) {
@@ -83,8 +87,9 @@ __global__ void qk_norm_rope_write(Qkv a) {
         }
     };
     const int half = a.cos == nullptr ? 0 : a.half;
+    const size_t angle = half > 0 ? angle_row(a.angles, token) * half : 0;
     for (int i = lane; i < half; i += WARP) {
-        const float cos = a.cos[static_cast<size_t>(token) * half + i], sin = a.sin[static_cast<size_t>(token) * half + i];
+        const float cos = a.cos[angle + i], sin = a.sin[angle + i];
         int first, second;
         pair_at(i, half, a.interleaved, first, second);
         const float u = normed(first), v = normed(second);
@@ -95,12 +100,12 @@ __global__ void qk_norm_rope_write(Qkv a) {
 }
 
 /// Rotates 2 * half elements of each head of x, from `start` on; a warp per head.
-__global__ void rope(const float* x, const float* cos, const float* sin, float* out, long long heads, int heads_per_token,
-                     int dim, int half, int start, int interleaved) {
+__global__ void rope(const float* x, const float* cos, const float* sin, const unsigned* angles, float* out, long long heads,
+                     int heads_per_token, int dim, int half, int start, int interleaved) {
     const long long item = static_cast<long long>(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (item >= heads) return;
     const int lane = threadIdx.x % WARP;
-    const size_t at = static_cast<size_t>(item) * dim, angle = static_cast<size_t>(item / heads_per_token) * half;
+    const size_t at = static_cast<size_t>(item) * dim, angle = angle_row(angles, item / heads_per_token) * half;
     for (int i = lane; i < half; i += WARP) {
         int first, second;
         pair_at(i, half, interleaved, first, second);
@@ -137,12 +142,13 @@ extern "C" int EXPORT(qk_norm_rope_write)(const Qkv* a, int element, void* strea
     return launched();
 }
 
-/// x [tokens, heads * dim]; cos and sin [tokens, half].
-extern "C" int EXPORT(rope)(const float* x, const float* cos, const float* sin, float* out, int tokens, int heads, int dim,
-                            int half, int start, int interleaved, void* stream) {
+/// x [tokens, heads * dim]; cos and sin [.., half], of which each token has the row that `angles` says, or its own.
+extern "C" int EXPORT(rope)(const float* x, const float* cos, const float* sin, const unsigned* angles, float* out, int tokens,
+                            int heads, int dim, int half, int start, int interleaved, void* stream) {
     const long long all = static_cast<long long>(tokens) * heads;
     if (all > 0) {
-        LAUNCH(rope, ceil_div(all, WARPS), THREADS, 0, stream, x, cos, sin, out, all, heads, dim, half, start, interleaved);
+        LAUNCH(rope, ceil_div(all, WARPS), THREADS, 0, stream, x, cos, sin, angles, out, all, heads, dim, half, start,
+               interleaved);
     }
     return launched();
 }

@@ -3,6 +3,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::StepRoom;
+
 /// What the scheduler's batch becomes on its way to the model: flat, no padding.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardBatch {
@@ -110,16 +112,46 @@ impl ForwardBatch {
 pub struct Plan {
     /// The batch itself.
     pub batch: ForwardBatch,
-    /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`.
+    /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`, or `[room.context, ..]`.
     pub rope: Vec<(Tensor, Tensor)>,
     /// The batch's arrays where a device can read them, if the backend needs that.
     #[cfg_attr(not(any(emulated, feature = "cuda")), allow(dead_code))] // the CPU reads the batch itself
     pub(crate) uploaded: Option<Tensor>,
+    /// Bounds of a plan that is written over from step to step; its own `batch` says the shape and nothing else.
+    pub room: Option<StepRoom>,
 }
 
 impl Plan {
     /// For backends that read the batch on the host.
     pub fn new(batch: ForwardBatch, rope: Vec<(Tensor, Tensor)>) -> Self {
-        Self { batch, rope, uploaded: None }
+        Self { batch, rope, uploaded: None, room: None }
+    }
+
+    /// A plan that is written over, without arrays but for `rope`, in which a backend has what all its steps share.
+    pub fn lasting(room: StepRoom, rope: Vec<(Tensor, Tensor)>) -> Self {
+        Self { room: Some(room), ..Self::new(room.template(), rope) }
+    }
+
+    /// The first `sequences` of a plan that is written over, in the same memory.
+    ///
+    /// # Errors
+    /// When it has fewer, or is not written over.
+    pub fn first(&self, sequences: usize) -> Result<Self> {
+        let Some(room) = self.room.filter(|room| sequences <= room.sequences) else {
+            bail!("{sequences} sequences of a plan for {:?}", self.room)
+        };
+        let room = StepRoom { sequences, ..room };
+        Ok(Self { uploaded: self.uploaded.clone(), ..Self::lasting(room, self.rope.clone()) })
+    }
+
+    /// Refuses a cache of `blocks` blocks that what is written over this plan may leave.
+    ///
+    /// # Errors
+    /// When the plan allows more.
+    pub fn check_cache(&self, blocks: usize) -> Result<()> {
+        match self.room {
+            Some(room) if room.blocks > blocks => bail!("a plan for {} blocks, a cache of {blocks}", room.blocks),
+            _ => Ok(()),
+        }
     }
 }

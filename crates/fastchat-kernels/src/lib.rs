@@ -11,6 +11,7 @@ pub mod cuda;
 pub mod device;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
+mod graph;
 mod linear;
 mod mapped;
 #[cfg(feature = "cuda")]
@@ -27,6 +28,7 @@ pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
 pub use device::{DeviceChoice, DeviceMemory, Fault};
 #[cfg(feature = "cuda-emulator")]
 pub use emulated::{Emulated, emulated};
+pub use graph::{Capture, Graph, StepRoom, Work};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{

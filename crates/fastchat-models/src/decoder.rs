@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use fastchat_kernels::{ForwardBatch, Kernels, Rope};
+use fastchat_kernels::{ForwardBatch, Kernels, Plan, Rope};
 
 use crate::ModelError;
 use crate::cache::{Cache, bytes_per_block, bytes_per_state_slot};
@@ -22,10 +22,10 @@ type Result<T> = std::result::Result<T, ModelError>;
 #[derive(Debug)]
 pub struct Decoder {
     spec: DecoderSpec,
-    kernels: Arc<dyn Kernels>,
+    pub(crate) kernels: Arc<dyn Kernels>,
     max_model_len: usize,
     kv_dtype: DType,
-    ropes: Vec<Rope>,
+    pub(crate) ropes: Vec<Rope>,
     weights: DecoderWeights,
 }
 
@@ -101,8 +101,14 @@ impl Decoder {
     /// # Errors
     /// As `forward`; also pictures that do not fit the batch.
     pub fn forward_media(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
-        let rows = self.rows(batch, media, cache)?;
-        if batch.logits_rows.is_empty() {
+        media.check(batch.num_tokens())?;
+        self.logits(&self.plan(batch, cache)?, media, cache)
+    }
+
+    /// Logits of a step that is planned.
+    pub(crate) fn logits(&self, plan: &Plan, media: &Media, cache: &Cache) -> Result<Tensor> {
+        let rows = self.rows(plan, media, cache)?;
+        if plan.batch.logits_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
         }
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
@@ -118,15 +124,18 @@ impl Decoder {
     /// # Errors
     /// As `forward`.
     pub fn hidden(&self, batch: &ForwardBatch, cache: &Cache) -> Result<Tensor> {
-        self.rows(batch, &Media::default(), cache)
+        self.rows(&self.plan(batch, cache)?, &Media::default(), cache)
     }
 
-    fn rows(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Tensor> {
+    fn plan(&self, batch: &ForwardBatch, cache: &Cache) -> Result<Plan> {
         self.check(batch, cache)?;
-        media.check(batch.num_tokens())?;
-        let plan = self.kernels.plan(batch, &self.ropes)?;
-        let step = Step { kernels: self.kernels.as_ref(), plan: &plan };
-        let rows = self.kernels.embed(&self.weights.embed, &batch.token_ids)?;
+        Ok(self.kernels.plan(batch, &self.ropes)?)
+    }
+
+    fn rows(&self, plan: &Plan, media: &Media, cache: &Cache) -> Result<Tensor> {
+        let batch = &plan.batch;
+        let step = Step { kernels: self.kernels.as_ref(), plan };
+        let rows = self.kernels.embed_tokens(&self.weights.embed, plan)?;
         let mut stream = media.place(scaled(rows, self.spec.embed_scale)?)?;
         // What the half before has computed and nobody has yet added to the stream.
         let mut pending: Option<Tensor> = None;
@@ -201,7 +210,7 @@ impl Decoder {
     }
 
     /// Refuses a batch that would read or write outside the tables, the cache or the state slots.
-    fn check(&self, batch: &ForwardBatch, cache: &Cache) -> Result<()> {
+    pub(crate) fn check(&self, batch: &ForwardBatch, cache: &Cache) -> Result<()> {
         batch.check(cache.num_blocks)?;
         let bad = |param, value: u32, limit: String| Err(ModelError::request(param, value, limit));
         let known = self.spec.vocab_size + self.spec.added_rows;

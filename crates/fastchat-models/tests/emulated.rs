@@ -1,17 +1,15 @@
-//! Every text family on the emulated CUDA kernels: the reference's logits, the same bits however a prompt is cut and
-//! whoever is in the step, and how many kernels a decode step launches.
+//! Every text family on the emulated CUDA kernels: the reference's logits, and the same bits however a prompt is cut,
+//! whoever is in the step, and when the arrays of a decode step are written over.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // a test may fail loudly
 
 #[macro_use]
 mod rows;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::DType;
-use fastchat_models::{Decoder, LoadOptions, load};
-use rows::{Feed, Sequence, cache, chunked_in, difference, golden, step};
+use fastchat_models::{DecodeStep, Decoder, LoadOptions, load};
+use rows::{Feed, Sequence, batch, cache, chunked_in, difference, golden, step};
 
 /// Largest difference of a logit to the reference's.
 const TOLERANCE: f32 = 1e-4;
@@ -25,20 +23,19 @@ const AMPLIFIED_TOLERANCE: f32 = 5e-4;
 /// Tokens of the reference that are fed: past a block's border, and few, since every thread is emulated.
 const TOKENS: usize = 19;
 
-/// A model on the emulated kernels and the counter of their launches, or `None` with a loud line.
-fn emulated(folder: &Path) -> Option<(Decoder, Arc<AtomicU64>)> {
+/// A model on the emulated kernels, or `None` with a loud line.
+fn emulated(folder: &Path) -> Option<Decoder> {
     let Some(emulated) = fastchat_kernels::emulated(false) else {
         eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
         return None;
     };
-    let decoder = load(folder, emulated.kernels, &LoadOptions::default()).unwrap().decoder;
-    Some((decoder, emulated.launches))
+    Some(load(folder, emulated.kernels, &LoadOptions::default()).unwrap().decoder)
 }
 
 fn family(name: &str) {
     let Some(shared) = rows::shared() else { return };
     let folder = shared.join("text").join(name);
-    let Some((decoder, _)) = emulated(&folder) else { return };
+    let Some(decoder) = emulated(&folder) else { return };
     let file = folder.join("golden.safetensors");
     let ids: Vec<u32> = golden(&file, "input_ids").to_dtype(DType::U32).unwrap().to_vec1().unwrap();
     let logits: Vec<Vec<f32>> = golden(&file, "logits").to_vec2().unwrap();
@@ -66,29 +63,42 @@ fn family(name: &str) {
     let rows = step(&decoder, &cache, &mut late);
     let expected = [&whole[7..12], &whole[..3], &whole[17..18]].concat();
     assert!(rows == expected, "{name}: company changes some bit");
+    in_place(name, &decoder, ids, &whole);
+}
+
+/// Decode steps whose arrays are written over: the same bits again, for any number of sequences, and nothing is touched
+/// but the blocks of the sequences in the step.
+fn in_place(name: &str, decoder: &Decoder, ids: &[u32], whole: &[Vec<f32>]) {
+    if !DecodeStep::serves(decoder) {
+        return;
+    }
+    let cache = cache(decoder, 3, DType::F32);
+    let mut sequences = [0, 1, 2].map(|index| Sequence::new(index, 3));
+    for (sequence, len) in sequences.iter_mut().zip([4, 9, 15]) {
+        step(decoder, &cache, &mut [Feed { sequence, tokens: &ids[..len] }]);
+    }
+    let largest = DecodeStep::new(decoder, &cache, 3, 600).unwrap();
+    let [a, b, c] = &mut sequences;
+    let untouched = |blocks: &[usize]| blocks.iter().map(|&block| cache.read_block(block).unwrap()).collect::<Vec<_>>();
+    for present in [[true, true, true], [false, true, true], [false, false, true], [true, false, true]] {
+        let own = [&mut *a, &mut *b, &mut *c].into_iter().zip(present).filter(|&(_, present)| present);
+        let mut feeds: Vec<_> = own
+            .map(|(sequence, _)| {
+                let at = sequence.tokens.len();
+                Feed { sequence, tokens: &ids[at..=at] }
+            })
+            .collect();
+        let batch = batch(decoder, &mut feeds);
+        let written: Vec<_> = batch.slot_mapping.iter().map(|slot| *slot as usize / 16).collect();
+        let others: Vec<_> = (0..cache.num_blocks()).filter(|block| !written.contains(block)).collect();
+        let before = untouched(&others);
+        let step = largest.first(feeds.len()).unwrap();
+        step.write(decoder, &cache, &batch).unwrap();
+        step.run(decoder, &cache).unwrap();
+        let expected: Vec<_> = batch.positions.iter().map(|&position| whole[position as usize].clone()).collect();
+        assert!(step.logits().to_vec2::<f32>().unwrap() == expected, "{name}: a step in place changes some bit");
+        assert!(untouched(&others) == before, "{name}: a step in place writes into blocks of others");
+    }
 }
 
 every_text_family!(family);
-
-/// Launches of a decode step, alone and in company: a layer is norm, qkv, rope and cache, attention, output, norm, gate
-/// and up, down; the embedding, the final norm and the output matrix come on top.
-#[test]
-fn a_decode_step_launches_eight_kernels_a_layer() {
-    let Some(shared) = rows::shared() else { return };
-    for name in ["llama3", "llama_tied_bias", "qwen2", "qwen3", "smollm3", "phi3"] {
-        let Some((decoder, launches)) = emulated(&shared.join("text").join(name)) else { return };
-        let layers = decoder.spec().layers.len() as u64;
-        let cache = cache(&decoder, 2, DType::F32);
-        let [mut a, mut b] = [0, 1].map(|index| Sequence::new(index, 2));
-        step(&decoder, &cache, &mut [Feed { sequence: &mut a, tokens: &[1, 2, 3] }]);
-        step(&decoder, &cache, &mut [Feed { sequence: &mut b, tokens: &[4, 5] }]);
-        let count = |feeds: &mut [Feed]| {
-            let before = launches.load(Ordering::Relaxed);
-            step(&decoder, &cache, feeds);
-            launches.load(Ordering::Relaxed) - before
-        };
-        assert_eq!(count(&mut [Feed { sequence: &mut a, tokens: &[4] }]), 8 * layers + 3, "{name}");
-        let mut both = [Feed { sequence: &mut a, tokens: &[5] }, Feed { sequence: &mut b, tokens: &[6] }];
-        assert_eq!(count(&mut both), 8 * layers + 3, "{name}, two sequences");
-    }
-}

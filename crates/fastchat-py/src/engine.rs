@@ -65,12 +65,12 @@ fn request(
 }
 
 #[pymethods]
-#[allow(clippy::too_many_arguments, reason = "keywords of the Python methods")]
+#[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "keywords of the Python methods")]
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
-        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
+        max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, enforce_eager=false, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
         num_blocks=None, quantize=None, mmproj=None, prefix_cache_dir=None, prefix_cache_size=4 << 30))]
     fn new(
         py: Python<'_>,
@@ -85,6 +85,7 @@ impl PyEngine {
         max_queue: usize,
         enable_prefix_caching: bool,
         speculation: bool,
+        enforce_eager: bool,
         mask_timeout: f64,
         threads: Option<usize>,
         skip_tokenizer_init: bool,
@@ -114,6 +115,7 @@ impl PyEngine {
             max_queue,
             enable_prefix_caching,
             speculation,
+            enforce_eager,
             masks: MaskLimits { timeout, ..MaskLimits::default() },
             threads,
             skip_tokenizer_init,

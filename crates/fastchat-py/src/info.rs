@@ -22,6 +22,8 @@ pub struct PyEngineStats {
     draft_tokens: u64,
     accepted_tokens: u64,
     forced_tokens: u64,
+    graph_steps: u64,
+    graph_failure: Option<String>,
     disk_hits: u64,
     disk_written: u64,
     disk_damaged: u64,
@@ -47,6 +49,7 @@ pub struct PyModelInfo {
     takes_images: bool,
     spec_json: String,
     prefix_disk: String,
+    graphs: String,
 }
 
 impl From<EngineStats> for PyEngineStats {
@@ -66,6 +69,8 @@ impl From<EngineStats> for PyEngineStats {
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
             forced_tokens: stats.forced_tokens,
+            graph_steps: stats.graph_steps,
+            graph_failure: stats.graph_failure.as_deref().map(str::to_owned),
             disk_hits: stats.disk.hits,
             disk_written: stats.disk.written,
             disk_damaged: stats.disk.damaged,
@@ -93,6 +98,7 @@ impl From<&ModelInfo> for PyModelInfo {
             takes_images: info.takes_images,
             spec_json: info.spec.to_string(),
             prefix_disk: info.prefix_disk.clone(),
+            graphs: info.graphs.clone(),
         }
     }
 }

@@ -32,7 +32,7 @@ const GRAMMARS: [&str; 12] = [
 ];
 
 /// In the order of [`fastchat_engine::text::tools::ToolFormat::ALL`].
-const CALLS: [&str; 14] = [
+const CALLS: [&str; 25] = [
     "ok <tool_call>\n{\"name\": \"weather\", \"argu\u{1}ments\": {\"city\": \"Pa\\\"ris\"}}\n</tool_call>\n<tool_call>{\"name\":\"now\"}</tool_call>",
     "<|python_tag|>{\"name\": \"weather\", \u{1}\"parameters\": {\"days\": 3}}; {\"name\": \"now\", \"parameters\": {}}",
     "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"city\": \"P\u{1}aris\"}, \"id\": \"123456789\"}, {\"name\": \"now\", \"arguments\": {}}]",
@@ -47,6 +47,17 @@ const CALLS: [&str; 14] = [
     "functools[{\"name\": \"weather\", \"arguments\": {\"city\": \"\\u00e9\"}}]<|/tool_call|>",
     "<TOOLCALL>[{\"name\": \"weather\", \"arguments\": {}}]\u{1}</TOOLCALL> more",
     "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key><arg_value>3</arg_value></tool_call>",
+    "<seed:tool_call>\n<function=weather>\n<parameter=city>Pa\u{1}ris</parameter>\n</function>\n</seed:tool_call>",
+    "<tool_calls>\n{\"name\": \"weather\", \"arguments\": {}}\u{1}\n{\"name\": \"now\", \"arguments\": {}}\n</tool_calls>",
+    "<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"city\">\u{1}P</parameter>\n</invoke>\n<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>",
+    "<atem:function_calls>\n<atem:invoke name=\"weather\">\n<atem:parameter name=\"days\">\u{1}3</atem:parameter>\n</atem:invoke>\n</atem:function_calls>",
+    "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter name=\"days\" string=\"false\">\u{1}3</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">P\u{1}</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+    "<tool_calls>[{\"name\": \"weather\", \"arguments\": {}\u{1}}]</tool_calls>",
+    "ok <|tool_call_start|>[weather(city=\"P\"\u{1}), now()]<|tool_call_end|>",
+    "<function=weather>{\"days\": \u{1}3}</function>",
+    "<start_function_call>call:weather{city:<escape>P\u{1}}<escape>,near:[1,{a:null}]}<end_function_call>",
+    "<|tool_call>call:weather{city:<|\"|>P<|\"|>\u{1},days:3}<tool_call|><|tool_response>",
 ];
 
 fn numbered(texts: &[&str]) -> Vec<Vec<u8>> {

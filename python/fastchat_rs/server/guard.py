@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.state import Pressure
+from fastchat_rs.server.state import Pressure, Served
 
 log = logging.getLogger("fastchat_rs")
 
@@ -63,12 +64,22 @@ def _field(text: str, name: str) -> int:
     return int(number[0]) * _KIB if number else 0
 
 
+def say_failures(models: Iterable[Served], said: set[str]) -> None:
+    """Of graphs, once for each model: it goes on without them."""
+    for served in models:
+        failure = served.bridge.engine.stats().graph_failure
+        if failure is not None and served.name not in said:
+            said.add(served.name)
+            log.warning("graphs: %s: no more are captured, other steps run eagerly: %s", served.name, failure)
+
+
 class Guard:
     """Looks four times a second; its task ends when the engine is dead."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._limit = memory_limit(context.state.config)
+        self._eager: set[str] = set()
 
     async def watch(self) -> None:
         """Until the engine dies."""
@@ -77,6 +88,7 @@ class Guard:
             await self._look_at_memory()
             self._context.rings.sweep()
             self._note()
+            say_failures(self._context.state.models.values(), self._eager)
             if self._context.state.health != "dead":
                 dead_since = None
             elif dead_since is None:

@@ -57,6 +57,7 @@ def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "prefix_disk_damaged", "Files of it that were damaged, and are deleted", stats.disk_damaged
     yield "prefix_disk_dropped", "Blocks that could not be written, or not in time", stats.disk_dropped
     yield "engine_steps", "Steps of the engine", stats.steps
+    yield "graph_steps", "Steps that were replayed as graphs", stats.graph_steps
 
 
 class _EngineCollector(Collector):

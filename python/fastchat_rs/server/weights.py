@@ -159,6 +159,7 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
         prefix_cache_dir=config.prefix_cache_dir,
         prefix_cache_size=parse_bytes(config.prefix_cache_size, "prefix_cache_size"),
         speculation=config.speculation,
+        enforce_eager=config.enforce_eager,
         mask_timeout=config.mask_timeout,
         threads=config.threads,
         quantize=config.quantize,

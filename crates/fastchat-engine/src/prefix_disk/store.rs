@@ -2,7 +2,6 @@
 //! another one wrote or deleted is found out at the file itself. Knows no tensors; nothing here fails a request.
 
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -64,7 +63,7 @@ impl Store {
             identity,
             block_bytes,
             bound,
-            writer: RandomState::new().hash_one(std::process::id()),
+            writer: getrandom::u64()?,
             index: Mutex::new(Index::new(bound)),
             hits: AtomicU64::new(0),
             written: AtomicU64::new(0),

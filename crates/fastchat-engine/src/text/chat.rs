@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::lark::marker;
+use super::lark::{has_token, marker};
 use super::tools::{ToolChoice, ToolConstraint, ToolEvent, ToolFormat, ToolParser, ToolSpec, analysis, tool_grammar};
 use super::{GrammarSpec, ReasoningDelta, ReasoningMarkers, ReasoningSplitter, TextError, ThinkingBudget, Tokenizer};
 
@@ -40,8 +40,7 @@ impl ChatFormat {
     pub fn needs_special_tokens(&self) -> bool {
         let reasoning = self.reasoning.iter().flat_map(|markers| [markers.open, markers.close]);
         let tools = self.tools.into_iter().flat_map(|format| format.markers().iter().copied());
-        let special = |marker| self.tokenizer.token_to_id(marker).is_some_and(|id| self.tokenizer.is_special(id));
-        reasoning.chain(tools).any(special)
+        reasoning.chain(tools).any(|marker| has_token(&self.tokenizer, marker))
     }
 
     /// Calls a model without a syntax of its own makes are Hermes', or bare JSON, which that parser understands too.

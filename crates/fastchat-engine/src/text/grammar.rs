@@ -71,12 +71,7 @@ impl GrammarSpec {
         if matches!(self, Self::AfterThinking { .. }) {
             return self;
         }
-        let close = lark::marker(tokenizer, markers.close);
-        let (body, rule) = if close.starts_with("<[") {
-            (format!("/(?s:.*)/ {close}"), String::new())
-        } else {
-            ("thoughts".to_owned(), lark::rule_until("thoughts", markers.close, None))
-        };
+        let (body, rule) = lark::until(tokenizer, "thoughts", markers.close, lark::Length::default());
         let blanks = r"/\n{0,2}/";
         let thoughts = if opened {
             format!("start: {body} {blanks} @answer\n{rule}")
@@ -204,6 +199,14 @@ impl GrammarCompiler {
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
         Ok(Self { factory, incomplete: None, cache: Mutex::new(GrammarCache::default()) })
+    }
+
+    /// A matcher of a constraint compiled lately.
+    ///
+    /// # Errors
+    /// A constraint beyond a limit.
+    pub(crate) fn known(&self, spec: &GrammarSpec) -> Result<Option<Matcher>, TextError> {
+        Ok(self.cache.lock().get(&spec.key()?))
     }
 
     /// A matcher at the beginning of a text. Compiling takes milliseconds; call it off the engine's thread.

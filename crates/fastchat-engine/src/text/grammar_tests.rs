@@ -53,7 +53,7 @@ pub(crate) fn random(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
-fn schemas() -> impl Strategy<Value = Value> {
+pub(crate) fn schemas() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!({"type": "integer", "minimum": -20, "maximum": 300})),
         Just(json!({"type": "number", "minimum": -1.5, "maximum": 1000})),
@@ -80,7 +80,7 @@ fn schemas() -> impl Strategy<Value = Value> {
 }
 
 /// The part of JSON Schema that [`schemas`] makes.
-fn accepts(schema: &Value, value: &Value) -> bool {
+pub(crate) fn accepts(schema: &Value, value: &Value) -> bool {
     if let Some(options) = schema["anyOf"].as_array() {
         return options.iter().any(|option| accepts(option, value));
     }

@@ -11,13 +11,15 @@ pub struct ReasoningMarkers {
 }
 
 /// Pairs that published chat templates use.
-pub const REASONING_MARKERS: [ReasoningMarkers; 6] = [
+pub const REASONING_MARKERS: [ReasoningMarkers; 8] = [
     ReasoningMarkers { open: "<think>", close: "</think>" },
     ReasoningMarkers { open: "[THINK]", close: "[/THINK]" },
     ReasoningMarkers { open: "<seed:think>", close: "</seed:think>" },
     ReasoningMarkers { open: "<|START_THINKING|>", close: "<|END_THINKING|>" },
     ReasoningMarkers { open: "<|inner_prefix|>", close: "<|inner_suffix|>" },
     ReasoningMarkers { open: "<reasoning>", close: "</reasoning>" },
+    ReasoningMarkers { open: "<|channel>thought", close: "<channel|>" },
+    ReasoningMarkers { open: "<mm:think>", close: "</mm:think>" },
 ];
 
 impl ReasoningMarkers {

@@ -25,9 +25,9 @@ pub(super) struct Cut {
     pub(super) tiles: usize,
     /// Spans of the longest context.
     pub(super) spans: usize,
-    /// Blocks that share a walk over the keys, and spans of each.
+    /// Blocks that share a walk over the keys, span by span in turn: so a cut for the longest context there may be
+    /// shares the walk of any shorter one as evenly.
     pub(super) splits: usize,
-    pub(super) spans_per_split: usize,
 }
 
 /// Sizes that a cut depends on.
@@ -58,9 +58,8 @@ pub(super) fn cut(sizes: &Sizes) -> Cut {
     let spans = sizes.longest_context.div_ceil(SPAN).max(1);
     // Two blocks per multiprocessor hide each other's waits.
     let blocks = tiles * sizes.kv_heads;
-    let wanted = (2 * sizes.processors).div_ceil(blocks.max(1)).min(spans);
-    let spans_per_split = spans.div_ceil(wanted);
-    Cut { rows, tiles, spans, splits: spans.div_ceil(spans_per_split), spans_per_split }
+    let splits = (2 * sizes.processors).div_ceil(blocks.max(1)).min(spans);
+    Cut { rows, tiles, spans, splits }
 }
 
 pub(super) fn attention(
@@ -73,6 +72,7 @@ pub(super) fn attention(
     check(q, spec, cache, plan)?;
     let (batch, layout) = (&plan.batch, &cache.layout);
     let blocks = cache.k.dim(0)?;
+    plan.check_cache(blocks)?;
     let covered = |(table, &len): (&Vec<u32>, &u32)| table.len() * BLOCK_SIZE >= len as usize;
     let outside = batch.block_tables.iter().flatten().any(|&block| block as usize >= blocks);
     if outside || !batch.block_tables.iter().zip(&batch.context_lens).all(covered) {
@@ -80,11 +80,12 @@ pub(super) fn attention(
     }
     let (tokens, v_dim) = (batch.num_tokens(), spec.v_head_dim);
     let lengths = batch.query_start.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+    let longest_context = || batch.context_lens.iter().copied().max().unwrap_or(0) as usize;
     let cut = cut(&Sizes {
         tokens,
         sequences: batch.num_sequences(),
         longest_query: lengths.max().unwrap_or(0),
-        longest_context: batch.context_lens.iter().copied().max().unwrap_or(0) as usize,
+        longest_context: plan.room.map_or_else(longest_context, |room| room.context),
         kv_heads: layout.num_kv_heads,
         group: spec.num_heads / layout.num_kv_heads,
         dim: layout.head_dim,
@@ -129,7 +130,6 @@ pub(super) fn attention(
         v_dim: i32::try_from(v_dim)?,
         window: i32::try_from(spec.window.unwrap_or(0).min(i32::MAX as usize / 2))?,
         splits: i32::try_from(cut.splits)?,
-        spans_per_split: i32::try_from(cut.spans_per_split)?,
         spans: i32::try_from(cut.spans)?,
     };
     let (element, rows) = (element(layout.dtype)?, cut.rows as i32);
@@ -167,11 +167,11 @@ mod tests {
                             v_dim,
                             processors: 132,
                         };
-                        let Cut { rows, tiles, spans, splits, spans_per_split } = cut(&sizes);
+                        let Cut { rows, tiles, spans, splits } = cut(&sizes);
                         assert!(tiles <= MOST_X && kv_heads <= MOST_YZ && splits <= MOST_YZ, "{sizes:?}");
                         // A tile has at most `rows` of a sequence's rows, and every sequence has one more than it needs.
                         assert!(tiles * rows >= tokens * group, "{sizes:?}");
-                        assert!(splits * spans_per_split >= spans && (splits - 1) * spans_per_split < spans);
+                        assert!((1..=spans).contains(&splits), "{sizes:?}");
                         assert!(spans * SPAN >= sizes.longest_context);
                         assert!(4 * rows * (dim + 2 * v_dim) <= TILE_BYTES || rows == 4);
                         if splits > 1 {
@@ -201,7 +201,7 @@ mod tests {
             v_dim: 128,
             processors: 132,
         };
-        assert_eq!(cut(&sizes), Cut { rows: 4, tiles: 2, spans: 16, splits: 16, spans_per_split: 1 });
+        assert_eq!(cut(&sizes), Cut { rows: 4, tiles: 2, spans: 16, splits: 16 });
         let many = Sizes { tokens: 64, sequences: 64, ..sizes };
         assert_eq!(cut(&many).splits, 1);
     }

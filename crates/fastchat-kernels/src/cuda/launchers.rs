@@ -98,6 +98,7 @@ pub struct QkvArgs {
     pub k_weight: *const f32,
     pub cos: *const f32,
     pub sin: *const f32,
+    pub angles: *const u32,
     pub slots: *const u32,
     pub q: *mut f32,
     pub k_cache: *mut c_void,
@@ -138,7 +139,6 @@ pub struct AttentionArgs {
     pub v_dim: i32,
     pub window: i32,
     pub splits: i32,
-    pub spans_per_split: i32,
     pub spans: i32,
 }
 
@@ -244,8 +244,8 @@ launchers! {
     dense(product: *const ProductArgs, element: i32, chunks: i32, tokens: i32, aligned: i32);
     gather(table: *const c_void, element: i32, ids: *const u32, out: *mut f32, count: i32, cols: i32);
     qk_norm_rope_write(args: *const QkvArgs, element: i32);
-    rope(x: *const f32, cos: *const f32, sin: *const f32, out: *mut f32, tokens: i32, heads: i32, dim: i32, half: i32,
-        start: i32, interleaved: i32);
+    rope(x: *const f32, cos: *const f32, sin: *const f32, angles: *const u32, out: *mut f32, tokens: i32, heads: i32,
+        dim: i32, half: i32, start: i32, interleaved: i32);
     write_kv(x: *const f32, slots: *const u32, cache: *mut c_void, element: i32, tokens: i32, kv_heads: i32, dim: i32);
     attention(args: *const AttentionArgs, element: i32, rows: i32);
     route(args: *const RoutingArgs);

@@ -7,9 +7,10 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::CudaKernels;
 use super::launchers::ProductArgs;
+use super::plan::Arrays;
 use super::weights::{DeviceWeight, Stored, TILE_ROWS};
 use crate::ops::embed::check_ids;
-use crate::{Activation, Linear};
+use crate::{Activation, Linear, Plan};
 
 /// Bytes of a rounded group of 32 columns.
 const ROUNDED: usize = 48;
@@ -232,15 +233,37 @@ pub(super) fn embed(kernels: &CudaKernels, table: &Linear, ids: &[u32]) -> Resul
     }
 }
 
+/// Rows for the tokens of a step, whose ids were uploaded with its other arrays.
+pub(super) fn embed_tokens(kernels: &CudaKernels, table: &Linear, plan: &Plan) -> Result<Tensor> {
+    let ids = &plan.batch.token_ids;
+    match (&table.parts[..], plan.room) {
+        ([part], None) => {
+            check_ids(table, ids)?;
+            rows_at(kernels, part.on_device()?, Arrays::of(kernels, plan)?.token_ids, ids.len())
+        }
+        ([part], Some(room)) if room.vocab <= table.out_features => {
+            rows_at(kernels, part.on_device()?, Arrays::of(kernels, plan)?.token_ids, ids.len())
+        }
+        (_, None) => embed(kernels, table, ids),
+        (parts, Some(room)) => {
+            bail!("ids below {} in a table of {} parts, {} rows", room.vocab, parts.len(), table.out_features)
+        }
+    }
+}
+
 fn rows(kernels: &CudaKernels, weight: &DeviceWeight, ids: &[u32]) -> Result<Tensor> {
-    let out = kernels.empty(&[ids.len(), weight.cols])?;
-    if ids.is_empty() {
+    let ids_there = Tensor::new(ids, kernels.runtime.device())?;
+    rows_at(kernels, weight, kernels.elements(&ids_there, DType::U32)?, ids.len())
+}
+
+/// Rows of a weight by `count` ids, all of which it has, at an address of the device.
+fn rows_at(kernels: &CudaKernels, weight: &DeviceWeight, from: *const u32, count: usize) -> Result<Tensor> {
+    let out = kernels.empty(&[count, weight.cols])?;
+    if count == 0 {
         return Ok(out);
     }
-    let ids_there = Tensor::new(ids, kernels.runtime.device())?;
-    let table = kernels.elements::<c_void>(&weight.bytes, DType::U8)?;
-    let (from, to) = (kernels.elements::<u32>(&ids_there, DType::U32)?, kernels.floats(&out)?);
-    let (count, cols) = (i32::try_from(ids.len())?, i32::try_from(weight.cols)?);
+    let (table, to) = (kernels.elements::<c_void>(&weight.bytes, DType::U8)?, kernels.floats(&out)?);
+    let (count, cols) = (i32::try_from(count)?, i32::try_from(weight.cols)?);
     match weight.stored {
         Stored::Tiles(format) => kernels.launch("decode", |launchers, stream| {
             // SAFETY: the ids are rows of the table; `out` has a row for each.

@@ -21,8 +21,8 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 use crate::cpu::Pool;
 use crate::{
-    Activation, AttentionSpec, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear, MoeSpec,
-    MoeWeights, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, Weight,
+    Activation, AttentionSpec, Capture, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear,
+    MoeSpec, MoeWeights, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, StepRoom, Weight, Work,
 };
 pub use runtime::{Launchers, Runtime, Stream};
 pub(crate) use weights::DeviceWeight;
@@ -151,8 +151,28 @@ impl Kernels for CudaKernels {
         Ok(Plan { uploaded: Some(plan::upload(self, batch)?), ..plan })
     }
 
+    fn captures(&self) -> bool {
+        self.runtime.captures()
+    }
+
+    fn capture(&self, work: Work) -> Result<Capture> {
+        self.runtime.capture(work)
+    }
+
+    fn lasting_plan(&self, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
+        plan::lasting(self, room, ropes)
+    }
+
+    fn replan(&self, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
+        plan::rewrite(self, plan, batch)
+    }
+
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
         linear::embed(self, table, ids)
+    }
+
+    fn embed_tokens(&self, table: &Linear, plan: &Plan) -> Result<Tensor> {
+        linear::embed_tokens(self, table, plan)
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {

@@ -1,13 +1,16 @@
-//! The arrays of a batch where kernels can read them: one upload per step, in one tensor.
+//! The arrays of a batch where kernels can read them: one upload per step, in one tensor. It is a new one each time, or
+//! that of a plan that is written over.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
-use crate::{ForwardBatch, Plan, StateStep};
+use crate::ops::qkv::plan as plain;
+use crate::{ForwardBatch, Plan, Rope, StateStep, StepRoom};
 
 /// Addresses of the arrays.
 #[derive(Clone, Copy)]
 pub(super) struct Arrays {
+    pub(super) token_ids: *const u32,
     pub(super) positions: *const u32,
     /// Last position that each token sees.
     pub(super) last_seen: *const u32,
@@ -31,8 +34,11 @@ fn saves(step: &StateStep, tokens: u32) -> Vec<(u32, u32)> {
     saves
 }
 
-pub(super) fn upload(kernels: &CudaKernels, batch: &ForwardBatch) -> Result<Tensor> {
-    let mut all = Vec::with_capacity(3 * batch.num_tokens() + 64);
+/// The arrays one after the other; `Arrays::of` knows the order. Block tables come after all whose lengths the shape of a
+/// batch says.
+fn flat(batch: &ForwardBatch) -> Result<Vec<u32>> {
+    let mut all = Vec::with_capacity(4 * batch.num_tokens() + 64);
+    all.extend(&batch.token_ids);
     all.extend(&batch.positions);
     all.extend((0..batch.positions.len()).map(|token| batch.last_seen(token)));
     all.extend(&batch.slot_mapping);
@@ -56,7 +62,26 @@ pub(super) fn upload(kernels: &CudaKernels, batch: &ForwardBatch) -> Result<Tens
         }
         all.extend(saves.iter().flatten().flat_map(|&(consumed, slot)| [consumed, slot]));
     }
-    Tensor::new(all, kernels.runtime.device())
+    Ok(all)
+}
+
+pub(super) fn upload(kernels: &CudaKernels, batch: &ForwardBatch) -> Result<Tensor> {
+    Tensor::new(flat(batch)?, kernels.runtime.device())
+}
+
+pub(super) fn lasting(kernels: &CudaKernels, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
+    // Every position there may be, once: so that no step has angles to upload.
+    let everywhere = ForwardBatch { positions: (0..u32::try_from(room.context)?).collect(), ..ForwardBatch::default() };
+    let rope = plain(&everywhere, ropes, kernels.runtime.device())?.rope;
+    let len = 4 * room.sequences + 2 * (room.sequences + 1) + room.tables();
+    let uploaded = Some(Tensor::zeros(len, DType::U32, kernels.runtime.device())?);
+    Ok(Plan { uploaded, ..Plan::lasting(*room, rope) })
+}
+
+pub(super) fn rewrite(kernels: &CudaKernels, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
+    let (Some(room), Some(uploaded)) = (plan.room, &plan.uploaded) else { bail!("the plan is not written over") };
+    room.check(batch)?;
+    uploaded.slice_set(&upload(kernels, batch)?, 0, 0)
 }
 
 impl Arrays {
@@ -72,6 +97,7 @@ impl Arrays {
         };
         let steps = batch.states.len();
         Ok(Self {
+            token_ids: next(batch.token_ids.len()),
             positions: next(batch.positions.len()),
             last_seen: next(batch.positions.len()),
             slots: next(batch.slot_mapping.len()),

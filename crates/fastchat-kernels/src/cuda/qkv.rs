@@ -12,6 +12,7 @@ use crate::{BLOCK_SIZE, KvCache, NormScope, Plan, QkvSpec, Rope, RopeLayout};
 
 /// Refuses slots outside the cache.
 fn check_slots(cache: &KvCache, plan: &Plan) -> Result<()> {
+    plan.check_cache(cache.k.dim(0)?)?;
     let limit = cache.k.dim(0)? * BLOCK_SIZE;
     match plan.batch.slot_mapping.iter().find(|&&slot| slot as usize >= limit) {
         Some(slot) => bail!("slot {slot} of a cache of {limit} tokens"),
@@ -19,16 +20,22 @@ fn check_slots(cache: &KvCache, plan: &Plan) -> Result<()> {
     }
 }
 
-/// cos and sin of a rope.
+/// cos and sin of a rope: a row for each token, or for each position that a plan that is written over may have.
 fn table<'a>(rope: &Rope, plan: &'a Plan) -> Result<&'a (Tensor, Tensor)> {
     let Some(table) = plan.rope.get(rope.index) else {
         bail!("rope index {} but the plan has {} tables", rope.index, plan.rope.len());
     };
-    let expected = [plan.batch.positions.len(), rope.inv_freq.len()];
+    let rows = plan.room.map_or(plan.batch.positions.len(), |room| room.context);
+    let expected = [rows, rope.inv_freq.len()];
     if table.0.dims() != expected || table.1.dims() != expected {
         bail!("rope table {:?}, expected {expected:?}", table.0.dims());
     }
     Ok(table)
+}
+
+/// The row of each token in such a table; null where it is the token's own.
+fn rows_of(plan: &Plan, arrays: &Arrays) -> *const u32 {
+    if plan.room.is_some() { arrays.positions } else { null() }
 }
 
 pub(super) fn qk_norm_rope_write(
@@ -55,13 +62,15 @@ pub(super) fn qk_norm_rope_write(
     check_slots(cache, plan)?;
     let qkv = qkv.contiguous()?;
     let q = kernels.empty(&[tokens, q_width])?;
+    let arrays = Arrays::of(kernels, plan)?;
     let mut args = QkvArgs {
         qkv: kernels.floats(&qkv)?,
         q_weight: null(),
         k_weight: null(),
         cos: null(),
         sin: null(),
-        slots: Arrays::of(kernels, plan)?.slots,
+        angles: rows_of(plan, &arrays),
+        slots: arrays.slots,
         q: kernels.floats(&q)?,
         k_cache: kernels.elements(&cache.k, layout.dtype)?,
         v_cache: kernels.elements(values, layout.dtype)?,
@@ -119,11 +128,12 @@ pub(super) fn rope(
     let out = kernels.empty(&[tokens, width])?;
     let (from, to) = (kernels.floats(&x)?, kernels.floats(&out)?);
     let (cos, sin) = (kernels.floats(cos)?, kernels.floats(sin)?);
+    let angles = rows_of(plan, &Arrays::of(kernels, plan)?);
     let [tokens, heads, dim, half, start] = [tokens, width / head_dim, head_dim, half, start].map(|x| x as i32);
     let interleaved = i32::from(rope.layout == RopeLayout::Interleaved);
     kernels.launch("rope", |launchers, stream| {
-        // SAFETY: `tokens` rows of `heads` heads, and as many angles of `half`.
-        unsafe { (launchers.rope)(from, cos, sin, to, tokens, heads, dim, half, start, interleaved, stream) }
+        // SAFETY: `tokens` rows of `heads` heads, and a row of `half` angles for each of them.
+        unsafe { (launchers.rope)(from, cos, sin, angles, to, tokens, heads, dim, half, start, interleaved, stream) }
     })?;
     Ok(out)
 }

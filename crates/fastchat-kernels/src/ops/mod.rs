@@ -15,7 +15,7 @@ pub(crate) mod sample;
 use std::fmt::Debug;
 use std::ops::Range;
 
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor, bail};
 
 pub use attention::AttentionSpec;
 pub use gated_delta::GatedDeltaSpec;
@@ -25,7 +25,7 @@ pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
 pub use sample::{MostLikely, SampleRow, SampledToken};
 
-use crate::{DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, Weight};
+use crate::{Capture, DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, StepRoom, Weight, Work};
 
 /// Fused operations over flat `[tokens, ..]` f32 activations. All results of a row depend on that row's sequence only:
 /// never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on one backend).
@@ -58,9 +58,37 @@ pub trait Kernels: Send + Sync + Debug {
         qkv::plan(batch, ropes, self.device())
     }
 
+    /// Whether work can be captured: what queues it costs time on the device.
+    fn captures(&self) -> bool {
+        false
+    }
+
+    /// Runs `work`, and captures what it queues, to be replayed. An error is that of the run.
+    fn capture(&self, work: Work) -> Result<Capture> {
+        work()?;
+        Ok(Capture::Failed(Error::Msg(format!("{} captures nothing", self.name()))))
+    }
+
+    /// A plan that is written over by `replan`, for steps of the shape and within the bounds of `room`.
+    fn lasting_plan(&self, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
+        let _ = (room, ropes);
+        bail!("plans of {} are not written over", self.name())
+    }
+
+    /// Writes the arrays of `batch` over those of a plan that `lasting_plan` made, where they are.
+    fn replan(&self, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
+        let _ = (plan, batch);
+        bail!("plans of {} are not written over", self.name())
+    }
+
     /// Rows `ids` of a packed table: f32 `[ids, in_features]`.
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
         embed::embed(table, ids)
+    }
+
+    /// Rows of a packed table for the tokens of a step.
+    fn embed_tokens(&self, table: &Linear, plan: &Plan) -> Result<Tensor> {
+        self.embed(table, &plan.batch.token_ids)
     }
 
     /// `x [tokens, in] -> [tokens, out]`.

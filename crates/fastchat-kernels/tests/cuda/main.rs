@@ -9,11 +9,16 @@ mod attention;
 mod data;
 mod emulator;
 mod gated_delta;
+#[path = "../ops/gated_delta_case.rs"]
+mod gated_delta_case;
+mod in_place;
 mod linear;
 mod moe;
 mod qkv;
 mod rows;
 mod sample;
+#[path = "../ops/weights.rs"]
+mod weights;
 
 use candle_core::Tensor;
 use fastchat_kernels::cuda::CudaKernels;

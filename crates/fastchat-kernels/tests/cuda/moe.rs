@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::backends;
 use crate::data::{DEFAULT, Random, assert_close, assert_same_bits, floats};
-use crate::linear::weight;
+use crate::weights::weight;
 
 /// The same mixture for the same random numbers, packed by `kernels`.
 fn weights(kernels: &dyn Kernels, kind: WeightKind, sizes: (usize, usize, usize), bias: bool, seed: u64) -> MoeWeights {

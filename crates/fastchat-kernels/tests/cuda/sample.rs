@@ -139,7 +139,8 @@ fn check(kernels: &CudaKernels, logits: &[Vec<f32>], rows: &[SampleRow]) {
             let larger = logits.iter().filter(|&&x| x > logits[token as usize]).count();
             assert_eq!(*rank as usize, larger + 1);
             let mut order: Vec<usize> = (0..vocab).collect();
-            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            // Stable: of equals, 0 and -0 among them, the first by index.
+            order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap());
             order.truncate(wanted as usize);
             assert_eq!(top.iter().map(|&(token, _)| token as usize).collect::<Vec<_>>(), order);
             assert!(top.iter().all(|&(token, logprob)| (logprob - of(token as usize)).abs() < 1e-4));

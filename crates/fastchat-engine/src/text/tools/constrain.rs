@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use super::families::{self, Tags};
+use super::gemma::{FUNCTION_GEMMA, GEMMA_4, Syntax};
+use super::gemma_grammar::GemmaGrammar;
 use super::{ToolFormat, ToolSpec};
-use crate::text::lark::{json, marker, rule_until, text};
+use crate::text::lark::{Length, json, marker, text, until};
 use crate::text::schema::prepare;
 use crate::text::{GrammarSpec, ReasoningMarkers, TextError, Tokenizer};
 
@@ -52,13 +55,17 @@ pub fn tool_grammar(
         };
         return Err(TextError::Grammar { kind: "tool_choice", message });
     }
+    let refused =
+        |tool: &ToolSpec, says: &str| TextError::Grammar { kind: "tools", message: format!("'{}': {says}", tool.name) };
     for tool in &chosen {
-        let refused = |says| TextError::Grammar { kind: "tools", message: format!("'{}': {says}", tool.name) };
-        prepare(&tool.parameters).map_err(refused)?;
+        prepare(&tool.parameters).map_err(|says| refused(tool, &says))?;
     }
     let single = !constraint.parallel || matches!(constraint.choice, ToolChoice::Named(_));
     let mut writer = Writer { format: constraint.format, tokenizer, rules: String::new(), count: 0 };
-    let calls: Vec<String> = chosen.iter().map(|tool| writer.call(tool)).collect();
+    let mut calls = Vec::with_capacity(chosen.len());
+    for tool in &chosen {
+        calls.push(writer.call(tool).map_err(|says| refused(tool, &says))?);
+    }
     let names: Vec<String> = (0..calls.len()).map(|index| format!("call_{index}")).collect();
     let mut grammar = String::new();
     let answer = writer.answer(if single { 1 } else { MAX_CALLS });
@@ -107,9 +114,28 @@ impl Writer<'_> {
             more => format!("call ({} call){{0,{more}}}", text(between)),
         };
         match self.format {
-            ToolFormat::Hermes | ToolFormat::QwenXml | ToolFormat::Glm => more("\n"),
+            ToolFormat::Hermes | ToolFormat::Glm => more("\n"),
+            ToolFormat::QwenXml => self.blocks(&families::QWEN, &more),
+            ToolFormat::Seed => self.blocks(&families::SEED, &more),
+            ToolFormat::MiniMaxM2 => self.blocks(&families::MINIMAX_M2, &more),
+            ToolFormat::Muse => self.blocks(&families::MUSE, &more),
+            ToolFormat::DeepSeekV32 => self.blocks(&families::DEEPSEEK_V32, &more),
+            ToolFormat::DeepSeekV4 => self.blocks(&families::DEEPSEEK_V4, &more),
+            ToolFormat::MistralNamed | ToolFormat::Functionary | ToolFormat::FunctionGemma | ToolFormat::Gemma4 => {
+                more("")
+            }
+            ToolFormat::MiniMaxM1 => {
+                let (open, close) = (self.marker("<tool_calls>"), self.marker("</tool_calls>"));
+                format!("{open} \"\\n\" {} \"\\n\" {close}", more("\n"))
+            }
+            ToolFormat::Apriel => {
+                format!("{} \"[\" {} \"]\" {}", self.marker("<tool_calls>"), more(", "), self.marker("</tool_calls>"))
+            }
+            ToolFormat::Lfm2 => {
+                let (open, close) = (self.marker("<|tool_call_start|>"), self.marker("<|tool_call_end|>"));
+                format!("{open} \"[\" {} \"]\" {close}", more(", "))
+            }
             ToolFormat::Llama3 => more("; "),
-            ToolFormat::MistralNamed => more(""),
             ToolFormat::MistralList => format!("{} \"[\" {} \"]\"", self.marker("[TOOL_CALLS]"), more(", ")),
             ToolFormat::Granite => format!("{} \"[\" {} \"]\"", self.marker("<|tool_call|>"), more(", ")),
             ToolFormat::Phi4 => {
@@ -135,7 +161,7 @@ impl Writer<'_> {
         }
     }
 
-    fn call(&mut self, tool: &ToolSpec) -> String {
+    fn call(&mut self, tool: &ToolSpec) -> Result<String, String> {
         let name = &tool.name;
         let schema = if tool.parameters.is_object() { tool.parameters.clone() } else { json!({"type": "object"}) };
         let schema = if schema["type"].is_null() { with_field(&schema, "type", json!("object")) } else { schema };
@@ -143,15 +169,24 @@ impl Writer<'_> {
             let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(name.as_str()));
             format!("{} {} \"}}\"", text(&head), json(&schema))
         };
-        match self.format {
+        Ok(match self.format {
             ToolFormat::Hermes => {
                 let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
                 format!("{open} \"\\n\" {} \"\\n\" {close}", object("arguments"))
             }
             ToolFormat::Llama3 => object("parameters"),
-            ToolFormat::MistralList | ToolFormat::Granite | ToolFormat::Phi4 | ToolFormat::Nemotron => {
-                object("arguments")
+            ToolFormat::MistralList
+            | ToolFormat::Granite
+            | ToolFormat::Phi4
+            | ToolFormat::Nemotron
+            | ToolFormat::Apriel
+            | ToolFormat::MiniMaxM1 => object("arguments"),
+            ToolFormat::Functionary => {
+                let head = format!("{} {}", self.marker("<function="), text(&format!("{name}>")));
+                format!("{head} {} {}", json(&schema), self.marker("</function>"))
             }
+            ToolFormat::FunctionGemma => self.gemma(&FUNCTION_GEMMA, name, &schema)?,
+            ToolFormat::Gemma4 => self.gemma(&GEMMA_4, name, &schema)?,
             ToolFormat::MistralNamed => {
                 format!("{} {} {} {}", self.marker("[TOOL_CALLS]"), text(name), self.marker("[ARGS]"), json(&schema))
             }
@@ -176,52 +211,84 @@ impl Writer<'_> {
                 let head = text(&format!("commentary to=functions.{name} "));
                 format!("{channel} {head} {} \"json\" {message} {}", self.marker("<|constrain|>"), json(&schema))
             }
-            ToolFormat::Pythonic => python_call(name, &schema),
-            ToolFormat::QwenXml => {
-                let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
-                let fields =
-                    self.tagged_fields(&schema, |_, name| text(&format!("<parameter={name}>\n")), "\n</parameter>\n");
-                format!("{open} {} {fields} \"</function>\\n\" {close}", text(&format!("\n<function={name}>\n")))
-            }
+            ToolFormat::Pythonic | ToolFormat::Lfm2 => python_call(name, &schema),
+            ToolFormat::QwenXml => self.function(&families::QWEN, name, &schema),
+            ToolFormat::Seed => self.function(&families::SEED, name, &schema),
+            ToolFormat::MiniMaxM2 => self.function(&families::MINIMAX_M2, name, &schema),
+            ToolFormat::Muse => self.function(&families::MUSE, name, &schema),
+            ToolFormat::DeepSeekV32 => self.function(&families::DEEPSEEK_V32, name, &schema),
+            ToolFormat::DeepSeekV4 => self.function(&families::DEEPSEEK_V4, name, &schema),
             ToolFormat::Glm => {
                 let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
-                let key = |writer: &Self, name: &str| {
+                let key = |writer: &Self, name: &str, _| {
                     let (open, close) = (writer.marker("<arg_key>"), writer.marker("</arg_key>"));
                     format!("{open} {} {close} \"\\n\" {}", text(name), writer.marker("<arg_value>"))
                 };
                 let fields = self.tagged_fields(&schema, key, "</arg_value>");
                 format!("{open} {} {fields} {close}", text(&format!("{name}\n")))
             }
+        })
+    }
+
+    /// Calls in their family's block, or each in one.
+    fn blocks(&self, tags: &Tags, more: &dyn Fn(&str) -> String) -> String {
+        if !tags.shared {
+            return more("\n");
         }
+        format!("{} {} {} {}", self.marker(tags.call), text("\n"), more(""), self.marker(tags.call_end))
+    }
+
+    /// A function and its parameters as tags.
+    fn function(&mut self, tags: &Tags, name: &str, schema: &Value) -> String {
+        let pad = if tags.padded { "\n" } else { "" };
+        let head = |writer: &Self, name: &str, is_text| {
+            let end = text(&format!("{name}{}{pad}", tags.name_end(Some(is_text))));
+            format!("{} {end}", writer.marker(tags.parameter))
+        };
+        let fields = self.tagged_fields(schema, head, &format!("{pad}{}\n", tags.parameter_end));
+        let open = format!("{} {}", self.marker(tags.function), text(&format!("{name}{}\n", tags.name_end(None))));
+        let function = format!("{open} {fields} {} {}", self.marker(tags.function_end), text("\n"));
+        if tags.shared {
+            return function;
+        }
+        format!("{} {} {function} {}", self.marker(tags.call), text("\n"), self.marker(tags.call_end))
+    }
+
+    fn gemma(&mut self, syntax: &'static Syntax, name: &str, schema: &Value) -> Result<String, String> {
+        let prefix = format!("gemma_{}", self.count);
+        self.count += 1;
+        let mut grammar = GemmaGrammar::new(syntax, self.tokenizer, prefix, schema);
+        let call = grammar.call(name)?;
+        self.rules.push_str(&grammar.rules);
+        Ok(call)
     }
 
     /// Any text and the marker that ends it.
-    fn text_until(&mut self, end: &str, longest: Option<u64>) -> String {
-        let marker = self.marker(end);
-        if marker.starts_with("<[") {
-            return format!("/(?s:.*)/ {marker}");
-        }
-        let rule = format!("text_{}", self.count);
+    fn text_until(&mut self, end: &str, schema: &Value) -> String {
+        let length = Length { least: schema["minLength"].as_u64().unwrap_or(0), most: schema["maxLength"].as_u64() };
+        let name = format!("text_{}", self.count);
         self.count += 1;
-        self.rules.push_str(&rule_until(&rule, end, longest));
-        rule
+        let (body, rule) = until(self.tokenizer, &name, end, length);
+        self.rules.push_str(&rule);
+        body
     }
 
-    /// Parameters as tags: text stands as it is, everything else as JSON.
-    fn tagged_fields(&mut self, schema: &Value, head: impl Fn(&Self, &str) -> String, end: &str) -> String {
+    /// Parameters as tags: text stands as it is, everything else as JSON. `head` is told which it is.
+    fn tagged_fields(&mut self, schema: &Value, head: impl Fn(&Self, &str, bool) -> String, end: &str) -> String {
         let mut fields = String::new();
         for field in properties(schema) {
             let options = field.schema["enum"].as_array().filter(|options| options.iter().all(Value::is_string));
+            let is_text = options.is_some() || field.schema["type"] == "string";
             let value = if let Some(options) = options {
                 let options: Vec<String> = options.iter().filter_map(Value::as_str).map(text).collect();
                 format!("({}) {}", options.join(" | "), self.marker(end))
-            } else if field.schema["type"] == "string" {
-                self.text_until(end, field.schema["maxLength"].as_u64())
+            } else if is_text {
+                self.text_until(end, &field.schema)
             } else {
                 format!("{} {}", json(&field.schema), self.marker(end))
             };
             let optional = if field.required { "" } else { "?" };
-            let _ = write!(fields, " ({} {value}){optional}", head(self, &field.name));
+            let _ = write!(fields, " ({} {value}){optional}", head(self, &field.name, is_text));
         }
         fields
     }

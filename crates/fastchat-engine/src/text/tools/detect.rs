@@ -3,10 +3,20 @@
 use super::ToolFormat;
 
 /// Texts that show a format, most telling first: some templates mention a second format's markers too.
-const SIGNS: [(&[&str], ToolFormat); 15] = [
+const SIGNS: [(&[&str], ToolFormat); 26] = [
     (&["<|channel|>"], ToolFormat::Harmony),
     (&["<|tool_call_argument_begin|>"], ToolFormat::KimiK2),
     (&["<tool_call>\n<function=", "<tool_call>\\n<function="], ToolFormat::QwenXml),
+    (&["<seed:tool_call>"], ToolFormat::Seed),
+    (&["<minimax:tool_call>"], ToolFormat::MiniMaxM2),
+    (&["<atem:function_calls>"], ToolFormat::Muse),
+    (&["<｜DSML｜tool_calls>", "dsml_token + 'tool_calls>"], ToolFormat::DeepSeekV4),
+    (&["｜DSML｜"], ToolFormat::DeepSeekV32),
+    (&["<|tool_call>call:"], ToolFormat::Gemma4),
+    (&["<start_function_call>"], ToolFormat::FunctionGemma),
+    (&["<tool_calls>["], ToolFormat::Apriel),
+    (&["<tool_calls>\n{", "<tool_calls>\\n{"], ToolFormat::MiniMaxM1),
+    (&["<|tool_call_start|>", "<|tool_list_start|>", "\"List of tools: [\""], ToolFormat::Lfm2),
     (&["<arg_key>"], ToolFormat::Glm),
     (&["[ARGS]"], ToolFormat::MistralNamed),
     (&["[TOOL_CALLS]"], ToolFormat::MistralList),
@@ -17,6 +27,7 @@ const SIGNS: [(&[&str], ToolFormat); 15] = [
     (&["<|tool_call|>"], ToolFormat::Granite),
     (&["<tool_call></tool_call>", "<tool_call>{", "<tool_call>\n{", "<tool_call>\\n{"], ToolFormat::Hermes),
     (&["<|python_start|>"], ToolFormat::Pythonic),
+    (&["<function=example_function_name>{"], ToolFormat::Functionary),
     (&["func_name1(params_name1="], ToolFormat::Pythonic),
     (&["{\"name\": function name, \"parameters\":"], ToolFormat::Llama3),
 ];
@@ -45,6 +56,17 @@ impl ToolFormat {
             Self::Phi4 => "phi4",
             Self::Nemotron => "nemotron",
             Self::Glm => "glm",
+            Self::Seed => "seed",
+            Self::MiniMaxM1 => "minimax_m1",
+            Self::MiniMaxM2 => "minimax_m2",
+            Self::Muse => "muse",
+            Self::DeepSeekV32 => "deepseek_v32",
+            Self::DeepSeekV4 => "deepseek_v4",
+            Self::Apriel => "apriel",
+            Self::Lfm2 => "lfm2",
+            Self::Functionary => "functionary",
+            Self::FunctionGemma => "functiongemma",
+            Self::Gemma4 => "gemma4",
         }
     }
 
@@ -63,6 +85,15 @@ impl ToolFormat {
             Self::Phi4 => &["<|tool_call|>", "<|/tool_call|>"],
             Self::Nemotron => &["<TOOLCALL>", "</TOOLCALL>"],
             Self::Glm => &["<tool_call>", "</tool_call>", "<arg_key>", "<arg_value>"],
+            Self::Seed => &["<seed:tool_call>", "</seed:tool_call>"],
+            Self::MiniMaxM1 | Self::Apriel => &["<tool_calls>", "</tool_calls>"],
+            Self::MiniMaxM2 => &["<minimax:tool_call>", "</minimax:tool_call>"],
+            Self::Muse => &["<atem:function_calls>", "</atem:function_calls>"],
+            Self::DeepSeekV32 | Self::DeepSeekV4 => &["｜DSML｜"],
+            Self::Lfm2 => &["<|tool_call_start|>", "<|tool_call_end|>"],
+            Self::Functionary => &["<function="],
+            Self::FunctionGemma => &["<start_function_call>", "<escape>", "<end_function_call>"],
+            Self::Gemma4 => &["<|tool_call>", "<|\"|>", "<tool_call|>"],
         }
     }
 }
@@ -82,6 +113,7 @@ mod tests {
             ("Respond in the format {\"name\": function name, \"parameters\": dictionary", Some(ToolFormat::Llama3)),
             ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", Some(ToolFormat::MistralNamed)),
             ("{{ '<tool_call>' + tc.name }}<arg_key>", Some(ToolFormat::Glm)),
+            ("{{ '<start_function_call>call:' + name }}", Some(ToolFormat::FunctionGemma)),
             ("<function=x>{\"a\": 1}</function>", None),
             ("{% for message in messages %}{{ message.content }}", None),
         ] {

@@ -5,6 +5,10 @@ mod arguments;
 mod constrain;
 mod detect;
 mod events;
+mod families;
+mod gemma;
+mod gemma_grammar;
+mod gemma_value;
 mod glm;
 mod harmony;
 mod json_call;
@@ -26,6 +30,7 @@ pub use events::ToolEvent;
 pub use spec::ToolSpec;
 
 use events::Events;
+use tagged::Tagged;
 
 /// How a family of models writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,11 +63,33 @@ pub enum ToolFormat {
     Nemotron,
     /// `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>` (GLM 4.5 and later).
     Glm,
+    /// As Qwen's, in `<seed:tool_call>` and without line breaks around values (Seed-OSS).
+    Seed,
+    /// `<tool_calls>`, a line of `{"name": .., "arguments": ..}` per call (MiniMax M1).
+    MiniMaxM1,
+    /// `<minimax:tool_call><invoke name=".."><parameter name="..">value</parameter></invoke>` (MiniMax M2).
+    MiniMaxM2,
+    /// The same with `atem:` in every tag (Muse).
+    Muse,
+    /// `<｜DSML｜function_calls>`, invocations whose parameters say whether they are text (DeepSeek V3.2).
+    DeepSeekV32,
+    /// The same in `<｜DSML｜tool_calls>` (DeepSeek V4).
+    DeepSeekV4,
+    /// `<tool_calls>[{"name": .., "arguments": ..}]</tool_calls>` (Apriel).
+    Apriel,
+    /// `<|tool_call_start|>[name(key=value), ..]<|tool_call_end|>` (LFM2).
+    Lfm2,
+    /// `<function=name>{..}</function>` (Functionary 3.1).
+    Functionary,
+    /// `<start_function_call>call:name{key:<escape>text<escape>}<end_function_call>` (FunctionGemma).
+    FunctionGemma,
+    /// `<|tool_call>call:name{key:<|"|>text<|"|>}<tool_call|>` (Gemma 4).
+    Gemma4,
 }
 
 impl ToolFormat {
     /// Every format.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 25] = [
         Self::Hermes,
         Self::Llama3,
         Self::MistralList,
@@ -77,6 +104,17 @@ impl ToolFormat {
         Self::Phi4,
         Self::Nemotron,
         Self::Glm,
+        Self::Seed,
+        Self::MiniMaxM1,
+        Self::MiniMaxM2,
+        Self::Muse,
+        Self::DeepSeekV32,
+        Self::DeepSeekV4,
+        Self::Apriel,
+        Self::Lfm2,
+        Self::Functionary,
+        Self::FunctionGemma,
+        Self::Gemma4,
     ];
 }
 
@@ -99,23 +137,31 @@ impl ToolParser {
     /// `tools` tell calls from other JSON where a format has no marker, and types where it has none.
     pub fn new(format: ToolFormat, tools: &[ToolSpec]) -> Self {
         let names: Vec<String> = tools.iter().map(|tool| tool.name.clone()).collect();
+        let tagged = |openers, closers, bare| -> Box<dyn Format> { Box::new(Tagged::new(openers, closers, bare)) };
         let format: Box<dyn Format> = match format {
-            ToolFormat::Hermes => Box::new(tagged::Tagged::new(&["<tool_call>"], &["</tool_call>"], Some(names))),
-            ToolFormat::Llama3 => Box::new(tagged::Tagged::new(&["<|python_tag|>"], &[";"], Some(names))),
-            ToolFormat::Granite => {
-                Box::new(tagged::Tagged::new(&["<|tool_call|>", "<tool_call>"], &["</tool_call>"], None))
-            }
-            ToolFormat::Phi4 => {
-                Box::new(tagged::Tagged::new(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None))
-            }
-            ToolFormat::Nemotron => Box::new(tagged::Tagged::new(&["<TOOLCALL>"], &["</TOOLCALL>"], None)),
+            ToolFormat::Hermes => tagged(&["<tool_call>"], &["</tool_call>"], Some(names)),
+            ToolFormat::Llama3 => tagged(&["<|python_tag|>"], &[";"], Some(names)),
+            ToolFormat::Granite => tagged(&["<|tool_call|>", "<tool_call>"], &["</tool_call>"], None),
+            ToolFormat::Phi4 => tagged(&["<|tool_call|>", "functools"], &["<|/tool_call|>"], None),
+            ToolFormat::Nemotron => tagged(&["<TOOLCALL>"], &["</TOOLCALL>"], None),
+            ToolFormat::Apriel => tagged(&["<tool_calls>"], &["</tool_calls>"], None),
+            ToolFormat::MiniMaxM1 => Box::new(Tagged::lines(&["<tool_calls>"], &["</tool_calls>"], names)),
             ToolFormat::Glm => Box::new(glm::Glm::new(tools)),
             ToolFormat::MistralList | ToolFormat::MistralNamed => Box::new(named::Named::new(named::MISTRAL)),
             ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => Box::new(named::Named::new(named::DEEPSEEK)),
             ToolFormat::KimiK2 => Box::new(named::Named::new(named::KIMI)),
-            ToolFormat::Pythonic => Box::new(pythonic::Pythonic::new()),
+            ToolFormat::Functionary => Box::new(named::Named::new(named::FUNCTIONARY)),
+            ToolFormat::Pythonic => Box::new(pythonic::Pythonic::new("<|python_start|>", "<|python_end|>")),
+            ToolFormat::Lfm2 => Box::new(pythonic::Pythonic::new("<|tool_call_start|>", "<|tool_call_end|>")),
             ToolFormat::Harmony => Box::new(harmony::Harmony::new()),
-            ToolFormat::QwenXml => Box::new(xml::QwenXml::new(tools)),
+            ToolFormat::FunctionGemma => Box::new(gemma::Gemma::new(&gemma::FUNCTION_GEMMA, tools)),
+            ToolFormat::Gemma4 => Box::new(gemma::Gemma::new(&gemma::GEMMA_4, tools)),
+            ToolFormat::QwenXml => Box::new(xml::Xml::new(&families::QWEN, tools)),
+            ToolFormat::Seed => Box::new(xml::Xml::new(&families::SEED, tools)),
+            ToolFormat::MiniMaxM2 => Box::new(xml::Xml::new(&families::MINIMAX_M2, tools)),
+            ToolFormat::Muse => Box::new(xml::Xml::new(&families::MUSE, tools)),
+            ToolFormat::DeepSeekV32 => Box::new(xml::Xml::new(&families::DEEPSEEK_V32, tools)),
+            ToolFormat::DeepSeekV4 => Box::new(xml::Xml::new(&families::DEEPSEEK_V4, tools)),
         };
         Self { format, events: Events::default() }
     }

@@ -46,6 +46,9 @@ pub(super) const KIMI: Markers = Markers {
     lists: false,
 };
 
+pub(super) const FUNCTIONARY: Markers =
+    Markers { call: "<function=", separator: ">", end: "</function>", section: &[], kind: None, lists: false };
+
 #[derive(Debug)]
 enum Place {
     Content,

@@ -14,6 +14,8 @@ const MAX_CALL_BYTES: usize = 1 << 20;
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Content,
+    /// Behind the marker: the list must follow.
+    Opened,
     /// Behind `[` or `,`.
     Name,
     /// Inside the parentheses.
@@ -21,10 +23,11 @@ enum Place {
     Between,
 }
 
-/// Reads `[name(key=value), ..]`.
+/// Reads `[name(key=value), ..]`, at the beginning or behind a marker.
 #[derive(Debug)]
 pub(super) struct Pythonic {
     place: Place,
+    open: &'static str,
     finder: TagFinder,
     name: String,
     text: String,
@@ -35,10 +38,11 @@ pub(super) struct Pythonic {
 }
 
 impl Pythonic {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(open: &'static str, close: &'static str) -> Self {
         Self {
             place: Place::Content,
-            finder: TagFinder::new(&[&["<|python_start|>", "<|python_end|>"]]),
+            open,
+            finder: TagFinder::new(&[&[open, close]]),
             name: String::new(),
             text: String::new(),
             depth: 0,
@@ -125,8 +129,23 @@ impl Format for Pythonic {
                 self.name.clear();
                 self.raw.push(letter);
             }
-            Place::Content => {
-                self.finder.feed(letter, |letter| out.content(letter));
+            Place::Content => match self.finder.feed(letter, |letter| out.content(letter)) {
+                Some(tag) if tag == self.open => {
+                    self.raw.push_str(tag);
+                    self.place = Place::Opened;
+                }
+                Some(tag) if out.calls() == 0 || !out.at_start() => out.content_all(tag),
+                _ => {}
+            },
+            Place::Opened if letter == '[' => {
+                self.place = Place::Name;
+                self.name.clear();
+                self.raw.push(letter);
+            }
+            Place::Opened if letter.is_whitespace() => self.raw.push(letter),
+            Place::Opened => {
+                self.give_up(out);
+                self.feed(letter, out);
             }
             Place::Name => self.feed_name(letter, out),
             Place::Inside => self.feed_inside(letter, out),

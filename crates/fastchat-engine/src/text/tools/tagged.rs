@@ -10,6 +10,16 @@ use super::tags::TagFinder;
 const FENCE: &str = "```json";
 const FENCE_END: &str = "\n```";
 
+/// Where a marker is followed by several objects, one a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lines {
+    /// No marker is.
+    Never,
+    Outside,
+    /// Behind such a marker, whose end has not come.
+    Inside,
+}
+
 /// Markers, and the names that make bare JSON a call.
 #[derive(Debug)]
 pub(super) struct Tagged {
@@ -21,6 +31,7 @@ pub(super) struct Tagged {
     is_bare: bool,
     /// The call read last began behind a fence.
     fenced: bool,
+    lines: Lines,
 }
 
 impl Tagged {
@@ -37,6 +48,24 @@ impl Tagged {
             list: None,
             is_bare: false,
             fenced: false,
+            lines: Lines::Never,
+        }
+    }
+
+    /// With several objects between an opener and a closer, and no comma between them.
+    pub(super) fn lines(
+        openers: &'static [&'static str],
+        closers: &'static [&'static str],
+        names: Vec<String>,
+    ) -> Self {
+        // No fences: one's end begins with the line break between objects.
+        let finder = TagFinder::new(&[openers, closers]);
+        Self { lines: Lines::Outside, finder, ..Self::new(openers, closers, Some(names)) }
+    }
+
+    fn enter(&mut self, place: Lines) {
+        if self.lines != Lines::Never {
+            self.lines = place;
         }
     }
 }
@@ -52,8 +81,9 @@ impl Format for Tagged {
         }
         if self.bare.is_some() && out.at_start() && !self.finder.is_holding() && matches!(letter, '{' | '[') {
             let mut list = ListReader::new("");
-            (self.is_bare, self.fenced) = (true, false);
-            if list.feed(letter, self.bare.as_deref(), out) == Progress::More {
+            (self.is_bare, self.fenced) = (self.lines != Lines::Inside, false);
+            let known = if self.is_bare { self.bare.as_deref() } else { None };
+            if list.feed(letter, known, out) == Progress::More {
                 self.list = Some(list);
             }
             return;
@@ -63,11 +93,13 @@ impl Format for Tagged {
         let is_closer = self.closers.contains(&tag) || (tag == FENCE_END && self.fenced);
         if is_closer && after_call {
             self.fenced = false;
+            self.enter(Lines::Outside);
         } else if is_closer || tag == FENCE_END || (tag == FENCE && !out.at_start()) {
             out.content_all(tag);
         } else {
             self.fenced = tag == FENCE;
             self.is_bare = self.fenced;
+            self.enter(Lines::Inside);
             self.list = Some(ListReader::new(tag));
         }
     }

@@ -73,10 +73,9 @@ fn now() -> (&'static str, Value) {
     ("now", json!({}))
 }
 
-#[test]
-fn every_family_writes_two_calls() {
-    let two = [paris(), now()];
-    let text = |format: ToolFormat| match format {
+/// Both calls as a family writes them.
+fn two_calls(format: ToolFormat) -> &'static str {
+    match format {
         ToolFormat::Hermes => concat!(
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n",
             "<tool_call>\n{\"arguments\": {}, \"name\": \"now\"}\n</tool_call>"
@@ -131,9 +130,54 @@ fn every_family_writes_two_calls() {
             "<|tool_call|>[{\"type\": \"function\", \"function\": {\"name\": \"weather\", \"arguments\": ",
             "{\"city\": \"Paris\"}}}, {\"name\": \"now\"}]<|/tool_call|>"
         ),
-    };
+        ToolFormat::Seed => concat!(
+            "<seed:tool_call>\n<function=weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>\n",
+            "<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>"
+        ),
+        ToolFormat::MiniMaxM1 => concat!(
+            "<tool_calls>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}\n",
+            "{\"name\": \"now\", \"arguments\": {}}\n</tool_calls>"
+        ),
+        ToolFormat::MiniMaxM2 => concat!(
+            "\n<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"city\">Paris</parameter>\n</invoke>\n",
+            "<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>"
+        ),
+        ToolFormat::Muse => concat!(
+            "<atem:function_calls>\n<atem:invoke name=\"weather\">\n<atem:parameter name=\"city\">Paris</atem:parameter>\n",
+            "</atem:invoke>\n</atem:function_calls>\n",
+            "<atem:function_calls>\n<atem:invoke name=\"now\">\n</atem:invoke>\n</atem:function_calls>"
+        ),
+        ToolFormat::DeepSeekV32 => concat!(
+            "\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"weather\">\n",
+            "<｜DSML｜parameter name=\"city\" string=\"true\">Paris</｜DSML｜parameter>\n</｜DSML｜invoke>\n",
+            "<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+        ),
+        ToolFormat::DeepSeekV4 => concat!(
+            "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"weather\">\n",
+            "<｜DSML｜parameter name=\"city\" string=\"false\">\"Paris\"</｜DSML｜parameter>\n</｜DSML｜invoke>\n",
+            "<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+        ),
+        ToolFormat::Apriel => concat!(
+            "\n<tool_calls>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}, \"id\": \"1\"}, ",
+            "{\"name\": \"now\", \"arguments\": {}}]</tool_calls>"
+        ),
+        ToolFormat::Lfm2 => "<|tool_call_start|>[weather(city=\"Paris\"), now()]<|tool_call_end|>",
+        ToolFormat::Functionary => "<function=weather>{\"city\": \"Paris\"}</function><function=now>{}</function>",
+        ToolFormat::FunctionGemma => concat!(
+            "<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>",
+            "<start_function_call>call:now{}<end_function_call><start_function_response>"
+        ),
+        ToolFormat::Gemma4 => concat!(
+            "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|><|tool_call>call:now{}<tool_call|>",
+            "<|tool_response>"
+        ),
+    }
+}
+
+#[test]
+fn every_family_writes_two_calls() {
     for format in ToolFormat::ALL {
-        check(format, text(format), "", &two);
+        check(format, two_calls(format), "", &[paris(), now()]);
     }
 }
 
@@ -142,6 +186,14 @@ fn text_before_a_call_is_content() {
     let call = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>";
     check(ToolFormat::Hermes, &format!("One moment.\n\n{call}\n"), "One moment.", &[now()]);
     check(ToolFormat::MistralNamed, "Hi [TOOL_CALLS]now[ARGS]{}", "Hi", &[now()]);
+    check(ToolFormat::Lfm2, "Hi<|tool_call_start|>[now()]<|tool_call_end|>", "Hi", &[now()]);
+    check(ToolFormat::Gemma4, "Hi<|tool_call>call:now{}<tool_call|>", "Hi", &[now()]);
+    check(
+        ToolFormat::MiniMaxM2,
+        "Hi\n<minimax:tool_call><invoke name=\"now\"></invoke></minimax:tool_call>",
+        "Hi",
+        &[now()],
+    );
     let text = "<|channel|>analysis<|message|>Think<|end|><|start|>assistant<|channel|>final<|message|>Hi<|return|>";
     let outcome = run(ToolFormat::Harmony, &[text]);
     assert_eq!((outcome.reasoning.as_str(), outcome.content.as_str()), ("Think", "Hi"));
@@ -183,6 +235,19 @@ fn what_is_no_call_stays_content() {
     check(ToolFormat::QwenXml, "<tool_call>text</tool_call>", "<tool_call>text</tool_call>", &[]);
     check(ToolFormat::KimiK2, "<|tool_call_begin|>x", "<|tool_call_begin|>x", &[]);
     check(ToolFormat::Granite, "<|tool_call|>{\"a\": 1}", "<|tool_call|>{\"a\": 1}", &[]);
+    for (format, text) in [
+        (ToolFormat::MiniMaxM1, "<tool_calls>\n</tool_calls>"),
+        (ToolFormat::MiniMaxM2, "<minimax:tool_call>\n</minimax:tool_call>"),
+        (ToolFormat::MiniMaxM2, "<invoke name=now></invoke>"),
+        (ToolFormat::MiniMaxM2, "<invoke name=\"now\" string=\"true\"></invoke>"),
+        (ToolFormat::Lfm2, "<|tool_call_start|>now()<|tool_call_end|>"),
+        (ToolFormat::Gemma4, "<|tool_call>now{}<tool_call|>"),
+        (ToolFormat::Gemma4, "<|tool_call>call:{}<tool_call|>"),
+        (ToolFormat::Gemma4, "<|tool_call>call:now{a}<tool_call|>"),
+        (ToolFormat::FunctionGemma, "<start_function_call>call:now{city:<escape>Par"),
+    ] {
+        check(format, text, text, &[]);
+    }
 }
 
 #[test]
@@ -203,6 +268,30 @@ fn xml_values_have_their_schemas_types() {
                 <parameter=other>\n[1]\n</parameter>\n</function>\n</tool_call>";
     let expected = json!({"city": "12 <b>\n", "days": 3, "other": [1]});
     check(ToolFormat::QwenXml, text, "", &[("weather", expected)]);
+}
+
+#[test]
+fn parameters_say_whether_they_are_text() {
+    let call = |fields: &str| {
+        format!(
+            "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"weather\">\n{fields}</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+        )
+    };
+    let fields = "<｜DSML｜parameter name=\"days\" string=\"true\">3</｜DSML｜parameter>\n\
+                  <｜DSML｜parameter name=\"x\" string=\"false\">{\"a\": [1]}</｜DSML｜parameter>\n\
+                  <｜DSML｜parameter name=\"city\">12</｜DSML｜parameter>\n";
+    let expected = json!({"days": "3", "x": {"a": [1]}, "city": "12"});
+    check(ToolFormat::DeepSeekV32, &call(fields), "", &[("weather", expected)]);
+    let text = "<invoke name=\"weather\"><parameter name=\"city\">\n12\n</parameter><parameter name=\"days\">3</parameter></invoke>";
+    check(ToolFormat::MiniMaxM2, text, "", &[("weather", json!({"city": "\n12\n", "days": 3}))]);
+}
+
+#[test]
+fn lines_may_call_unknown_functions_like_any_marked_call() {
+    let lines = "{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"other\", \"arguments\": {}}\n";
+    check(ToolFormat::MiniMaxM1, &format!("<tool_calls>\n{lines}</tool_calls>"), "", &[now(), ("other", json!({}))]);
+    let (first, second) = lines.split_once('\n').unwrap();
+    check(ToolFormat::MiniMaxM1, &format!("{first}\n{second}"), second.trim_end(), &[now()]);
 }
 
 fn pieces() -> impl Strategy<Value = &'static str> {
@@ -265,6 +354,31 @@ fn pieces() -> impl Strategy<Value = &'static str> {
         "</arg_key>",
         "<arg_value>",
         "</arg_value>",
+        "<tool_calls>",
+        "</tool_calls>",
+        "<seed:tool_call>",
+        "</seed:tool_call>",
+        "<minimax:tool_call>",
+        "</minimax:tool_call>",
+        "<invoke name=\"now\">",
+        "<parameter name=\"a\">",
+        "</invoke>",
+        "<｜DSML｜tool_calls>",
+        "<｜DSML｜invoke name=\"now\">",
+        "<｜DSML｜parameter name=\"a\" string=\"true\">",
+        "</｜DSML｜parameter>",
+        "</｜DSML｜invoke>",
+        "<|tool_call_start|>",
+        "<|tool_call_end|>",
+        "<|tool_call>",
+        "call:now{",
+        "a:",
+        "<|\"|>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<start_function_call>",
+        "<escape>",
+        "<end_function_call>",
     ])
 }
 
@@ -287,6 +401,7 @@ proptest! {
             // Without a call nothing is lost.
             let framed = matches!(format, ToolFormat::Harmony);
             let sections = ["</tool_call>", "<|tool_call_end|>", "<｜tool▁call▁end｜>"];
+            let framed = framed || (format == ToolFormat::Functionary && text.contains("</function>"));
             if whole.calls.is_empty() && !framed && !sections.iter().any(|end| text.contains(end)) {
                 prop_assert_eq!(&whole.content, &text, "{:?}", format);
             }

@@ -1,18 +1,12 @@
-//! Calls as tags: a function, and a tag per parameter whose text is the value (Qwen3-Coder).
+//! Calls as tags: a function, and a tag per parameter whose text is the value (Qwen3-Coder, MiniMax M2, DeepSeek V3.2).
 
 use serde_json::Value;
 
 use super::events::Events;
+use super::families::{Names, Tags};
 use super::json_call::MAX_NAME_BYTES;
 use super::tags::TagFinder;
 use super::{Format, ToolSpec};
-
-const CALL: &str = "<tool_call>";
-const CALL_END: &str = "</tool_call>";
-const FUNCTION: &str = "<function=";
-const FUNCTION_END: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
-const PARAMETER_END: &str = "</parameter>";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -28,27 +22,35 @@ enum Place {
 
 /// Reads functions; their schemas tell text from numbers.
 #[derive(Debug)]
-pub(super) struct QwenXml {
+pub(super) struct Xml {
+    tags: &'static Tags,
     tools: Vec<ToolSpec>,
     place: Place,
     outside: TagFinder,
     inside: TagFinder,
     function: String,
+    /// Text between a tag's beginning and its end.
+    header: String,
     parameter: String,
+    /// What a parameter's own tag says of its value.
+    is_text: Option<bool>,
     text: String,
     count: usize,
     raw: String,
 }
 
-impl QwenXml {
-    pub(super) fn new(tools: &[ToolSpec]) -> Self {
+impl Xml {
+    pub(super) fn new(tags: &'static Tags, tools: &[ToolSpec]) -> Self {
         Self {
+            tags,
             tools: tools.to_vec(),
             place: Place::Content,
-            outside: TagFinder::new(&[&[CALL, CALL_END, FUNCTION]]),
-            inside: TagFinder::new(&[&[PARAMETER, PARAMETER_END, FUNCTION_END, CALL_END]]),
+            outside: TagFinder::new(&[&[tags.call, tags.call_end, tags.function]]),
+            inside: TagFinder::new(&[&[tags.parameter, tags.parameter_end, tags.function_end, tags.call_end]]),
             function: String::new(),
+            header: String::new(),
             parameter: String::new(),
+            is_text: None,
             text: String::new(),
             count: 0,
             raw: String::new(),
@@ -72,14 +74,14 @@ impl QwenXml {
             out.content_all(&std::mem::take(&mut self.raw));
         }
         match tag {
-            Some(FUNCTION) => {
-                self.raw.push_str(FUNCTION);
-                self.function.clear();
+            Some(tag) if tag == self.tags.function => {
+                self.raw.push_str(tag);
+                self.header.clear();
                 self.place = Place::FunctionName;
             }
-            Some(CALL) => {
+            Some(tag) if tag == self.tags.call => {
                 out.content_all(&std::mem::take(&mut self.raw));
-                CALL.clone_into(&mut self.raw);
+                tag.clone_into(&mut self.raw);
                 self.place = Place::Opened;
             }
             Some(tag) => {
@@ -93,19 +95,43 @@ impl QwenXml {
         }
     }
 
-    /// Reads a name up to `>`; false if it is none.
-    fn feed_name(name: &mut String, letter: char) -> bool {
-        name.push(letter);
-        name.len() <= MAX_NAME_BYTES && !letter.is_whitespace() && letter != '<'
+    /// Reads a tag up to its `>`; false if it is none.
+    fn feed_header(&mut self, letter: char) -> bool {
+        self.header.push(letter);
+        let blank = letter.is_whitespace() && !(self.tags.names != Names::Bare && letter == ' ');
+        self.header.len() <= MAX_NAME_BYTES && !blank && letter != '<'
+    }
+
+    fn start_function(&mut self, out: &mut Events) {
+        if let Some((name, None)) = self.tags.header(&self.header) {
+            out.start(name);
+            name.clone_into(&mut self.function);
+            self.raw.clear();
+            self.count = 0;
+            self.text.clear();
+            self.place = Place::Inside;
+        } else {
+            self.raw.push('>');
+            self.give_up(out);
+        }
+    }
+
+    fn give_up(&mut self, out: &mut Events) {
+        self.place = Place::Content;
+        out.content_all(&std::mem::take(&mut self.raw));
     }
 
     fn end_parameter(&mut self, out: &mut Events) {
         let text = std::mem::take(&mut self.text);
-        let text = text.strip_prefix('\n').unwrap_or(&text);
-        let text = text.strip_suffix('\n').unwrap_or(text);
+        let bare = |text: &str| text.strip_suffix('\n').unwrap_or(text).to_owned();
+        let text = if self.tags.padded { bare(text.strip_prefix('\n').unwrap_or(&text)) } else { text };
         let tool = self.tools.iter().find(|tool| tool.name == self.function);
         let schema = tool.and_then(|tool| tool.parameters["properties"].get(&self.parameter));
-        let value = typed(text, schema);
+        let value = match self.is_text {
+            Some(true) => Value::String(text),
+            Some(false) => typed(&text, None),
+            None => typed(&text, schema),
+        };
         let lead = if self.count == 0 { "{" } else { ", " };
         self.count += 1;
         out.arguments(&format!("{lead}{}: {value}", Value::from(self.parameter.as_str())));
@@ -120,7 +146,7 @@ impl QwenXml {
         let in_text = self.place == Place::ParameterText;
         let text = &mut self.text;
         let Some(tag) = self.inside.feed(letter, |letter| text.push(letter)) else { return };
-        if in_text && tag == CALL_END {
+        if in_text && tag == self.tags.call_end {
             // A value may contain anything but its own end.
             self.text.push_str(tag);
             return;
@@ -129,13 +155,13 @@ impl QwenXml {
             self.end_parameter(out);
         }
         self.text.clear();
-        match tag {
-            PARAMETER => {
-                self.parameter.clear();
-                self.place = Place::ParameterName;
-            }
-            PARAMETER_END => self.place = Place::Inside,
-            _ => self.end_function(out),
+        if tag == self.tags.parameter {
+            self.header.clear();
+            self.place = Place::ParameterName;
+        } else if tag == self.tags.parameter_end {
+            self.place = Place::Inside;
+        } else {
+            self.end_function(out);
         }
     }
 }
@@ -155,27 +181,27 @@ pub(super) fn typed(text: &str, schema: Option<&Value>) -> Value {
     parsed.unwrap_or_else(|| Value::from(text))
 }
 
-impl Format for QwenXml {
+impl Format for Xml {
     fn feed(&mut self, letter: char, out: &mut Events) {
         match self.place {
             Place::Content | Place::Opened => self.feed_outside(letter, out),
-            Place::FunctionName if letter == '>' && !self.function.is_empty() => {
-                out.start(&self.function);
-                self.raw.clear();
-                self.count = 0;
-                self.text.clear();
-                self.place = Place::Inside;
-            }
+            Place::FunctionName if letter == '>' => self.start_function(out),
             Place::FunctionName => {
                 self.raw.push(letter);
-                if !Self::feed_name(&mut self.function, letter) {
-                    self.place = Place::Content;
-                    out.content_all(&std::mem::take(&mut self.raw));
+                if !self.feed_header(letter) {
+                    self.give_up(out);
                 }
             }
-            Place::ParameterName if letter == '>' => self.place = Place::ParameterText,
+            Place::ParameterName if letter == '>' => {
+                if let Some((name, is_text)) = self.tags.header(&self.header) {
+                    (self.parameter, self.is_text) = (name.to_owned(), is_text);
+                    self.place = Place::ParameterText;
+                } else {
+                    self.place = Place::Inside;
+                }
+            }
             Place::ParameterName => {
-                if !Self::feed_name(&mut self.parameter, letter) {
+                if !self.feed_header(letter) {
                     self.place = Place::Inside;
                 }
             }

@@ -6,9 +6,9 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, sys};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
 
-use super::{Launchers, Runtime, Stream};
+use super::{Launchers, Runtime, Stream, graph};
 use crate::nvidia::{Gpu, fault};
-use crate::{DeviceMemory, Fault};
+use crate::{Capture, DeviceMemory, Fault, Work};
 
 /// A GPU, opened.
 #[derive(Debug)]
@@ -95,6 +95,14 @@ impl Runtime for GpuRuntime {
 
     fn finish(&self, launcher: &'static str, status: i32) -> Result<()> {
         Gpu::launched(launcher, status)
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn capture(&self, work: Work) -> Result<Capture> {
+        graph::capture(&self.cuda, work)
     }
 
     fn processors(&self) -> usize {

@@ -1,4 +1,5 @@
 //! The emulator behind `cuda/emu`: device memory is the host's, unset elements are NaN, launches end before they return.
+//! A replay runs the captured work again, which shows that it reads what has changed from memory and not from the host.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -7,6 +8,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 
 use super::{Launchers, Runtime, Stream};
+use crate::{Capture, Graph, Work};
 
 unsafe extern "C" {
     fn emu_allow(start: *const c_void, bytes: usize);
@@ -24,6 +26,21 @@ impl Emulator {
     /// With every access to memory watched, or without.
     pub fn new(checked: bool) -> Self {
         Self { launchers: if checked { Launchers::CHECKED } else { Launchers::PLAIN }, checked }
+    }
+}
+
+/// What was captured, to be run again.
+struct Again(Work);
+
+impl std::fmt::Debug for Again {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Again")
+    }
+}
+
+impl Graph for Again {
+    fn replay(&self) -> Result<()> {
+        (self.0)()
     }
 }
 
@@ -114,6 +131,15 @@ impl Runtime for Emulator {
             bail!("{launcher} failed with {status}: {}", String::from_utf8_lossy(&message));
         }
         Ok(())
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn capture(&self, work: Work) -> Result<Capture> {
+        work()?;
+        Ok(Capture::Graph(Box::new(Again(work))))
     }
 
     fn processors(&self) -> usize {

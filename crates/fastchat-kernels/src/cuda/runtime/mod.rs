@@ -4,6 +4,8 @@
 mod device;
 #[cfg(emulated)]
 mod emulator;
+#[cfg(feature = "cuda")]
+mod graph;
 
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -16,7 +18,7 @@ pub use device::GpuRuntime;
 pub use emulator::Emulator;
 
 pub use super::launchers::{Launchers, Stream};
-use crate::{DeviceMemory, Fault};
+use crate::{Capture, DeviceMemory, Fault, Work};
 
 /// A device that runs the kernels.
 pub trait Runtime: Send + Sync + Debug {
@@ -67,6 +69,15 @@ pub trait Runtime: Send + Sync + Debug {
     fn fault(&self, _error: &Error) -> Fault {
         Fault::Plain
     }
+
+    /// Whether it captures work.
+    fn captures(&self) -> bool;
+
+    /// Runs `work`, and captures what it queues.
+    ///
+    /// # Errors
+    /// Those of the run.
+    fn capture(&self, work: Work) -> Result<Capture>;
 
     /// Multiprocessors, by which work is cut.
     fn processors(&self) -> usize;

@@ -1,0 +1,75 @@
+//! A decode step whose inputs and logits stay where they are, so that a device can capture it once and replay it: what
+//! changes from step to step is written over. Knows no requests and no graphs.
+
+use candle_core::{DType, Tensor};
+use fastchat_kernels::{ForwardBatch, Plan, StepRoom};
+
+use crate::spec::Mixer;
+use crate::vision::Media;
+use crate::{Cache, Decoder, ModelError};
+
+type Result<T> = std::result::Result<T, ModelError>;
+
+/// Inputs and logits of a step of a fixed number of sequences, one token each.
+#[derive(Debug)]
+pub struct DecodeStep {
+    plan: Plan,
+    /// f32 `[sequences, vocab]`.
+    logits: Tensor,
+}
+
+impl DecodeStep {
+    /// Whether every layer of a model leaves all that changes to the kernels. Recurrent states have slots, whose moves are
+    /// looked at by the host; layers that attend to pictures read what belongs to requests.
+    pub fn serves(decoder: &Decoder) -> bool {
+        let known = |mixer: &Mixer| matches!(mixer, Mixer::Attention(_) | Mixer::Mla(_));
+        decoder.spec().layers.iter().all(|layer| known(&layer.mixer))
+    }
+
+    /// A step of `sequences` sequences of at most `context` tokens each.
+    ///
+    /// # Errors
+    /// Kernels whose plans cannot be written over, or the device's error.
+    pub fn new(decoder: &Decoder, cache: &Cache, sequences: usize, context: usize) -> Result<Self> {
+        let spec = decoder.spec();
+        let vocab = spec.vocab_size + spec.added_rows;
+        let room = StepRoom { sequences, context, blocks: cache.num_blocks(), vocab };
+        let plan = decoder.kernels.lasting_plan(&room, &decoder.ropes)?;
+        let logits = Tensor::zeros((sequences, spec.vocab_size), DType::F32, decoder.kernels.device())?;
+        Ok(Self { plan, logits })
+    }
+
+    /// The step of fewer sequences in the same memory: only one of them holds a step at a time.
+    ///
+    /// # Errors
+    /// When there are not as many.
+    pub fn first(&self, sequences: usize) -> Result<Self> {
+        Ok(Self { plan: self.plan.first(sequences)?, logits: self.logits.narrow(0, 0, sequences)? })
+    }
+
+    /// Writes a batch over the inputs.
+    ///
+    /// # Errors
+    /// A batch of another shape, one that does not fit the model or the cache, or the device's error.
+    pub fn write(&self, decoder: &Decoder, cache: &Cache, batch: &ForwardBatch) -> Result<()> {
+        decoder.check(batch, cache)?;
+        Ok(decoder.kernels.replan(&self.plan, batch)?)
+    }
+
+    /// Computes the logits of what was written last.
+    ///
+    /// # Errors
+    /// As `Decoder::forward`.
+    pub fn run(&self, decoder: &Decoder, cache: &Cache) -> candle_core::Result<()> {
+        let logits = decoder.logits(&self.plan, &Media::default(), cache).map_err(|error| match error {
+            ModelError::Kernel(error) => error,
+            other => candle_core::Error::msg(other),
+        })?;
+        self.logits.slice_set(&logits, 0, 0)
+    }
+
+    /// What `run` computed: f32 `[sequences, vocab]`.
+    pub fn logits(&self) -> &Tensor {
+        &self.logits
+    }
+}
