@@ -231,7 +231,7 @@ def test_the_watch_ends_when_the_engine_is_dead(monkeypatch: pytest.MonkeyPatch)
     async def main() -> None:
         config = ServeConfig(model="m")
         state = State(config, Limits.of(config), phase=Phase.READY)
-        stats = SimpleNamespace(alive=True)
+        stats = SimpleNamespace(alive=True, graph_failure=None)
         model: Any = SimpleNamespace(bridge=SimpleNamespace(engine=SimpleNamespace(stats=lambda: stats)))
         state.models["m"] = model
         context: Any = SimpleNamespace(state=state, rings=Rings(1, 1000), cache=None)
