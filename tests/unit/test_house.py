@@ -2,9 +2,16 @@
 
 import ast
 import statistics
+import sys
 from pathlib import Path
 
 import fastchat_rs
+from where import REPOSITORY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PACKAGE = Path(fastchat_rs.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -58,3 +65,15 @@ def test_files_are_small_and_say_what_they_own() -> None:
     assert statistics.median(lines) <= 160
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+
+
+def test_the_fuzz_workspace_is_locked_to_what_the_crates_ask_for() -> None:
+    lock = tomllib.loads((REPOSITORY / "fuzz/Cargo.lock").read_text("utf-8"))
+    # "name version" where a name alone would not do.
+    locked = {
+        package["name"]: {one.split()[0] for one in package.get("dependencies", ())} for package in lock["package"]
+    }
+    for name in ("fastchat-kernels", "fastchat-models", "fastchat-engine"):
+        manifest = tomllib.loads((REPOSITORY / "crates" / name / "Cargo.toml").read_text("utf-8"))
+        asked = {one for one, how in manifest["dependencies"].items() if not how.get("optional")}
+        assert asked <= locked[name], name
