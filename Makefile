@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml
 CARGO := cargo
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: serve chat build dev models lock fmt lint lint-cuda test test-rust test-python clients bench families mutants clean
+.PHONY: serve chat build dev models lock fmt lint lint-rust lint-python lint-cuda test test-rust test-python clients bench families mutants clean
 .PHONY: fuzz cuda-toolkit check-cuda bless-cuda wheel-cuda
 
 serve: $(VENV)/built
@@ -63,24 +63,31 @@ fmt: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
 
-lint: $(VENV)/dev $(VENV)/built
-	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+lint: lint-rust lint-python
+
+lint-python: $(VENV)/dev $(VENV)/built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m mypy.stubtest fastchat_rs._engine --allowlist tests/stubtest-allow.txt
+
+lint-rust:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
 
-# The first build of Rust leaves a core idle for minutes, in which nvcc can work.
+# What leaves a core idle has company: nvcc while Rust is first built; the checks of Python, and downloads, while those of
+# Rust run.
 test:
 	$(MAKE) -j2 $(VENV)/built check-cuda
-	$(MAKE) lint lint-cuda models test-rust test-python
+	$(MAKE) -j3 lint-rust lint-python models
+	$(MAKE) lint-cuda test-rust test-python
 
 # The environment comes first in PATH: the tests of GGUF files have them written by its gguf package. The whole workspace,
-# though the binding has no test in it: its dependencies then have the features they were built with before.
+# though the binding has no test in it: its dependencies then have the features they were built with before. Benchmarks
+# have no test either, and dependencies of their own.
 test-rust: $(VENV)/dev
-	PATH="$(abspath $(BIN)):$$PATH" $(CARGO) test --release --locked --workspace --tests
+	PATH="$(abspath $(BIN)):$$PATH" $(CARGO) test --release --locked --workspace --exclude fastchat-benches --tests
 
 test-python: dev
 	VIRTUAL_ENV=$(abspath $(VENV)) $(CARGO) build --release --locked -p fastchat-py --example faulty
@@ -114,10 +121,12 @@ check-cuda: cuda-toolkit
 bless-cuda: cuda-toolkit
 	$(BIN)/python scripts/check_cuda.py --bless
 
-# The Rust half of feature `cuda`, with a stand-in for nvcc whose outputs are empty: no toolkit, no ten minutes.
+# The Rust half of feature `cuda`, with a stand-in for nvcc whose outputs are empty: no toolkit, no ten minutes. The whole
+# workspace, whose dependencies are checked already.
 lint-cuda:
 	env -u CUDA_HOME -u CUDA_PATH NVCC=$(CURDIR)/scripts/nvcc/empty CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
-		$(CARGO) clippy --release --locked --target-dir target/cuda-lint -p fastchat-kernels --features cuda -- -D warnings
+		$(CARGO) clippy --release --locked --workspace \
+		--exclude fastchat-benches --exclude fastchat-emulator --features fastchat-kernels/cuda -- -D warnings
 
 # The one wheel for CPU and CUDA, and what can be proved of it without a GPU. The first build compiles candle's kernels.
 wheel-cuda: dev
@@ -133,7 +142,7 @@ families:
 
 # Breaks the CUDA kernels one line at a time; the emulator's tests must find every mutant.
 mutants:
-	$(PYTHON) crates/fastchat-kernels/tests/cuda/mutants.py $$($(CARGO) test --release --locked -p fastchat-kernels \
+	$(PYTHON) crates/fastchat-emulator/tests/cuda/mutants.py $$($(CARGO) test --release --locked -p fastchat-emulator \
 		--test cuda --no-run 2>&1 | sed -n 's/.*(\(.*\))$$/\1/p' | tail -n 1)
 
 clean:

@@ -1,7 +1,7 @@
 """The pace of a constrained stream beside an unconstrained one of the same length, on this engine's server.
 
 Both streams go on to `max_tokens`, in turns; the table shows tokens a second and the median ratio with minimum and
-maximum. What a mask alone costs is `cargo bench -p fastchat-engine --bench masks`.
+maximum. What a mask alone costs is `cargo bench -p fastchat-benches --bench masks`.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ fn a_device_that_chooses_tokens_chooses_those_of_the_host() {
 #[test]
 fn the_emulated_gpu_serves_what_the_host_serves() {
     let Some(model) = shared("parity/text/qwen3") else { return };
-    let Some(emulated) = fastchat_kernels::emulated(false) else {
+    let Some(emulated) = fastchat_emulator::emulated(false) else {
         eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
         return;
     };

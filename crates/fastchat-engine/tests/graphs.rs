@@ -139,7 +139,7 @@ fn a_processor_has_none_and_says_so() {
 fn emulated_equals_eager(family: &str) {
     let Some(model) = shared(family) else { return };
     let run = |enforce_eager| {
-        let emulated = fastchat_kernels::emulated(false)?;
+        let emulated = fastchat_emulator::emulated(false)?;
         let kernels: Arc<dyn Kernels> = emulated.kernels;
         let config = EngineConfig { enforce_eager, speculation: false, ..config() };
         let engine = Engine::load_with(&model, config, kernels).unwrap();

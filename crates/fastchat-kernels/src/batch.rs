@@ -115,7 +115,6 @@ pub struct Plan {
     /// Per distinct rope of the model: (cos, sin), each f32 `[tokens, rotary_dim / 2]`, or `[room.context, ..]`.
     pub rope: Vec<(Tensor, Tensor)>,
     /// The batch's arrays where a device can read them, if the backend needs that.
-    #[cfg_attr(not(any(emulated, feature = "cuda")), allow(dead_code))] // the CPU reads the batch itself
     pub(crate) uploaded: Option<Tensor>,
     /// Bounds of a plan that is written over from step to step; its own `batch` says the shape and nothing else.
     pub room: Option<StepRoom>,

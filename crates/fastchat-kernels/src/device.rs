@@ -94,31 +94,3 @@ fn cuda(ordinal: usize, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, Strin
 fn cuda(_ordinal: usize, _libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
     Err("this build of fastchat-rs has no CUDA code; the wheel made by `make wheel-cuda` has".to_owned())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_what_it_writes_and_nothing_else() {
-        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(7)] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
-        }
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:1024", "cuda:99999999999999999999", "CPU"] {
-            let error = text.parse::<DeviceChoice>().expect_err(text);
-            assert!(error.contains(&format!("'{text}'")), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_box_without_a_gpu_falls_back_only_when_it_may() {
-        if open(DeviceChoice::Cuda(0), None, &[]).is_ok() {
-            return;
-        }
-        let auto = open(DeviceChoice::Auto, Some(1), &[]).expect("the CPU is always there");
-        assert!(auto.name().starts_with("cpu-"), "{}", auto.name());
-        let error = open(DeviceChoice::Cuda(3), None, &[]).expect_err("there is no such device");
-        assert!(error.starts_with("device cuda:3 cannot be used: ") && !error.contains('\n'), "{error}");
-    }
-}

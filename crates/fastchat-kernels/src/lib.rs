@@ -6,11 +6,8 @@
 mod batch;
 mod cache;
 pub mod cpu;
-#[cfg(any(emulated, feature = "cuda"))]
 pub mod cuda;
 pub mod device;
-#[cfg(feature = "cuda-emulator")]
-mod emulated;
 mod graph;
 mod linear;
 mod mapped;
@@ -26,8 +23,6 @@ mod weight;
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
 pub use device::{DeviceChoice, DeviceMemory, Fault};
-#[cfg(feature = "cuda-emulator")]
-pub use emulated::{Emulated, emulated};
 pub use graph::{Capture, Graph, StepRoom, Work};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use crate::cpu::linear::{DenseTiles, Tiles};
-#[cfg(any(emulated, feature = "cuda"))]
 use crate::cuda::DeviceWeight;
 
 /// `y = x W^T + b` with `W` of `[out_features, in_features]`, packed by `Kernels::pack`.
@@ -35,7 +34,6 @@ pub(crate) enum Packed {
     /// The CPU backend's layout of plain floats.
     DenseTiles(Arc<DenseTiles>),
     /// The CUDA backend's, in the device's memory.
-    #[cfg(any(emulated, feature = "cuda"))]
     Device(Arc<DeviceWeight>),
 }
 

@@ -25,7 +25,7 @@ const TOKENS: usize = 19;
 
 /// A model on the emulated kernels, or `None` with a loud line.
 fn emulated(folder: &Path) -> Option<Decoder> {
-    let Some(emulated) = fastchat_kernels::emulated(false) else {
+    let Some(emulated) = fastchat_emulator::emulated(false) else {
         eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
         return None;
     };

@@ -17,7 +17,7 @@ use serde_json::json;
 
 /// A model on the emulated kernels and the counter of their launches, or `None` with a loud line.
 fn emulated(folder: &Path) -> Option<(Decoder, Arc<AtomicU64>)> {
-    let Some(emulated) = fastchat_kernels::emulated(false) else {
+    let Some(emulated) = fastchat_emulator::emulated(false) else {
         eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
         return None;
     };

@@ -3,12 +3,65 @@
 
 #![allow(missing_docs)] // fields and functions are described where they are read: in the .cu files
 
-use std::ffi::c_void;
+pub use std::ffi::c_void;
 
 /// A CUDA stream; null in the emulator.
 pub type Stream = *mut c_void;
 
-macro_rules! launchers {
+/// Hands the launchers to a macro: what it is told, then `name(argument: type, ..);` for each.
+#[macro_export]
+macro_rules! each_launcher {
+    ($($then:ident)::+ $(, $told:literal)?) => {
+        $($then)::+! { $($told;)?
+            rms_norm(x: *const f32, residual: *const f32, weight: *const f32, sum: *mut f32, out: *mut f32, rows: i32,
+                width: i32, eps: f32);
+            layer_norm(x: *const f32, weight: *const f32, bias: *const f32, out: *mut f32, rows: i32, width: i32, eps: f32);
+            act(x: *const f32, out: *mut f32, count: i64, act: *const ActivationArgs);
+            gated_act(x: *const f32, out: *mut f32, rows: i64, width: i32, act: *const ActivationArgs);
+            round_rows(x: *const f32, out: *mut c_void, rows: i64, cols: i32);
+            multiply(product: *const ProductArgs, format: *const FormatArgs, chunks: i32, tokens: i32);
+            decode(table: *const c_void, ids: *const u32, out: *mut f32, count: i32, cols: i32, format: *const FormatArgs);
+            dense(product: *const ProductArgs, element: i32, chunks: i32, tokens: i32, aligned: i32);
+            gather(table: *const c_void, element: i32, ids: *const u32, out: *mut f32, count: i32, cols: i32);
+            qk_norm_rope_write(args: *const QkvArgs, element: i32);
+            rope(x: *const f32, cos: *const f32, sin: *const f32, angles: *const u32, out: *mut f32, tokens: i32, heads: i32,
+                dim: i32, half: i32, start: i32, interleaved: i32);
+            write_kv(x: *const f32, slots: *const u32, cache: *mut c_void, element: i32, tokens: i32, kv_heads: i32, dim: i32);
+            attention(args: *const AttentionArgs, element: i32, rows: i32);
+            route(args: *const RoutingArgs);
+            sort_entries(experts_of: *const i32, entries: i32, experts: i32, top_k: i32, most: i32, tokens_of: *mut u32,
+                place_of: *mut i32, chunks: *mut i32, room: i32);
+            combine(y: *const f32, place_of: *const i32, factors: *const f32, out: *mut f32, tokens: i32, top_k: i32,
+                hidden: i32);
+            gated_delta(args: *const DeltaArgs);
+            change_logits(args: *const SamplingArgs);
+            choose(args: *const SamplingArgs);
+            report_logprobs(args: *const SamplingArgs);
+            argmax(logits: *const f32, rows: i32, vocab: i32, values: *mut f32, indices: *mut i32, tokens: *mut i32);
+            uniforms(seeds: *const u64, positions: *const u64, out: *mut f64, count: i32);
+        }
+    };
+}
+
+/// `LAUNCHERS`: the table of the launchers that are linked under a prefix.
+#[macro_export]
+macro_rules! linked_launchers {
+    ($prefix:literal; $($name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
+        mod linked {
+            #[allow(clippy::wildcard_imports)]
+            use $crate::cuda::launchers::*;
+            unsafe extern "C" {
+                $(#[link_name = concat!($prefix, stringify!($name))]
+                pub fn $name($($argument: $type,)* stream: Stream) -> i32;)*
+            }
+        }
+
+        /// Those that are linked.
+        pub const LAUNCHERS: $crate::cuda::Launchers = $crate::cuda::Launchers { $($name: linked::$name,)* };
+    };
+}
+
+macro_rules! table {
     ($($name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
         /// One way in which the kernels were compiled.
         #[derive(Clone, Copy, Debug)]
@@ -16,35 +69,10 @@ macro_rules! launchers {
         pub struct Launchers {
             $(pub $name: unsafe extern "C" fn($($argument: $type,)* stream: Stream) -> i32,)*
         }
-
-        mod plain {
-            #[allow(clippy::wildcard_imports)]
-            use super::*;
-            unsafe extern "C" {
-                $(#[link_name = concat!("fc_", stringify!($name))]
-                pub fn $name($($argument: $type,)* stream: Stream) -> i32;)*
-            }
-        }
-
-        #[cfg(emulated)]
-        mod checked {
-            #[allow(clippy::wildcard_imports)]
-            use super::*;
-            unsafe extern "C" {
-                $(#[link_name = concat!("fcc_", stringify!($name))]
-                pub fn $name($($argument: $type,)* stream: Stream) -> i32;)*
-            }
-        }
-
-        impl Launchers {
-            /// As they run on a device, or unchecked in the emulator.
-            pub const PLAIN: Self = Self { $($name: plain::$name,)* };
-            /// With every access to memory watched.
-            #[cfg(emulated)]
-            pub const CHECKED: Self = Self { $($name: checked::$name,)* };
-        }
     };
 }
+
+each_launcher!(table);
 
 /// `Activation` of activation.cuh.
 #[repr(C)]
@@ -230,33 +258,4 @@ pub struct SamplingArgs {
     pub vocab: i32,
     pub mask_words: i32,
     pub room: i32,
-}
-
-launchers! {
-    rms_norm(x: *const f32, residual: *const f32, weight: *const f32, sum: *mut f32, out: *mut f32, rows: i32,
-        width: i32, eps: f32);
-    layer_norm(x: *const f32, weight: *const f32, bias: *const f32, out: *mut f32, rows: i32, width: i32, eps: f32);
-    act(x: *const f32, out: *mut f32, count: i64, act: *const ActivationArgs);
-    gated_act(x: *const f32, out: *mut f32, rows: i64, width: i32, act: *const ActivationArgs);
-    round_rows(x: *const f32, out: *mut c_void, rows: i64, cols: i32);
-    multiply(product: *const ProductArgs, format: *const FormatArgs, chunks: i32, tokens: i32);
-    decode(table: *const c_void, ids: *const u32, out: *mut f32, count: i32, cols: i32, format: *const FormatArgs);
-    dense(product: *const ProductArgs, element: i32, chunks: i32, tokens: i32, aligned: i32);
-    gather(table: *const c_void, element: i32, ids: *const u32, out: *mut f32, count: i32, cols: i32);
-    qk_norm_rope_write(args: *const QkvArgs, element: i32);
-    rope(x: *const f32, cos: *const f32, sin: *const f32, angles: *const u32, out: *mut f32, tokens: i32, heads: i32,
-        dim: i32, half: i32, start: i32, interleaved: i32);
-    write_kv(x: *const f32, slots: *const u32, cache: *mut c_void, element: i32, tokens: i32, kv_heads: i32, dim: i32);
-    attention(args: *const AttentionArgs, element: i32, rows: i32);
-    route(args: *const RoutingArgs);
-    sort_entries(experts_of: *const i32, entries: i32, experts: i32, top_k: i32, most: i32, tokens_of: *mut u32,
-        place_of: *mut i32, chunks: *mut i32, room: i32);
-    combine(y: *const f32, place_of: *const i32, factors: *const f32, out: *mut f32, tokens: i32, top_k: i32,
-        hidden: i32);
-    gated_delta(args: *const DeltaArgs);
-    change_logits(args: *const SamplingArgs);
-    choose(args: *const SamplingArgs);
-    report_logprobs(args: *const SamplingArgs);
-    argmax(logits: *const f32, rows: i32, vocab: i32, values: *mut f32, indices: *mut i32, tokens: *mut i32);
-    uniforms(seeds: *const u64, positions: *const u64, out: *mut f64, count: i32);
 }

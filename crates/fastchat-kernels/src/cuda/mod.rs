@@ -1,9 +1,9 @@
-//! The CUDA backend: overrides that launch the kernels of `cuda/`, on a device or in the emulator. Knows tensors and
+//! The CUDA backend: overrides that launch the kernels of `cuda/`, on a device or an emulated one. Knows tensors and
 //! launchers; which memory they lie in is the runtime's affair.
 
 mod attention;
 mod gated_delta;
-mod launchers;
+pub mod launchers;
 mod linear;
 mod mlp;
 mod moe;
@@ -64,12 +64,6 @@ impl CudaKernels {
     #[cfg(feature = "cuda")]
     pub(crate) fn on_gpu(gpu: crate::nvidia::Gpu) -> std::result::Result<Self, String> {
         Ok(Self::new(Box::new(runtime::GpuRuntime::new(gpu)?)))
-    }
-
-    /// In the emulator; `checked` watches every access to memory, at a tenth of the speed.
-    #[cfg(emulated)]
-    pub fn emulated(checked: bool) -> Self {
-        Self::new(Box::new(runtime::Emulator::new(checked)))
     }
 }
 

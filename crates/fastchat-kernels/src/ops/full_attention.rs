@@ -130,23 +130,6 @@ mod tests {
     }
 
     #[test]
-    fn a_reach_hides_what_follows() {
-        let mut plan = plan(&[3]);
-        plan.batch.reach = vec![2, 0, 1];
-        let rows: Vec<f32> = (0..3).flat_map(|t| [0., 0., t as f32]).collect();
-        let qkv = Tensor::from_vec(rows, (3, 3), &Device::Cpu).unwrap();
-        let parts = QkvSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
-        let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
-        for kernels in [&crate::DefaultKernels(Device::Cpu) as &dyn crate::Kernels, &crate::cpu::CpuKernels::new(None)]
-        {
-            let out = |rows| kernels.full_attention(&qkv, &parts, &spec, &plan, rows).unwrap();
-            let values = |rows| out(rows).flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(0..3), [1., 0., 0.5], "{}", kernels.name());
-            assert_eq!(values(1..3), [0., 0.5], "{}", kernels.name());
-        }
-    }
-
-    #[test]
     fn grouped_heads_read_their_own_keys() {
         let plan = plan(&[2]);
         // Two query heads on one key head: the first asks for the large key, the second for none.

@@ -76,7 +76,6 @@ impl SampleRow {
         }
     }
 
-    #[cfg_attr(not(any(emulated, feature = "cuda")), allow(dead_code))] // the default changes a copy anyway
     pub(crate) fn changes(&self) -> bool {
         !self.counts.is_empty() || !self.bias.is_empty() || !self.barred.is_empty() || self.mask.is_some()
     }

@@ -1,6 +1,8 @@
 //! Attention in both directions.
 
-use fastchat_kernels::{AttentionSpec, Kernels, QkvSpec, Rope, RopeLayout};
+use candle_core::{Device, Tensor};
+use fastchat_kernels::cpu::CpuKernels;
+use fastchat_kernels::{AttentionSpec, DefaultKernels, ForwardBatch, Kernels, Plan, QkvSpec, Rope, RopeLayout};
 use proptest::prelude::*;
 
 use crate::data::{DEFAULT, Random, assert_close, assert_same_bits, backends, batch};
@@ -49,7 +51,7 @@ proptest! {
             }
             for s in 0..lengths.len() {
                 let rows = batch.query_range(s);
-                let own = |x: &candle_core::Tensor| x.narrow(0, rows.start, rows.len()).unwrap();
+                let own = |x: &Tensor| x.narrow(0, rows.start, rows.len()).unwrap();
                 let mut alone = crate::data::alone(&batch, s, 0..rows.len());
                 // Neither slots nor tables mean anything here.
                 alone.slot_mapping.clear();
@@ -61,5 +63,27 @@ proptest! {
                 assert_same_bits(&name, &out_alone, &own(&out));
             }
         }
+    }
+}
+
+#[test]
+fn a_reach_hides_what_follows() {
+    let batch = ForwardBatch {
+        token_ids: vec![0; 3],
+        query_start: vec![0, 3],
+        context_lens: vec![3],
+        reach: vec![2, 0, 1],
+        ..ForwardBatch::default()
+    };
+    let plan = Plan::new(batch, vec![]);
+    let rows: Vec<f32> = (0..3).flat_map(|t| [0., 0., t as f32]).collect();
+    let qkv = Tensor::from_vec(rows, (3, 3), &Device::Cpu).unwrap();
+    let parts = QkvSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, qk_norm: None, rope: None };
+    let spec = AttentionSpec { num_heads: 1, v_head_dim: 1, scale: 1., window: None, softcap: None, sinks: None };
+    for kernels in [&DefaultKernels(Device::Cpu) as &dyn Kernels, &CpuKernels::new(None)] {
+        let out = |rows| kernels.full_attention(&qkv, &parts, &spec, &plan, rows).unwrap();
+        let values = |rows| out(rows).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(0..3), [1., 0., 0.5], "{}", kernels.name());
+        assert_eq!(values(1..3), [0., 0.5], "{}", kernels.name());
     }
 }

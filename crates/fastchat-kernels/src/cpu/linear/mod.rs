@@ -56,7 +56,6 @@ impl<'a> Tiled<'a> {
             Packed::Tiles(tiles) => Ok(Self::Quantised(tiles)),
             Packed::DenseTiles(tiles) => Ok(Self::Dense(tiles)),
             Packed::Dense(_) => bail!("a layer packed by the default was handed to the CPU backend"),
-            #[cfg(any(emulated, feature = "cuda"))]
             Packed::Device(_) => bail!("a layer packed by the CUDA backend was handed to the CPU backend"),
         }
     }
@@ -112,7 +111,6 @@ struct Call<'a> {
 type Sums = [[f32; ROWS]; BLOCK_ROWS];
 
 /// Packs `weight` into tiles for another device: its format and the tiles' bytes. `None` for kinds without tiles.
-#[cfg(any(emulated, feature = "cuda"))]
 pub(crate) fn tiles(weight: &Weight, pool: &super::Pool) -> Result<Option<(&'static Format, Vec<u8>)>> {
     let Some(format) = Format::index_of(weight.kind()) else { return Ok(None) };
     let tiles = Tiles::pack(weight, format, pool, &Arena::default())?;

@@ -54,7 +54,6 @@ impl Tiles {
     }
 
     /// The bytes of all tiles.
-    #[cfg(any(emulated, feature = "cuda"))]
     pub(super) fn bytes(&self) -> &[u8] {
         self.buffer.bytes()
     }

@@ -10,6 +10,10 @@ use super::{Launchers, Runtime, Stream, graph};
 use crate::nvidia::{Gpu, fault};
 use crate::{Capture, DeviceMemory, Fault, Work};
 
+mod linked {
+    crate::each_launcher!(crate::linked_launchers, "fc_");
+}
+
 /// A GPU, opened.
 #[derive(Debug)]
 pub struct GpuRuntime {
@@ -71,7 +75,7 @@ impl Runtime for GpuRuntime {
     }
 
     fn launchers(&self) -> &Launchers {
-        &Launchers::PLAIN
+        &linked::LAUNCHERS
     }
 
     fn stream(&self) -> Stream {

@@ -2,8 +2,6 @@
 
 #[cfg(feature = "cuda")]
 mod device;
-#[cfg(emulated)]
-mod emulator;
 #[cfg(feature = "cuda")]
 mod graph;
 
@@ -14,8 +12,6 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 pub use device::GpuRuntime;
-#[cfg(emulated)]
-pub use emulator::Emulator;
 
 pub use super::launchers::{Launchers, Stream};
 use crate::{Capture, DeviceMemory, Fault, Work};

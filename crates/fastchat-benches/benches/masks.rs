@@ -2,7 +2,7 @@
 //! answer. Prints median and 99th percentile. Needs FASTCHAT_MODELS with the demo GGUFs and the folder `bfcl`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a command that may fail loudly
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../../fastchat-engine/tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;

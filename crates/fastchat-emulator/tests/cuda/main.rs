@@ -5,11 +5,11 @@
 
 mod attention;
 #[allow(dead_code)] // made for the CPU's tests
-#[path = "../ops/data.rs"]
+#[path = "../../../fastchat-kernels/tests/ops/data.rs"]
 mod data;
 mod emulator;
 mod gated_delta;
-#[path = "../ops/gated_delta_case.rs"]
+#[path = "../../../fastchat-kernels/tests/ops/gated_delta_case.rs"]
 mod gated_delta_case;
 mod in_place;
 mod linear;
@@ -17,7 +17,7 @@ mod moe;
 mod qkv;
 mod rows;
 mod sample;
-#[path = "../ops/weights.rs"]
+#[path = "../../../fastchat-kernels/tests/ops/weights.rs"]
 mod weights;
 
 use candle_core::Tensor;
@@ -26,7 +26,7 @@ use fastchat_kernels::{BLOCK_SIZE, KvCache};
 
 /// The two ways to emulate.
 fn backends() -> [CudaKernels; 2] {
-    [CudaKernels::emulated(false), CudaKernels::emulated(true)]
+    [fastchat_emulator::kernels(false), fastchat_emulator::kernels(true)]
 }
 
 /// Keys with tokens and elements exchanged within each block: what the backend holds where the default holds `cache`,

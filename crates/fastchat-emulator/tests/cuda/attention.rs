@@ -100,7 +100,7 @@ proptest! {
 
     #[test]
     fn equals_the_default_and_itself_in_any_company(case in cases()) {
-        check(&case, &[CudaKernels::emulated(false)]);
+        check(&case, &[fastchat_emulator::kernels(false)]);
     }
 }
 
@@ -196,7 +196,7 @@ fn a_million_tokens_are_attended_to() {
     let v = cache.v.as_ref().unwrap().reshape((blocks as usize, 1, 16, 2)).unwrap();
     let cache = fastchat_kernels::KvCache { v: Some(v), ..cache };
     let q = random.tensor(&[1, 2], 3.);
-    let kernels = CudaKernels::emulated(false);
+    let kernels = fastchat_emulator::kernels(false);
     for window in [None, Some(1000), Some(900_000)] {
         let spec = AttentionSpec { num_heads: 1, v_head_dim: 2, scale: 1., window, softcap: None, sinks: None };
         let expected = DEFAULT.attention(&q, &spec, &cache, &plan(batch.clone())).unwrap();

@@ -160,7 +160,7 @@ proptest! {
             // Few distinct values: ties are where mistakes hide.
             if ties { logits.into_iter().map(f32::round).collect() } else { logits }
         }).collect();
-        check(&CudaKernels::emulated(false), &logits, &rows);
+        check(&fastchat_emulator::kernels(false), &logits, &rows);
     }
 }
 
@@ -214,7 +214,7 @@ fn random_numbers_are_the_hosts_bit_by_bit() {
 
 #[test]
 fn refuses_what_does_not_fit() {
-    let kernels = CudaKernels::emulated(false);
+    let kernels = fastchat_emulator::kernels(false);
     let logits = Random(1).tensor(&[1, 10], 1.);
     let outside = SampleRow { bias: vec![(10, 1.)], ..SampleRow::greedy() };
     assert!(kernels.sample(&logits, &[outside]).is_err());

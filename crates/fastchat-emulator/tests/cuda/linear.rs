@@ -1,7 +1,6 @@
 //! Products with every kind of weight.
 
 use candle_core::{DType, Device, Tensor};
-use fastchat_kernels::cuda::CudaKernels;
 use fastchat_kernels::{Activation, Kernels, WeightKind};
 use proptest::prelude::*;
 
@@ -13,9 +12,9 @@ use crate::weights::{DENSE, QUANTISED, check_embed, check_linear, weight};
 fn every_kind_equals_the_default() {
     for (i, kind) in QUANTISED.into_iter().chain(DENSE).enumerate() {
         for tokens in [1, 3, 9] {
-            check_linear(&CudaKernels::emulated(false), &[kind], (tokens, 512, 50), i as u64);
+            check_linear(&fastchat_emulator::kernels(false), &[kind], (tokens, 512, 50), i as u64);
         }
-        check_linear(&CudaKernels::emulated(true), &[kind], (2, 256, 17), i as u64);
+        check_linear(&fastchat_emulator::kernels(true), &[kind], (2, 256, 17), i as u64);
     }
 }
 
@@ -29,8 +28,8 @@ fn parts_of_different_kinds_share_an_input() {
 
 #[test]
 fn rows_too_long_for_a_block_are_rounded_before() {
-    check_linear(&CudaKernels::emulated(false), &[WeightKind::Q8_0], (3, 10_016, 3), 6);
-    check_linear(&CudaKernels::emulated(false), &[WeightKind::Q4_0], (1, 28_000, 3), 7);
+    check_linear(&fastchat_emulator::kernels(false), &[WeightKind::Q8_0], (3, 10_016, 3), 6);
+    check_linear(&fastchat_emulator::kernels(false), &[WeightKind::Q4_0], (1, 28_000, 3), 7);
 }
 
 #[test]
@@ -100,7 +99,7 @@ proptest! {
     ) {
         let kind = QUANTISED.into_iter().chain(DENSE).nth(kind).unwrap();
         let cols = if kind.is_dense() { 32 * blocks - tail } else { kind.block().0 * blocks };
-        check_linear(&CudaKernels::emulated(false), &[kind], (tokens, cols, rows), seed);
+        check_linear(&fastchat_emulator::kernels(false), &[kind], (tokens, cols, rows), seed);
     }
 }
 
@@ -108,7 +107,7 @@ proptest! {
 fn layers_of_other_backends_are_refused() {
     let layer = DEFAULT.pack(&[weight(WeightKind::F32, 4, 6, &mut Random(1))], None).unwrap();
     let x = Random(2).tensor(&[1, 6], 1.);
-    assert!(CudaKernels::emulated(false).linear(&x, &layer).is_err());
-    let own = CudaKernels::emulated(false).pack(&[weight(WeightKind::F32, 4, 6, &mut Random(1))], None).unwrap();
+    assert!(fastchat_emulator::kernels(false).linear(&x, &layer).is_err());
+    let own = fastchat_emulator::kernels(false).pack(&[weight(WeightKind::F32, 4, 6, &mut Random(1))], None).unwrap();
     assert!(DEFAULT.linear(&x, &own).is_err());
 }

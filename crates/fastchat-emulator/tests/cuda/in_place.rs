@@ -101,7 +101,7 @@ proptest! {
         interleaved: bool,
         window in prop_oneof![Just(None), (1..400usize).prop_map(Some)],
     ) {
-        check(seed, [&lengths[..3], &lengths[3..4], &lengths[4..]], interleaved, window, &[CudaKernels::emulated(false)]);
+        check(seed, [&lengths[..3], &lengths[3..4], &lengths[4..]], interleaved, window, &[fastchat_emulator::kernels(false)]);
     }
 }
 

@@ -56,7 +56,7 @@ fn step(scheduler: &mut Scheduler, kernels: Option<(&dyn Kernels, &Plan)>, spare
 }
 
 fn host_step(criterion: &mut Criterion) {
-    let emulated = fastchat_kernels::emulated(false);
+    let emulated = fastchat_emulator::emulated(false);
     if emulated.is_none() {
         eprintln!("the upload is left out: the CUDA backend is not emulated without a C++ compiler");
     }

@@ -1,4 +1,4 @@
-//! The emulator behind `cuda/emu`: device memory is the host's, unset elements are NaN, launches end before they return.
+//! The emulator of `emu/` as a device: device memory is the host's, unset elements are NaN, launches end before they return.
 //! A replay runs the captured work again, which shows that it reads what has changed from memory and not from the host.
 
 use std::ffi::c_void;
@@ -7,8 +7,16 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 
-use super::{Launchers, Runtime, Stream};
-use crate::{Capture, Graph, Work};
+use fastchat_kernels::cuda::{Launchers, Runtime, Stream};
+use fastchat_kernels::{Capture, Graph, Work};
+
+mod plain {
+    fastchat_kernels::each_launcher!(fastchat_kernels::linked_launchers, "fc_");
+}
+
+mod checked {
+    fastchat_kernels::each_launcher!(fastchat_kernels::linked_launchers, "fcc_");
+}
 
 unsafe extern "C" {
     fn emu_allow(start: *const c_void, bytes: usize);
@@ -25,7 +33,7 @@ pub struct Emulator {
 impl Emulator {
     /// With every access to memory watched, or without.
     pub fn new(checked: bool) -> Self {
-        Self { launchers: if checked { Launchers::CHECKED } else { Launchers::PLAIN }, checked }
+        Self { launchers: if checked { checked::LAUNCHERS } else { plain::LAUNCHERS }, checked }
     }
 }
 

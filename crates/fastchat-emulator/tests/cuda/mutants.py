@@ -1,6 +1,6 @@
 """Breaks the CUDA kernels, one index, barrier, mask or tail at a time, and runs the emulator's tests on each: all must go red.
 
-Usage: python3 mutants.py TEST_BINARY [NAME ...] (the binary that `cargo test -p fastchat-kernels --test cuda --no-run`
+Usage: python3 mutants.py TEST_BINARY [NAME ...] (the binary that `cargo test -p fastchat-emulator --test cuda --no-run`
 names). The binary loads its kernels from a shared library; a mutant is that library with one file compiled anew.
 Needs g++ and nothing else; knows no Rust.
 """
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-CUDA = pathlib.Path(__file__).resolve().parents[2] / "cuda"
+EMULATOR = pathlib.Path(__file__).resolve().parents[2]
+CUDA = EMULATOR.parent / "fastchat-kernels/cuda"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-xc++"]
 CHECKED = ["-DEMU_CHECKED", "-fsanitize=thread"]
 
@@ -107,7 +108,7 @@ MUTANTS = [
 
 def compile_unit(source: pathlib.Path, include: pathlib.Path, out: pathlib.Path, checked: bool) -> None:
     extra = CHECKED if checked else []
-    subprocess.run(["g++", *FLAGS, *extra, f"-I{include}", "-c", str(source), "-o", str(out)], check=True)
+    subprocess.run(["g++", *FLAGS, *extra, f"-I{include}", f"-I{EMULATOR}", "-c", str(source), "-o", str(out)], check=True)
 
 
 class Objects:
@@ -116,10 +117,10 @@ class Objects:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.units: dict[str, list[pathlib.Path]] = {}
-        for source in sorted([*CUDA.glob("*.cu"), *CUDA.glob("emu/*.cu")]):
+        for source in sorted([*CUDA.glob("*.cu"), *EMULATOR.glob("emu/*.cu")]):
             self.units[source.name] = self.compile(source, CUDA, folder)
         runtime = folder / "runtime.o"
-        compile_unit(CUDA / "emu/emu.cpp", CUDA, runtime, checked=False)
+        compile_unit(EMULATOR / "emu/emu.cpp", CUDA, runtime, checked=False)
         self.units["emu.cpp"] = [runtime]
 
     @staticmethod
@@ -166,7 +167,6 @@ def main() -> int:
             mutated.mkdir()
             for path in [*CUDA.glob("*.cu"), *CUDA.glob("*.cuh")]:
                 (mutated / path.name).write_text(text.replace(old, new, 1) if path.name == file else path.read_text())
-            (mutated / "emu").symlink_to(CUDA / "emu")
             # A header's mutant shows in the units that the tests are about.
             by_tests = {
                 "rows::": ["norm.cu", "activation.cu"],

@@ -35,7 +35,15 @@ struct Fiber {
     /// Warp operations begun, and what was brought to the last two.
     unsigned operations = 0;
     uint64_t value[2] = {};
-    const char* value_site[2] = {};
+};
+
+/// Warp operations of one warp.
+struct Warp {
+    /// Over all lanes: none begins an operation before all have begun the one before.
+    unsigned begun = 0;
+    /// Who came first to the last two, and where.
+    unsigned first_lane[2] = {};
+    const char* site[2] = {};
 };
 
 /// Who touched a byte last.
@@ -58,6 +66,9 @@ struct Machine {
     char* stacks = nullptr;
     char* arena = nullptr;
     std::vector<Fiber> fibers;
+    Warp warps[MOST_THREADS / 32];
+    /// Bytes of static shared memory that the last block used.
+    size_t shared_used = 0;
     dim3 grid, block, block_index;
     unsigned block_number = 0, current = 0, epoch = 0, launches = 0;
     size_t dynamic = 0;
@@ -82,8 +93,13 @@ struct Machine {
 };
 
 Machine& machine() {
-    thread_local Machine machine;
-    return machine;
+    // A plain pointer is read without asking whether something must be constructed.
+    thread_local Machine* own = nullptr;
+    if (own == nullptr) {
+        thread_local Machine machine;
+        own = &machine;
+    }
+    return *own;
 }
 
 /// Books the first failure of a launcher.
@@ -187,15 +203,19 @@ void release(unsigned threads) {
 
 void run_block(unsigned threads) {
     Machine& m = machine();
-    memset(m.arena, 0xcb, ARENA);
+    memset(m.arena, 0xcb, m.shared_used);
+    memset(m.arena + STATIC_SHARED, 0xcb, m.dynamic);
+    m.shared_used = 0;
     for (unsigned t = 0; t < threads; ++t) start(m.fibers[t], m.stacks + t * STACK);
+    for (unsigned warp = 0; warp < threads / 32; ++warp) m.warps[warp] = Warp();
     for (;;) {
         m.progress = false;
         bool all_done = true;
         for (unsigned i = 0; i < threads; ++i) {
             const unsigned t = m.checked ? threads - 1 - i : i;
-            const State state = m.fibers[t].state;
-            if (state == State::Ready || state == State::Warp) resume(t);
+            const Fiber& fiber = m.fibers[t];
+            const bool together = fiber.state == State::Warp && m.warps[t / 32].begun >= 32 * fiber.operations;
+            if (fiber.state == State::Ready || together) resume(t);
             if (!m.message.empty()) return;
             all_done &= m.fibers[t].state == State::Done;
         }
@@ -342,6 +362,7 @@ void* shared(size_t bytes) {
     void* const at = m.arena + fiber.shared_used;
     fiber.shared_used += (bytes + 15) / 16 * 16;
     if (fiber.shared_used > STATIC_SHARED) report("more than 48 KiB of static shared memory");
+    if (fiber.shared_used > m.shared_used) m.shared_used = fiber.shared_used;
     return at;
 }
 
@@ -359,28 +380,26 @@ void barrier(const char* site) {
 uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source) {
     Machine& m = machine();
     if (mask != 0xffffffffu) report("a warp operation of a part of the warp");
-    const unsigned first = m.current / 32 * 32;
-    Fiber* const warp = &m.fibers[first];
+    Warp& warp = m.warps[m.current / 32];
     Fiber& fiber = m.fibers[m.current];
     const unsigned now = ++fiber.operations;
     fiber.value[now & 1] = bits;
-    fiber.value_site[now & 1] = site;
     fiber.site = site;
     m.progress = true;
-    for (;;) {
-        bool all = true;
-        for (int lane = 0; lane < 32; ++lane) all &= warp[lane].operations >= now;
-        if (all) break;
+    if (warp.begun++ == 32 * (now - 1)) {
+        warp.site[now & 1] = site;
+        warp.first_lane[now & 1] = m.current % 32;
+    } else if (warp.site[now & 1] != site) {
+        report(std::string("is at ") + site + ", lane " + std::to_string(warp.first_lane[now & 1]) + " at " +
+               warp.site[now & 1]);
+    }
+    if (warp.begun < 32 * now) {
         fiber.state = State::Warp;
         give_way();
+        fiber.state = State::Ready;
+        m.progress = true;
     }
-    fiber.state = State::Ready;
-    m.progress = true;
-    for (int lane = 0; lane < 32; ++lane) {
-        if (warp[lane].value_site[now & 1] == site) continue;
-        report(std::string("is at ") + site + ", lane " + std::to_string(lane) + " at " + warp[lane].value_site[now & 1]);
-    }
-    return warp[source].value[now & 1];
+    return m.fibers[m.current / 32 * 32 + unsigned(source)].value[now & 1];
 }
 
 void warp_barrier(const char* site) {
@@ -425,6 +444,7 @@ void launch(const Launch& launch) {
         if (memory == MAP_FAILED) return report("no memory for the emulator's stacks");
         m.stacks = static_cast<char*>(memory);
         m.arena = m.stacks + MOST_THREADS * STACK;
+        memset(m.arena, 0xcb, ARENA);
         m.fibers.resize(MOST_THREADS);
     }
     m.grid = grid, m.block = block, m.body = launch.body, m.arguments = launch.arguments;
