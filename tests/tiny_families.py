@@ -46,18 +46,23 @@ def write(family: str, folder: Path) -> None:
     config = json.loads((CRATE / f"configs/{family}.json").read_text("utf-8")) | FAMILIES[family][1]
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    write_tensors(folder, {name: numbers(name, shape) for name, shape in _tensors(family, config)})
+
+
+def write_tensors(folder: Path, tensors: dict[str, npt.NDArray[np.float32]]) -> None:
+    """model.safetensors."""
     header, data = {}, b""
-    for name, shape in _tensors(family, config):
-        raw = _numbers(name, int(np.prod(shape))).astype("<f4").tobytes()
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+    for name, values in tensors.items():
+        raw = values.astype("<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def _numbers(name: str, count: int) -> npt.NDArray[np.float32]:
+def numbers(name: str, shape: list[int]) -> npt.NDArray[np.float32]:
     """Small numbers, of norms around one: the generator of Knuth's MMIX, begun with the name's FNV-1a hash."""
-    state = 0xCBF29CE484222325
+    state, count = 0xCBF29CE484222325, int(np.prod(shape))
     for byte in name.encode():
         state = (state ^ byte) * 0x100000001B3 % 2**64
     factors = np.full(count, 6364136223846793005, np.uint64).cumprod(dtype=np.uint64)
@@ -65,7 +70,8 @@ def _numbers(name: str, count: int) -> npt.NDArray[np.float32]:
     states = factors * np.uint64(state) + sums * np.uint64(1442695040888963407)
     unit = (states >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
     centre = 1 if "norm" in name else 0
-    return (centre + (unit - np.float32(0.5)) * np.float32(0.25)).astype(np.float32)
+    values: npt.NDArray[np.float32] = (centre + (unit - np.float32(0.5)) * np.float32(0.25)).astype(np.float32)
+    return np.reshape(values, shape)
 
 
 def _tensors(family: str, config: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:

@@ -3,7 +3,9 @@
 import base64
 import json
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +52,37 @@ def vision_model(folder: Path, family: str = "qwen2_5_vl") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "image.png"):
         shutil.copyfile(source / name, folder / name)
-    free = [id for id in range(256) if id not in SPECIAL]
+    write_words(folder, SPECIAL, TEMPLATE)
+    return folder
+
+
+def write_words(folder: Path, special: dict[int, str], template: str) -> None:
+    """tokenizer.json and the template of a model of 256 tokens: special ones, and one for nearly every byte."""
+    free = [id for id in range(256) if id not in special]
     vocab = dict(zip(_alphabet(), free, strict=False))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     tokenizer: dict[str, Any] = {
         "version": "1.0",
-        "added_tokens": [{"id": id, "content": name, **flags} for id, name in SPECIAL.items()],
+        "added_tokens": [{"id": id, "content": name, **flags} for id, name in special.items()],
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": None,
         "decoder": level,
-        "model": {"type": "BPE", "vocab": {**vocab, **{name: id for id, name in SPECIAL.items()}}, "merges": []},
+        "model": {"type": "BPE", "vocab": {**vocab, **{name: id for id, name in special.items()}}, "merges": []},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def convert_words(source: Path, out: Path) -> None:
+    """The model's text side as a GGUF file, its words with one merge and a split into words, as GGUF wants."""
+    words = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    words["pre_tokenizer"]["use_regex"] = True
+    words["model"]["vocab"]["zq"] = words["model"]["vocab"].pop("\u0100")
+    words["model"]["merges"] = ["z q"]
+    (source / "tokenizer.json").write_text(json.dumps(words), "utf-8")
+    convert_model(source, out)
 
 
 def gguf_vision_model(folder: Path) -> Path:
@@ -76,13 +93,8 @@ def gguf_vision_model(folder: Path) -> Path:
     script = REPOSITORY / "crates/fastchat-models/tests/gguf/mmproj.py"
     command = ["python3", str(script), str(source), str(folder), "qwen2vl", "qwen2.5vl_merger"]
     subprocess.run(command, capture_output=True, check=True, timeout=120)
-    # That script's words are made up; these are the model's, with one merge and a split into words, as GGUF wants.
-    words = json.loads((source / "tokenizer.json").read_text("utf-8"))
-    words["pre_tokenizer"]["use_regex"] = True
-    words["model"]["vocab"]["zq"] = words["model"]["vocab"].pop("\u0100")
-    words["model"]["merges"] = ["z q"]
-    (source / "tokenizer.json").write_text(json.dumps(words), "utf-8")
-    convert_model(source, folder / "model.gguf")
+    # That script's words are made up.
+    convert_words(source, folder / "model.gguf")
     (source / "image.png").rename(folder / "image.png")
     shutil.rmtree(source)
     return folder
@@ -91,3 +103,15 @@ def gguf_vision_model(folder: Path) -> Path:
 def data_url(picture: bytes, kind: str = "png") -> str:
     """As chat clients send pictures."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def png(pixels: Any) -> bytes:
+    """A PNG of a uint8 array `[height, width, 3]`."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")

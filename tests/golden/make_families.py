@@ -16,13 +16,14 @@ from typing import Any
 from tiny_families import CRATE, FAMILIES, LENGTHS, prompt, write
 
 
-def _serve(file: Path) -> Any:
-    """Keys and values stay f32, and attention is the plain one."""
+def serve(file: Path, tower: str = "") -> Any:
+    """llama.cpp's server of a model; keys and values stay f32, and attention is the plain one."""
     import xllamacpp  # pyright: ignore[reportMissingImports]
 
     llama: Any = xllamacpp
     params = llama.CommonParams()
     params.model.path = str(file)
+    params.mmproj.path = tower
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_parallel = 1
@@ -35,8 +36,11 @@ def _serve(file: Path) -> Any:
     return llama.Server(params)
 
 
-def _next_token(address: str, ids: list[int]) -> list[float]:
-    body = {"prompt": ids, "n_predict": 1, "n_probs": 256, "temperature": 1.0, "cache_prompt": False, "seed": 1}
+def next_token(address: str, prompt: Any) -> list[float]:
+    """Log-probabilities of all 256 tokens after a prompt. One that is a whole character is chosen, for it is answered
+    without probabilities otherwise; those told are from before the bias."""
+    options = {"n_predict": 1, "n_probs": 256, "temperature": 1.0, "cache_prompt": False, "logit_bias": [[80, 1e4]]}
+    body = {"prompt": prompt, **options}
     request = urllib.request.Request(
         f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -54,8 +58,8 @@ def main() -> None:
             folder, file = Path(scratch) / family, Path(scratch) / f"{family}.gguf"
             write(family, folder)
             subprocess.run([sys.executable, CRATE / "gguf/convert.py", folder, file, architecture], check=True)
-            server = _serve(file)
-            rows[family] = [_next_token(server.listening_address, prompt(length)) for length in LENGTHS]
+            server = serve(file)
+            rows[family] = [next_token(server.listening_address, prompt(length)) for length in LENGTHS]
             del server
     out = Path(__file__).parent / "families.json.gz"
     out.write_bytes(gzip.compress(json.dumps(rows).encode(), mtime=0))

@@ -1,10 +1,8 @@
 """Pictures through `LLM.chat`: every form of the same picture gives the same answer."""
 
 import json
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,9 @@ import pytest
 
 from fastchat_rs import LLM, SamplingParams
 from fastchat_rs.errors import ConfigError
-from tiny_vision import IMAGE_TOKENS, data_url, gguf_vision_model, vision_model
+from tiny_vision import IMAGE_TOKENS, data_url, gguf_vision_model, png, vision_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-
-
-def png(pixels: Any) -> bytes:
-    """A PNG of a uint8 array `[height, width, 3]`."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,11 @@ fn nothing_to_round_is_an_error() {
 #[test]
 fn the_text_side_is_written() {
     let source = checkpoints::random("granite", "convert-text");
-    source.write("generation_config.json", r#"{"temperature": 0.5, "top_k": 20, "eos_token_id": [3, 5]}"#);
+    let generation = |ends: &str| {
+        let text = format!(r#"{{"temperature": 0.5, "top_k": 20, "eos_token_id": {ends}}}"#);
+        source.write("generation_config.json", text);
+    };
+    generation("[3, 61]");
     source.write("chat_template.jinja", "{{ messages[0].content }} ü");
     let vocab: String = (0..60).fold(String::new(), |all, id| all + &format!("\"t{id}\": {id}, "));
     source.write(
@@ -275,14 +279,19 @@ fn the_text_side_is_written() {
     let (one, other) = (open(&source.0, None), open(&file, None));
     assert_eq!(one.chat_template, other.chat_template);
     assert_eq!(one.generation, other.generation);
-    assert_eq!(&other.eos_token_ids[..2], [3, 5]);
+    // The one that the tokenizer appends comes first: readers append the first.
+    assert_eq!((&one.eos_token_ids[..2], &other.eos_token_ids[..2]), (&[3, 61][..], &[61, 3][..]));
     let Some(fastchat_models::TokenizerSource::Gguf(vocab)) = other.tokenizer else { panic!("no tables") };
     assert_eq!((vocab.model.as_str(), vocab.pre.as_str()), ("gpt2", "gpt-2"));
     assert_eq!((vocab.tokens[7].as_str(), vocab.tokens[61].as_str()), ("t7", "<end>"));
     assert_eq!((vocab.token_types[7], vocab.token_types[61], vocab.token_types[62]), (1, 3, 5));
     assert_eq!(vocab.merges, ["t 1", "t 2"]);
     assert!(vocab.add_bos && vocab.add_eos);
+    assert_eq!(vocab.eos, Some(61));
     assert_eq!(inspect(&file, None).unwrap().spec.decoder().unwrap().vocab_size, vocab.tokens.len());
+    generation("[3, 5]");
+    let error = convert(&source.0, &folder.0.join("other.gguf"), None).unwrap_err().to_string();
+    assert!(error.contains("post_processor = token 61 at the end of a text is not supported; one of eos_token_id, [3, 5"), "{error}");
 }
 
 /// A reference folder with other fields and tensors.

@@ -108,7 +108,9 @@ MUTANTS = [
 
 def compile_unit(source: pathlib.Path, include: pathlib.Path, out: pathlib.Path, checked: bool) -> None:
     extra = CHECKED if checked else []
-    subprocess.run(["g++", *FLAGS, *extra, f"-I{include}", f"-I{EMULATOR}", "-c", str(source), "-o", str(out)], check=True)
+    subprocess.run(
+        ["g++", *FLAGS, *extra, f"-I{include}", f"-I{EMULATOR}", "-c", str(source), "-o", str(out)], check=True
+    )
 
 
 class Objects:

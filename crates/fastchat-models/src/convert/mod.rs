@@ -53,7 +53,9 @@ fn from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Conv
 fn vectors_from_folder(folder: &Path, out: &Path, kind: Option<FileKind>) -> Result<Converted, ModelError> {
     let checkpoint = hf::folder::open_encoder(folder, None)?;
     let (longest, reach) = (checkpoint.longest(), checkpoint.reach());
-    let EncoderCheckpoint { family, description, pooling, tensors, text, .. } = checkpoint;
+    let EncoderCheckpoint { family, description, pooling, tensors, mut text, .. } = checkpoint;
+    // Nothing is generated: the only end is the tokenizer's.
+    text.eos_token_ids.clear();
     let pooling = gguf::pooling_type(folder, pooling);
     let draft = match description {
         EmbedderDescription::Encoder(description) => {

@@ -90,10 +90,18 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
         set("ggml.bos_token_id", Entry::Whole(id));
     }
     let ends = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    // Readers put the first of them at the end of a text.
+    // Readers put the first of them at the end of a text, whose tokenizer has its own.
     let mut ids = text.eos_token_ids.clone();
-    if ids.is_empty() {
-        ids.extend(end);
+    if let Some(end) = end {
+        match ids.iter().position(|&id| id == end) {
+            Some(place) => ids[..=place].rotate_right(1),
+            None if ids.is_empty() => ids.push(end),
+            None => {
+                let appended = format!("token {end} at the end of a text");
+                let expected = format!("one of eos_token_id, {ids:?}, is");
+                return Err(ModelError::unsupported(folder, "tokenizer.json post_processor", appended, expected));
+            }
+        }
     }
     if ids.len() > ends.len() {
         let count = format!("{} tokens", ids.len());

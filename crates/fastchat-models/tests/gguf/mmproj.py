@@ -139,6 +139,11 @@ def main(folder, out, arch, projector):
         if TOWER.match(name) and not unused:
             for target, part in parts(name, values, config, projector, names):
                 add_tensor(writer, swapped(target) if projector == "mlp" else target, part)
+    if projector == "pixtral" and (folder / "tokenizer.json").exists():
+        # llama.cpp puts it behind each line of patches itself.
+        words = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        row = next(word["id"] for word in words if word["content"] == "[IMG_BREAK]")
+        writer.add_tensor("v.token_embd.img_break", text["model.embed_tokens.weight"][row])
     finish(writer)
 
 
