@@ -121,11 +121,20 @@ def test_tokenize_and_back(live: Live) -> None:
     assert reply["max_model_len"] == 2048
     back = live.post("/v1/detokenize", {"model": live.model, "tokens": reply["tokens"]}).json()
     assert back == {"prompt": text}
-    messages = [{"role": "user", "content": "hi"}]
-    chat = live.post("/v1/tokenize", {"model": live.model, "messages": messages}).json()
-    usage = live.post("/v1/chat/completions", {"model": live.model, "messages": messages, "max_tokens": 1}).json()
-    assert chat["count"] == usage["usage"]["prompt_tokens"]
-    for field, body in (("prompt", {}), ("tokens", {"tokens": [10**9]})):
+    user = {"role": "user", "content": "hi"}
+    tool = {"type": "function", "function": {"name": "f", "description": "Does much."}}
+    begun = {"messages": [user, {"role": "assistant", "content": "Hel"}], "continue_final_message": True}
+    for fields in ({"messages": [user]}, {"messages": [user], "tools": [tool]}, begun):
+        counted = live.post("/v1/tokenize", {"model": live.model, **fields}).json()
+        usage = live.post("/v1/chat/completions", {"model": live.model, **fields, "max_tokens": 1}).json()["usage"]
+        assert counted["count"] == usage["prompt_tokens"]
+    for field, body in (
+        ("prompt", {}),
+        ("tools", {"prompt": "x", "tools": [tool]}),
+        ("tools", {"messages": [user], "tools": [tool, tool]}),
+        ("continue_final_message", {"messages": [user], "continue_final_message": True}),
+        ("tokens", {"tokens": [10**9]}),
+    ):
         path = "/v1/detokenize" if "tokens" in body else "/v1/tokenize"
         error = live.post(path, {"model": live.model, **body}).json()["error"]
         assert error["param"] == field

@@ -251,7 +251,7 @@ class _Job:
 
     async def _send(self, out: Outlet, generation: Generation, usage: UsageCounter, uncut: bool) -> None:
         context, ids = self.context, self.submission.ids
-        observed = context.metrics.observe(generation.submitted_at)
+        observed = context.metrics.observe(self.served.name, generation.submitted_at)
         shape = self.shape(generation, usage)
         answer = Answer(self.request, context.state, observed, generation, shape, self._worded)
         parts: list[bytes] = []

@@ -76,6 +76,12 @@ def tool_use(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     )
 
 
+def offered(tools: list[Tool] | None, limit: int) -> list[dict[str, Any]] | None:
+    """As templates print them, where nothing is to be answered."""
+    _check(tools or [], limit)
+    return [_shown(tool) for tool in tools or []] or None
+
+
 def _functions(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     """`functions` and `function_call` mean tools and tool_choice with at most one call."""
     for field in ("tools", "tool_choice", "parallel_tool_calls"):
