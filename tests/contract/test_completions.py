@@ -69,6 +69,10 @@ def test_echo_and_the_legacy_logprobs(live: Live) -> None:
     assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
     assert all(2 <= len(top) <= 3 for top in logprobs["top_logprobs"][1:])
     assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    split = complete(live, prompt="日本語 🙂 ok", echo=True, logprobs=0, max_tokens=4)["choices"][0]
+    places = list(zip(split["logprobs"]["text_offset"], split["logprobs"]["tokens"], strict=True))
+    assert any("\ufffd" in token for _, token in places)
+    assert all(split["text"][place:].startswith(token) for place, token in places if "\ufffd" not in token), split
     only = complete(live, echo=True, logprobs=0, max_tokens=0)
     assert only["choices"][0]["text"] == PROMPT
     assert only["usage"]["completion_tokens"] == 0
@@ -116,7 +120,9 @@ def test_vllms_names_at_the_root(live: Live) -> None:
 def test_tokenize_and_back(live: Live) -> None:
     text = "Größe: 数学 🙂\n\tend"
     body = {"model": live.model, "prompt": text, "return_token_strs": True, "add_special_tokens": False}
-    reply = live.post("/v1/tokenize", body).json()
+    response = live.post("/v1/tokenize", {**body, "special": 1})
+    assert response.headers["x-fastchat-applied"] == "special=ignored"
+    reply = response.json()
     assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
     assert reply["max_model_len"] == 2048
     back = live.post("/v1/detokenize", {"model": live.model, "tokens": reply["tokens"]}).json()

@@ -320,6 +320,11 @@ def test_the_receipt_names_what_had_no_effect(live: Live, fields: dict[str, Any]
     assert line in response.headers["x-fastchat-applied"]
 
 
+def test_the_receipt_of_a_large_body(live: Live) -> None:
+    response = live.post(ROUTE, live.chat(odd="x" * 300_000))
+    assert (response.status_code, response.headers["x-fastchat-applied"]) == (200, "odd=ignored")
+
+
 def test_the_receipt_in_the_body(live: Live) -> None:
     quiet = live.post(ROUTE, live.chat())
     assert "x-fastchat-applied" not in quiet.headers and "fastchat" not in quiet.json()

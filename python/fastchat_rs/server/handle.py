@@ -112,11 +112,11 @@ class Context:
         if self.cache is not None:
             request.raw = body
         depth = self.state.limits.json_depth
-        if len(body) < _INLINE_BYTES:
-            decoded = decoder.decode(body, depth)
-            request.unknown_fields = decoder.unknown(body)
-        else:
-            decoded = await asyncio.to_thread(decoder.decode, body, depth)
+
+        def work() -> tuple[T, list[str]]:
+            return decoder.decode(body, depth), decoder.unknown(body)
+
+        decoded, request.unknown_fields = work() if len(body) < _INLINE_BYTES else await asyncio.to_thread(work)
         model = getattr(decoded, "model", None)
         if isinstance(model, str):
             self.state.must_allow(request, model)

@@ -60,5 +60,14 @@ class Notes:
         return Receipt(self.applied) if wanted else UNSET
 
 
+def tell(request: Request, user: str | None = None) -> None:
+    """The header of a route that samples nothing: what it does not know, and `user`."""
+    notes = Notes()
+    if user is not None:
+        notes.ignored("user")
+    notes.unknown(request.unknown_fields)
+    notes.announce(request)
+
+
 def _worded(line: Applied) -> str:
     return f"{line.field}={line.effect}" + ("" if line.value is None else f"({line.value})")

@@ -12,6 +12,7 @@ from fastchat_rs.server.messages import (
     template_variables,
 )
 from fastchat_rs.server.protocol import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from fastchat_rs.server.receipt import tell
 from fastchat_rs.server.state import Served
 from fastchat_rs.server.tools import offered
 
@@ -28,6 +29,7 @@ async def tokenize(context: Context, request: Request) -> Reply:
     engine = served.bridge.engine
     ids = await served.bridge.offload(lambda: engine.encode(text, add_special_tokens=special))
     strings = [served.token(id)[0] for id in ids] if body.return_token_strs else None
+    tell(request)
     return json_reply(TokenizeReply(len(ids), served.info.max_model_len, ids, strings))
 
 
@@ -41,6 +43,7 @@ async def detokenize(context: Context, request: Request) -> Reply:
     engine = served.bridge.engine
     skip = bool(body.skip_special_tokens)
     text = await served.bridge.offload(lambda: engine.decode(body.tokens, skip_special_tokens=skip))
+    tell(request)
     return json_reply(DetokenizeReply(text))
 
 
