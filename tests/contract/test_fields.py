@@ -303,6 +303,8 @@ def test_a_constraint_that_cannot_be_followed_to_its_end_ends_the_stream(live: L
         ({"tool_choice": "auto"}, "tool_choice=ignored"),
         ({"max_tokens": 100_000, "stop": [" ", "o"]}, "max_tokens=clamped("),
         ({"max_tokens": 9, "max_completion_tokens": 1}, "max_tokens=ignored"),
+        ({"max_tokens": 9000, "min_tokens": 5000, "regex": "ab"}, "min_tokens=clamped("),
+        ({"regex": "ab", "ignore_eos": True, "min_tokens": 9}, "min_tokens=ignored, ignore_eos=ignored"),
         ({"enable_thinking": True}, "enable_thinking=ignored"),
         ({"reasoning_effort": "high"}, "reasoning_effort=ignored"),
         ({"thinking_budget": 3}, "thinking_budget=ignored"),

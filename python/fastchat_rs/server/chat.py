@@ -97,6 +97,8 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
     # Too large an n is refused below.
     count = min(body.n or 1, context.state.limits.n)
     plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
+    if plan.structured is not None:
+        notes.constrained(body)
     thinking = _thinking_budget(served, body, prompt, notes)
     params = sampling_params(
         body,

@@ -238,6 +238,8 @@ class _Job:
                 room = self.served.info.max_model_len - max(lengths)
                 if (submission.params.max_tokens or 0) > room:
                     self.notes.clamped(submission.max_tokens_field, room)
+                if submission.params.min_tokens > room:
+                    self.notes.clamped("min_tokens", room)
                 self.notes.announce(request)
                 await self._send(out, generation, usage, submission is self.submission)
             finally:

@@ -41,6 +41,12 @@ class Notes:
                 if getattr(body, field) is not None:
                     self.ignored(field, "temperature is 0")
 
+    def constrained(self, body: SamplingFields) -> None:
+        """What does not hold where a constraint says when the answer is complete."""
+        for field in ("min_tokens", "ignore_eos"):
+            if getattr(body, field):
+                self.ignored(field, "the answer ends when it is complete")
+
     def unknown(self, names: Iterable[str]) -> None:
         """Fields that this server does not know."""
         known = [name for name in names if _NAME.fullmatch(name)]
