@@ -122,6 +122,7 @@ WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
     ({"structured_outputs": {"grammar": 'start: "w"'}}, lambda r: answer(r) == "w"),
     ({"tools": TOOLS, "tool_choice": "none"}, lambda r: "tool_calls" not in r["choices"][0]["message"]),
     ({"tools": TOOLS}, ok),
+    ({"tools": [{"type": None, "function": {**WEATHER, "strict": None}}]}, ok),
     ({"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 64}, called),
     (
         {
@@ -226,6 +227,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}, "guided_json": {}}, "guided_json"),
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [{"type": "custom", "function": WEATHER}]}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
     ({"tools": TOOLS * 2}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]}, "tools"),

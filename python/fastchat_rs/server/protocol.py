@@ -133,7 +133,7 @@ class FunctionSpec(Struct, kw_only=True, omit_defaults=True):
 class Tool(Struct, kw_only=True):
     """One entry of `tools`."""
 
-    type: str = "function"
+    type: str | None = None
     function: FunctionSpec
 
 
@@ -146,7 +146,7 @@ class FunctionName(Struct, kw_only=True):
 class NamedToolChoice(Struct, kw_only=True):
     """`tool_choice` that names a function."""
 
-    type: str = "function"
+    type: str | None = None
     function: FunctionName
 
 

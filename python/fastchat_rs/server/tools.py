@@ -118,7 +118,7 @@ def _check(tools: list[Tool], limit: int, field: str = "tools") -> None:
     names: set[str] = set()
     for index, tool in enumerate(tools):
         place = f"{field}.{index}"
-        if tool.type != "function":
+        if tool.type not in (None, "function"):
             raise bad_field(field, f"{field}: {place}.type must be function", "unsupported")
         place = place if field == "functions" else f"{place}.function"
         name = tool.function.name
@@ -141,7 +141,7 @@ def _choice(choice: str | NamedToolChoice | None, names: list[str]) -> str:
         if choice == "required" and not names:
             raise bad_field(field, f"{field}: required needs tools")
         return choice
-    if choice.type != "function":
+    if choice.type not in (None, "function"):
         raise bad_field(field, f"{field}: type must be function", "unsupported")
     if choice.function.name not in names:
         raise bad_field(field, f"{field}: '{choice.function.name[:64]}' is not among the tools")
