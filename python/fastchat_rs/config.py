@@ -34,6 +34,8 @@ SIZES = frozenset(
     }
 )
 """Fields that hold a number of bytes, as text with a unit."""
+# hyper's own least buffer: with less it takes no connection.
+_LEAST_BYTES = {"max_header": 8192}
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,8 +87,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError("prefix_cache_dir: keeps blocks of the prefix cache, which prefix_caching turns off")
         for field in SIZES & set(self.__struct_fields__):
             value = getattr(self, field)
-            if value is not None:
-                parse_bytes(value, field)
+            if value is not None and parse_bytes(value, field) < _LEAST_BYTES.get(field, 1):
+                raise ConfigError(f"{field}: '{value}' is less than the least, {_LEAST_BYTES[field]} bytes")
 
 
 class DoctorConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,7 +137,7 @@ class ServeConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields
     max_logprobs: Annotated[int, Meta(ge=0, description="Largest top_logprobs")] = 20
     max_tools: Annotated[int, Meta(ge=1, description="Most tools of a request")] = 128
     max_json_depth: Annotated[Count, Meta(description="Deepest nesting of a request body")] = 128
-    max_header: Annotated[str, Meta(description="Largest request header block")] = "16KiB"
+    max_header: Annotated[str, Meta(description="Largest request header block, from 8KiB")] = "16KiB"
     body_timeout: Annotated[Seconds, Meta(description="Seconds a request body may take to arrive")] = 30.0
     request_timeout: Annotated[Seconds, Meta(description="Seconds until a request is given up")] = 600.0
     stall_timeout: Annotated[Seconds, Meta(description="Seconds until a client that reads nothing is cut off")] = 45.0

@@ -155,7 +155,7 @@ def test_a_budget_of_tokens(guarded: Guarded) -> None:
         response = guarded.post("poor", max_tokens=20)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (429, "insufficient_quota")
-    assert "budget" in error["message"]
+    assert "budget" in error["message"] and error["type"] == "insufficient_quota"
     assert response.headers["x-should-retry"] == "false"
     assert 0 < total <= 150
     (row,) = guarded.used("poor")

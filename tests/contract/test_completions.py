@@ -69,6 +69,10 @@ def test_echo_and_the_legacy_logprobs(live: Live) -> None:
     assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
     assert all(2 <= len(top) <= 3 for top in logprobs["top_logprobs"][1:])
     assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    split = complete(live, prompt="日本語 🙂 ok", echo=True, logprobs=0, max_tokens=4)["choices"][0]
+    places = list(zip(split["logprobs"]["text_offset"], split["logprobs"]["tokens"], strict=True))
+    assert any("\ufffd" in token for _, token in places)
+    assert all(split["text"][place:].startswith(token) for place, token in places if "\ufffd" not in token), split
     only = complete(live, echo=True, logprobs=0, max_tokens=0)
     assert only["choices"][0]["text"] == PROMPT
     assert only["usage"]["completion_tokens"] == 0
@@ -116,16 +120,27 @@ def test_vllms_names_at_the_root(live: Live) -> None:
 def test_tokenize_and_back(live: Live) -> None:
     text = "Größe: 数学 🙂\n\tend"
     body = {"model": live.model, "prompt": text, "return_token_strs": True, "add_special_tokens": False}
-    reply = live.post("/v1/tokenize", body).json()
+    response = live.post("/v1/tokenize", {**body, "special": 1})
+    assert response.headers["x-fastchat-applied"] == "special=ignored"
+    reply = response.json()
     assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
     assert reply["max_model_len"] == 2048
     back = live.post("/v1/detokenize", {"model": live.model, "tokens": reply["tokens"]}).json()
     assert back == {"prompt": text}
-    messages = [{"role": "user", "content": "hi"}]
-    chat = live.post("/v1/tokenize", {"model": live.model, "messages": messages}).json()
-    usage = live.post("/v1/chat/completions", {"model": live.model, "messages": messages, "max_tokens": 1}).json()
-    assert chat["count"] == usage["usage"]["prompt_tokens"]
-    for field, body in (("prompt", {}), ("tokens", {"tokens": [10**9]})):
+    user = {"role": "user", "content": "hi"}
+    tool = {"type": "function", "function": {"name": "f", "description": "Does much."}}
+    begun = {"messages": [user, {"role": "assistant", "content": "Hel"}], "continue_final_message": True}
+    for fields in ({"messages": [user]}, {"messages": [user], "tools": [tool]}, begun):
+        counted = live.post("/v1/tokenize", {"model": live.model, **fields}).json()
+        usage = live.post("/v1/chat/completions", {"model": live.model, **fields, "max_tokens": 1}).json()["usage"]
+        assert counted["count"] == usage["prompt_tokens"]
+    for field, body in (
+        ("prompt", {}),
+        ("tools", {"prompt": "x", "tools": [tool]}),
+        ("tools", {"messages": [user], "tools": [tool, tool]}),
+        ("continue_final_message", {"messages": [user], "continue_final_message": True}),
+        ("tokens", {"tokens": [10**9]}),
+    ):
         path = "/v1/detokenize" if "tokens" in body else "/v1/tokenize"
         error = live.post(path, {"model": live.model, **body}).json()["error"]
         assert error["param"] == field

@@ -62,6 +62,12 @@ def test_minilm_is_the_reference_alone_in_a_batch_and_as_ids(minilm: Path) -> No
         with pytest.raises(openai.BadRequestError, match="1 to 256") as caught:
             client.embeddings.create(model=live.model, input=["short", "word " * 300])
         assert caught.value.param == "input"
+        for path, field in (("/api/embed", "input"), ("/api/embeddings", "prompt")):
+            told = live.post(path, {"model": live.model, field: "x", "keep_alive": "5m", "options": {}})
+            assert (told.status_code, told.headers["x-fastchat-applied"]) == (
+                200,
+                "options=ignored, keep_alive=ignored",
+            )
     with LLM(minilm) as llm:
         vectors = llm.embed(texts)
         assert vectors.shape == (len(items), 384)
@@ -79,7 +85,9 @@ IDS = [[1, 2, 3], [4], list(range(100))]
 
 def test_float_and_base64_are_the_same_numbers(tiny: Live) -> None:
     body = {"model": tiny.model, "input": IDS, "user": "somebody"}
-    floats = tiny.post("/v1/embeddings", {**body, "encoding_format": "float"}).json()
+    floating = tiny.post("/v1/embeddings", {**body, "encoding_format": "float", "input_type": "query"})
+    assert floating.headers["x-fastchat-applied"] == "user=ignored, input_type=ignored"
+    floats = floating.json()
     packed = tiny.post("/v1/embeddings", {**body, "encoding_format": "base64"}).json()
     assert floats["object"] == "list"
     assert floats["usage"] == {"prompt_tokens": 104, "total_tokens": 104}

@@ -122,6 +122,7 @@ WORKS: list[tuple[dict[str, Any], Callable[[Reply], bool]]] = [
     ({"structured_outputs": {"grammar": 'start: "w"'}}, lambda r: answer(r) == "w"),
     ({"tools": TOOLS, "tool_choice": "none"}, lambda r: "tool_calls" not in r["choices"][0]["message"]),
     ({"tools": TOOLS}, ok),
+    ({"tools": [{"type": None, "function": {**WEATHER, "strict": None}}]}, ok),
     ({"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 64}, called),
     (
         {
@@ -226,6 +227,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}, "guided_json": {}}, "guided_json"),
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [{"type": "custom", "function": WEATHER}]}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
     ({"tools": TOOLS * 2}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]}, "tools"),
@@ -303,6 +305,8 @@ def test_a_constraint_that_cannot_be_followed_to_its_end_ends_the_stream(live: L
         ({"tool_choice": "auto"}, "tool_choice=ignored"),
         ({"max_tokens": 100_000, "stop": [" ", "o"]}, "max_tokens=clamped("),
         ({"max_tokens": 9, "max_completion_tokens": 1}, "max_tokens=ignored"),
+        ({"max_tokens": 9000, "min_tokens": 5000, "regex": "ab"}, "min_tokens=clamped("),
+        ({"regex": "ab", "ignore_eos": True, "min_tokens": 9}, "min_tokens=ignored, ignore_eos=ignored"),
         ({"enable_thinking": True}, "enable_thinking=ignored"),
         ({"reasoning_effort": "high"}, "reasoning_effort=ignored"),
         ({"thinking_budget": 3}, "thinking_budget=ignored"),
@@ -318,6 +322,11 @@ def test_the_receipt_names_what_had_no_effect(live: Live, fields: dict[str, Any]
     response = live.post(ROUTE, live.chat(**fields))
     assert response.status_code == 200, response.text
     assert line in response.headers["x-fastchat-applied"]
+
+
+def test_the_receipt_of_a_large_body(live: Live) -> None:
+    response = live.post(ROUTE, live.chat(odd="x" * 300_000))
+    assert (response.status_code, response.headers["x-fastchat-applied"]) == (200, "odd=ignored")
 
 
 def test_the_receipt_in_the_body(live: Live) -> None:

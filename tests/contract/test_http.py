@@ -173,6 +173,7 @@ def test_hosts_and_origins(live: Live, demo_model: Path) -> None:
         assert allowed == "authorization,x-stainless-lang"
         bad = client.options(CHAT, headers={"origin": "https://other.example"})
         assert "access-control-allow-origin" not in bad.headers
+        assert {bad.headers["vary"], good.headers["vary"], client.get("/health").headers["vary"]} == {"origin"}
         assert client.get("/v1/models", headers={"host": "ai.example"}).status_code == 200
 
 

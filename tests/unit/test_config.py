@@ -46,6 +46,7 @@ def test_settings_of_other_commands_are_left_aside_in_file_and_environment(tmp_p
         ({"model": "m", "host": "localhost"}, {}, "", "host"),
         ({"model": "m", "max_batch_tokens": 1}, {}, "", "max_batch_tokens"),
         ({"model": "m", "heartbeat": 0.0}, {}, "", "heartbeat"),
+        ({"model": "m", "max_header": "8191B"}, {}, "", "max_header: '8191B' .* 8192"),
     ],
 )
 def test_errors_name_the_setting(

@@ -128,3 +128,17 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
 def test_all_of_a_body_is_text(place: bytes) -> None:
     body = json.dumps({**GOOD, "more": {"deep": 1}}).encode().replace(place, b"\xff" + place[1:], 1)
     assert refusal(body).code == "invalid_json"
+
+
+def test_null_is_absent_where_a_field_is_needed_too() -> None:
+    for body, param in (
+        ({**GOOD, "model": None}, "model"),
+        ({**GOOD, "messages": [{"role": None, "content": "x"}]}, "messages.0.role"),
+    ):
+        error = refusal(body)
+        assert (error.code, error.param) == ("missing_required_parameter", param)
+    assert refusal({**GOOD, "stop": [None]}).code == "invalid_type"
+
+
+def test_a_long_value_is_not_told_whole() -> None:
+    assert len(refusal({**GOOD, "reasoning_effort": "x" * 50_000}).message) < 200

@@ -68,12 +68,14 @@ def test_logprobs_are_finite_numbers() -> None:
 def test_metrics_parse_and_have_their_second_names() -> None:
     metrics = Metrics(state())
     metrics.requests.labels(path="/health", status="200").inc()
-    metrics.first_token.observe(0.2)
+    metrics.first_token.labels(model_name="m").observe(0.2)
     families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
     ours = families["fastchat_time_to_first_token_seconds"]
     theirs = families["vllm:time_to_first_token_seconds"]
     assert ours.type == theirs.type == "histogram"
     assert [(s.labels, s.value) for s in ours.samples] == [(s.labels, s.value) for s in theirs.samples]
+    # Dashboards choose by model.
+    assert all(sample.labels["model_name"] == "m" for sample in theirs.samples)
     assert families["fastchat_http_requests"].samples[0].labels == {"path": "/health", "status": "200"}
 
 

@@ -181,12 +181,15 @@ class App:
         return await handler(self.context, request)
 
     def _add_cors(self, request: Request) -> None:
+        if not self._origins:
+            return
+        # Also of replies to others, which caches would else hand on.
+        request.headers_out.append(("vary", "origin"))
         origin = request.header("origin")
         if origin and (origin in self._origins or "*" in self._origins):
             request.headers_out += [
                 ("access-control-allow-origin", origin),
                 ("access-control-expose-headers", _EXPOSED),
-                ("vary", "origin"),
             ]
 
     def _options(self, request: Request, route: str) -> Reply:

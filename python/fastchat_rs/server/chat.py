@@ -22,7 +22,14 @@ from fastchat_rs.server.handle import Context, Ids, Submission, answer
 from fastchat_rs.server.http import ApiError, Reply, Request, bad_field
 from fastchat_rs.server.images import Pictures
 from fastchat_rs.server.logprobs import chat_logprobs
-from fastchat_rs.server.messages import Rendering, chat_template, render, template_messages, template_variables
+from fastchat_rs.server.messages import (
+    Rendering,
+    chat_template,
+    goes_on,
+    render,
+    template_messages,
+    template_variables,
+)
 from fastchat_rs.server.protocol import (
     ChatChoice,
     ChatChunkChoice,
@@ -90,6 +97,8 @@ async def converse(context: Context, request: Request, body: ChatRequest, dialec
     # Too large an n is refused below.
     count = min(body.n or 1, context.state.limits.n)
     plan = await _plan(served, None if body.messages is None else prompt, tools, wanted, count)
+    if plan.structured is not None:
+        notes.constrained(body)
     thinking = _thinking_budget(served, body, prompt, notes)
     params = sampling_params(
         body,
@@ -186,11 +195,7 @@ async def _prompt(served: Served, body: ChatRequest, tools: ToolUse | None, note
         raise bad_field("messages", "messages: is needed", code="missing_required_parameter")
     messages = template_messages(body.messages, pictures)
     template = chat_template(served)
-    go_on = bool(body.continue_final_message)
-    if go_on and body.add_generation_prompt:
-        raise bad_field("continue_final_message", "continue_final_message excludes add_generation_prompt")
-    if go_on and messages[-1]["role"] != "assistant":
-        raise bad_field("continue_final_message", "continue_final_message: the last message must be the assistant's")
+    go_on = goes_on(messages, body.continue_final_message, body.add_generation_prompt)
     return await render(
         served.bridge,
         template,

@@ -36,6 +36,8 @@ async def completions(context: Context, request: Request) -> Reply | None:
     wanted_output = structured_output(body)
     notes = Notes()
     notes.sampling(body)
+    if wanted_output is not None:
+        notes.constrained(body)
     notes.unknown(request.unknown_fields)
     prompts = _prompts(body)
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens

@@ -12,6 +12,10 @@ T = TypeVar("T")
 _NAMED_BY_PLACE = ("messages", "stream_options")
 
 _MISSING = re.compile(r"missing required field `([^`]+)`")
+# null is absent, also where a field is needed; not so in a list.
+_NULL = re.compile(r"Expected `[^`]*`, got `null` - at `\$[^`]*[^]`]`")
+_CHOICE = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
+_MAX_SHOWN = 64
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -62,9 +66,12 @@ def _field_error(text: str) -> ApiError:
     missing = _MISSING.search(reason)
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
+    absent = missing is not None or _NULL.fullmatch(text) is not None
+    if (choice := _CHOICE.fullmatch(reason)) and len(choice[1]) > _MAX_SHOWN:
+        reason = f"Invalid enum value '{choice[1][:_MAX_SHOWN]}...'"
     param = param_of(path)
     inside = f" (at {path})" if path and path != param else ""
-    code = "missing_required_parameter" if missing else "invalid_type" if "got" in reason else "invalid_value"
+    code = "missing_required_parameter" if absent else "invalid_type" if "got" in reason else "invalid_value"
     return bad_field(param, f"{param}: {reason}{inside}" if param else reason, code)
 
 

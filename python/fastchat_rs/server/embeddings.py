@@ -12,6 +12,7 @@ from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
+from fastchat_rs.server.receipt import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ async def embed(
         made = _reply(served.embedder, name, inputs, body)
         return made.usage.prompt_tokens, json_reply(word(made))
 
+    tell(request, body.user)
     return await encoded(context, request, served, inputs, work)
 
 

@@ -112,11 +112,11 @@ class Context:
         if self.cache is not None:
             request.raw = body
         depth = self.state.limits.json_depth
-        if len(body) < _INLINE_BYTES:
-            decoded = decoder.decode(body, depth)
-            request.unknown_fields = decoder.unknown(body)
-        else:
-            decoded = await asyncio.to_thread(decoder.decode, body, depth)
+
+        def work() -> tuple[T, list[str]]:
+            return decoder.decode(body, depth), decoder.unknown(body)
+
+        decoded, request.unknown_fields = work() if len(body) < _INLINE_BYTES else await asyncio.to_thread(work)
         model = getattr(decoded, "model", None)
         if isinstance(model, str):
             self.state.must_allow(request, model)
@@ -238,6 +238,8 @@ class _Job:
                 room = self.served.info.max_model_len - max(lengths)
                 if (submission.params.max_tokens or 0) > room:
                     self.notes.clamped(submission.max_tokens_field, room)
+                if submission.params.min_tokens > room:
+                    self.notes.clamped("min_tokens", room)
                 self.notes.announce(request)
                 await self._send(out, generation, usage, submission is self.submission)
             finally:
@@ -251,7 +253,7 @@ class _Job:
 
     async def _send(self, out: Outlet, generation: Generation, usage: UsageCounter, uncut: bool) -> None:
         context, ids = self.context, self.submission.ids
-        observed = context.metrics.observe(generation.submitted_at)
+        observed = context.metrics.observe(self.served.name, generation.submitted_at)
         shape = self.shape(generation, usage)
         answer = Answer(self.request, context.state, observed, generation, shape, self._worded)
         parts: list[bytes] = []

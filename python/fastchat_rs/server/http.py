@@ -56,7 +56,11 @@ class ApiError(Exception):
     @property
     def body(self) -> ErrorReply:
         """The JSON object of the reply and of an error event in a stream."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429 and self.code is not None:
+            # OpenAI's clients tell a used up quota from a full minute by the type too.
+            kind = self.code
+        else:
+            kind = "invalid_request_error" if self.status < 500 else "server_error"
         return ErrorReply(ErrorBody(self.message, kind, self.param, self.code))
 
 

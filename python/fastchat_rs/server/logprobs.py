@@ -1,5 +1,7 @@
 """Log-probabilities in the two shapes of the wire. JSON has no infinities: -inf becomes -9999."""
 
+import codecs
+
 from fastchat_rs.server.bridge import PromptLogprobs, TokenLogprobs
 from fastchat_rs.server.protocol import (
     ChatLogprobs,
@@ -35,6 +37,8 @@ class LegacyLogprobs:
         self._served = served
         self._top = top
         self._offset = 0
+        # Offsets are of characters, of which a token may be a part.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def echo(self, token_ids: list[int], steps: list[TokenLogprobs]) -> CompletionLogprobs:
         """The prompt's part: its first token has no probability."""
@@ -53,10 +57,10 @@ class LegacyLogprobs:
         return shaped
 
     def _add(self, shaped: CompletionLogprobs, token_id: int, step: TokenLogprobs | None) -> None:
-        token = self._served.token(token_id)[0]
+        token, raw = self._served.token(token_id)
         shaped.tokens.append(token)
         shaped.text_offset.append(self._offset)
-        self._offset += len(token)
+        self._offset += len(self._decoder.decode(bytes(raw)))
         if step is None:
             shaped.token_logprobs.append(None)
             shaped.top_logprobs.append(None)

@@ -146,6 +146,16 @@ def template_variables(template: ChatTemplate, kwargs: dict[str, Any] | None) ->
     return dict(kwargs or {})
 
 
+def goes_on(messages: list[dict[str, Any]], wanted: bool | None, begins: bool | None) -> bool:
+    """`continue_final_message`, beside `add_generation_prompt`: only the assistant's own words can be gone on with."""
+    field = "continue_final_message"
+    if wanted and begins:
+        raise bad_field(field, f"{field} excludes add_generation_prompt")
+    if wanted and messages[-1]["role"] != "assistant":
+        raise bad_field(field, f"{field}: the last message must be the assistant's")
+    return bool(wanted)
+
+
 @dataclass(frozen=True)
 class Rendering:
     """How a conversation becomes a prompt."""

@@ -26,10 +26,13 @@ _ALIASES = {
     "time_to_first_token_seconds": "time_to_first_token_seconds",
     "inter_token_seconds": "inter_token_latency_seconds",
     "request_seconds": "e2e_request_latency_seconds",
+    "request_prompt_tokens": "request_prompt_tokens",
+    "request_generation_tokens": "request_generation_tokens",
     "finished": "request_success",
 }
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_TOKENS = tuple(float(mark * 10**power) for power in range(6) for mark in (1, 2, 5))
 _WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -116,10 +119,13 @@ class _AliasCollector(Collector):
 
 
 class Observation:
-    """Times of one generation."""
+    """Times of one generation of a model."""
 
-    def __init__(self, metrics: "Metrics", started: float) -> None:
+    def __init__(self, metrics: "Metrics", model: str, started: float) -> None:
         self._metrics = metrics
+        self._model = model
+        self._first_token = metrics.first_token.labels(model_name=model)
+        self._between_tokens = metrics.between_tokens.labels(model_name=model)
         self._started = started
         self._last: float | None = None
 
@@ -129,17 +135,19 @@ class Observation:
         count = len(delta.token_ids)
         if count:
             if self._last is None:
-                self._metrics.first_token.observe(now - self._started)
+                self._first_token.observe(now - self._started)
             else:
                 for _ in range(count):
-                    self._metrics.between_tokens.observe((now - self._last) / count)
+                    self._between_tokens.observe((now - self._last) / count)
             self._last = now
         if delta.finish_reason is not None:
-            self._metrics.finished.labels(finished_reason=delta.finish_reason).inc()
+            self._metrics.finished.labels(finished_reason=delta.finish_reason, model_name=self._model).inc()
 
     def done(self, usage: UsageCounter) -> None:
         """Called when the whole answer is out."""
-        self._metrics.whole.observe(time.monotonic() - self._started)
+        self._metrics.whole.labels(model_name=self._model).observe(time.monotonic() - self._started)
+        self._metrics.read.labels(model_name=self._model).observe(usage.prompt_tokens)
+        self._metrics.written.labels(model_name=self._model).observe(usage.completion_tokens)
 
 
 class Metrics:
@@ -148,24 +156,27 @@ class Metrics:
     def __init__(self, state: State) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"fastchat_{name}", text, ["model_name"], buckets=buckets, registry=registry)
+
         self.requests = Counter("fastchat_http_requests", "Answered requests", ["path", "status"], registry=registry)
-        self.first_token = Histogram(
-            "fastchat_time_to_first_token_seconds", "Submit to first token", buckets=_FIRST, registry=registry
-        )
-        self.between_tokens = Histogram(
-            "fastchat_inter_token_seconds", "Between tokens", buckets=_BETWEEN, registry=registry
-        )
-        self.whole = Histogram("fastchat_request_seconds", "Submit to last token", buckets=_WHOLE, registry=registry)
-        self.finished = Counter("fastchat_finished", "Choices that ended", ["finished_reason"], registry=registry)
+        self.first_token = histogram("time_to_first_token_seconds", "Submit to first token", _FIRST)
+        self.between_tokens = histogram("inter_token_seconds", "Between tokens", _BETWEEN)
+        self.whole = histogram("request_seconds", "Submit to last token", _WHOLE)
+        self.read = histogram("request_prompt_tokens", "Tokens that a request's prompts have", _TOKENS)
+        self.written = histogram("request_generation_tokens", "Tokens that a request's choices have", _TOKENS)
+        labels = ["finished_reason", "model_name"]
+        self.finished = Counter("fastchat_finished", "Choices that ended", labels, registry=registry)
         refused = "Requests that got 401, 408, 413, 429, 503 or 504"
         self.refused = Counter("fastchat_refused", refused, ["code"], registry=registry)
         self._registry.register(_EngineCollector(state))
         self._aliases = CollectorRegistry()
         self._aliases.register(_AliasCollector(self._registry))
 
-    def observe(self, started: float) -> Observation:
-        """Starts timing a generation that was submitted at `started` (monotonic)."""
-        return Observation(self, started)
+    def observe(self, model: str, started: float) -> Observation:
+        """Starts timing a generation of `model` that was submitted at `started` (monotonic)."""
+        return Observation(self, model, started)
 
     def text(self) -> bytes:
         """The Prometheus text format."""

@@ -133,7 +133,7 @@ class FunctionSpec(Struct, kw_only=True, omit_defaults=True):
 class Tool(Struct, kw_only=True):
     """One entry of `tools`."""
 
-    type: str = "function"
+    type: str | None = None
     function: FunctionSpec
 
 
@@ -146,7 +146,7 @@ class FunctionName(Struct, kw_only=True):
 class NamedToolChoice(Struct, kw_only=True):
     """`tool_choice` that names a function."""
 
-    type: str = "function"
+    type: str | None = None
     function: FunctionName
 
 
@@ -196,6 +196,7 @@ class TokenizeRequest(Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
     return_token_strs: bool | None = None
 
 

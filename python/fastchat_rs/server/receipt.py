@@ -41,6 +41,12 @@ class Notes:
                 if getattr(body, field) is not None:
                     self.ignored(field, "temperature is 0")
 
+    def constrained(self, body: SamplingFields) -> None:
+        """What does not hold where a constraint says when the answer is complete."""
+        for field in ("min_tokens", "ignore_eos"):
+            if getattr(body, field):
+                self.ignored(field, "the answer ends when it is complete")
+
     def unknown(self, names: Iterable[str]) -> None:
         """Fields that this server does not know."""
         known = [name for name in names if _NAME.fullmatch(name)]
@@ -58,6 +64,15 @@ class Notes:
     def body(self, wanted: bool) -> Receipt | UnsetType:
         """For the reply."""
         return Receipt(self.applied) if wanted else UNSET
+
+
+def tell(request: Request, user: str | None = None) -> None:
+    """The header of a route that samples nothing: what it does not know, and `user`."""
+    notes = Notes()
+    if user is not None:
+        notes.ignored("user")
+    notes.unknown(request.unknown_fields)
+    notes.announce(request)
 
 
 def _worded(line: Applied) -> str:

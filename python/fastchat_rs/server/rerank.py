@@ -10,6 +10,7 @@ from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
 from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
 from fastchat_rs.server.protocol import EmbeddingUsage, Positive
+from fastchat_rs.server.receipt import tell
 from fastchat_rs.server.sampling import unsupported
 from fastchat_rs.server.state import Embedding
 
@@ -87,6 +88,7 @@ async def rerank(context: Context, request: Request) -> Reply:
 
     # Each document is read together with the query.
     pairs = [text for document in texts for text in (body.query, document)]
+    tell(request, body.user)
     return await encoded(context, request, served, pairs, work)
 
 

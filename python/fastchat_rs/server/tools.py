@@ -76,6 +76,12 @@ def tool_use(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     )
 
 
+def offered(tools: list[Tool] | None, limit: int) -> list[dict[str, Any]] | None:
+    """As templates print them, where nothing is to be answered."""
+    _check(tools or [], limit)
+    return [_shown(tool) for tool in tools or []] or None
+
+
 def _functions(body: ChatRequest, limit: int, notes: Notes) -> ToolUse | None:
     """`functions` and `function_call` mean tools and tool_choice with at most one call."""
     for field in ("tools", "tool_choice", "parallel_tool_calls"):
@@ -112,7 +118,7 @@ def _check(tools: list[Tool], limit: int, field: str = "tools") -> None:
     names: set[str] = set()
     for index, tool in enumerate(tools):
         place = f"{field}.{index}"
-        if tool.type != "function":
+        if tool.type not in (None, "function"):
             raise bad_field(field, f"{field}: {place}.type must be function", "unsupported")
         place = place if field == "functions" else f"{place}.function"
         name = tool.function.name
@@ -135,7 +141,7 @@ def _choice(choice: str | NamedToolChoice | None, names: list[str]) -> str:
         if choice == "required" and not names:
             raise bad_field(field, f"{field}: required needs tools")
         return choice
-    if choice.type != "function":
+    if choice.type not in (None, "function"):
         raise bad_field(field, f"{field}: type must be function", "unsupported")
     if choice.function.name not in names:
         raise bad_field(field, f"{field}: '{choice.function.name[:64]}' is not among the tools")

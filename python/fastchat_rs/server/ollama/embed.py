@@ -20,6 +20,7 @@ async def embed_route(context: Context, request: Request) -> Reply:
     """POST /api/embed."""
     started = time.monotonic_ns()
     body = await context.decode(request, _EMBED)
+    request.unknown_fields += _unused(body)
 
     def word(reply: EmbeddingReply) -> EmbedReply:
         spent = time.monotonic_ns() - started
@@ -39,9 +40,14 @@ async def embed_route(context: Context, request: Request) -> Reply:
 async def legacy_route(context: Context, request: Request) -> Reply:
     """POST /api/embeddings."""
     body = await context.decode(request, _LEGACY)
+    request.unknown_fields += _unused(body)
     request.names = {"input": "prompt"}
     asked = EmbeddingRequest(model=known_name(context.state, body.model), input=body.prompt)
     return await embed(context, request, asked, lambda reply: LegacyEmbedReply(_vectors(reply)[0]))
+
+
+def _unused(body: EmbedBody | LegacyEmbedBody) -> list[str]:
+    return [name for name in ("options", "keep_alive") if getattr(body, name) is not None]
 
 
 def _cut(embedder: Embedder, text: str) -> str | int | list[int]:
