@@ -291,7 +291,10 @@ fn the_text_side_is_written() {
     assert_eq!(inspect(&file, None).unwrap().spec.decoder().unwrap().vocab_size, vocab.tokens.len());
     generation("[3, 5]");
     let error = convert(&source.0, &folder.0.join("other.gguf"), None).unwrap_err().to_string();
-    assert!(error.contains("post_processor = token 61 at the end of a text is not supported; one of eos_token_id, [3, 5"), "{error}");
+    assert!(
+        error.contains("post_processor = token 61 at the end of a text is not supported; one of eos_token_id, [3, 5"),
+        "{error}"
+    );
 }
 
 /// A reference folder with other fields and tensors.

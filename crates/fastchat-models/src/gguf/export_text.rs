@@ -64,13 +64,14 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
     let mut out = Entries::new();
     let mut set = |key: &str, entry: Entry| out.push((format!("tokenizer.{key}"), entry));
     // The tokens that the tokenizer puts in front and at the end, whatever the configuration calls the first and the last.
-    let (mut begin, mut end) = (None, None);
+    let (mut begin, mut end, mut own_end) = (None, None, false);
     match &text.tokenizer {
         None => set("ggml.model", "none".into()),
         Some(TokenizerSource::Json(file, _)) => {
             let tables = Tables::read(file, rows)?;
             (begin, end) = (tables.begin, tables.end);
             if tables.model == "bert" {
+                own_end = true;
                 // The format spells it so.
                 for (key, id) in [("ggml.cls_token_id", begin), ("ggml.seperator_token_id", end)] {
                     if let Some(id) = id {
@@ -90,12 +91,13 @@ pub fn entries(folder: &Path, text: &TextSide, rows: usize) -> Result<Entries, M
         set("ggml.bos_token_id", Entry::Whole(id));
     }
     let ends = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    // Readers put the first of them at the end of a text, whose tokenizer has its own.
+    // Readers put the first of them at the end of a text, unless that has a key of its own.
     let mut ids = text.eos_token_ids.clone();
     if let Some(end) = end {
         match ids.iter().position(|&id| id == end) {
             Some(place) => ids[..=place].rotate_right(1),
             None if ids.is_empty() => ids.push(end),
+            None if own_end => {}
             None => {
                 let appended = format!("token {end} at the end of a text");
                 let expected = format!("one of eos_token_id, {ids:?}, is");
