@@ -76,10 +76,10 @@ lint-rust:
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "SKIPPED: cargo deny is not installed"; fi
 
-# What leaves a core idle has company: nvcc while Rust is first built; the checks of Python, and downloads, while those of
-# Rust run.
+# What leaves a core idle has company: nvcc while Rust is first built, for the oldest architecture and that of the targets;
+# the checks of Python, and downloads, while those of Rust run.
 test:
-	$(MAKE) -j2 $(VENV)/built check-cuda
+	$(MAKE) -j2 $(VENV)/built check-cuda CUDA_ARCHITECTURES="80 90a"
 	$(MAKE) -j3 lint-rust lint-python models
 	$(MAKE) lint-cuda test-rust test-python
 
@@ -114,9 +114,9 @@ clients: dev models
 cuda-toolkit: $(BIN)/python
 	$(BIN)/python scripts/cuda_toolkit.py || test $$? -eq 3
 
-# Every .cu file for every architecture, warnings as errors; registers and spills as recorded.
+# Every .cu file for every architecture, or those in CUDA_ARCHITECTURES; warnings as errors, registers and spills as recorded.
 check-cuda: cuda-toolkit
-	$(BIN)/python scripts/check_cuda.py || test $$? -eq 3
+	$(BIN)/python scripts/check_cuda.py $(CUDA_ARCHITECTURES) || test $$? -eq 3
 
 bless-cuda: cuda-toolkit
 	$(BIN)/python scripts/check_cuda.py --bless
