@@ -6,7 +6,7 @@ use std::path::Path;
 use fastchat_kernels::{Bytes, WeightKind};
 use serde_json::Value;
 
-use super::architectures::{ARCHITECTURES, Architecture};
+use super::architectures::ARCHITECTURES;
 use super::cursor::Cursor;
 use super::header::{self, Header};
 use super::keys::{factors, keys};
@@ -87,7 +87,7 @@ pub fn layout(path: &Path, family: &str, source: Description) -> Result<DecoderL
     // An architecture's own pattern of windows needs no key, and older readers take none.
     for pattern in [false, true] {
         let entries = keys(arch, &original, pattern);
-        let target = read_back(path, (arch, describe), &entries, &original)?;
+        let target = read_back(path, arch, &entries, names(path, arch, &original), describe)?;
         match difference(&source.spec, &target.spec) {
             None => return Ok(DecoderLayout { arch, entries, factors, source, target }),
             Some(found) => problem = Some(found),
@@ -98,18 +98,19 @@ pub fn layout(path: &Path, family: &str, source: Description) -> Result<DecoderL
     Err(ModelError::unsupported(path, &field, ours, expected))
 }
 
-/// What the architecture makes of `entries` beside tensors whose names follow from `spec`.
-fn read_back(
+/// What `describe`, the reader of the architecture, makes of `entries` beside `tensors`.
+pub(super) fn read_back<T>(
     path: &Path,
-    (arch, describe): (&str, Architecture),
+    arch: &str,
     entries: &Entries,
-    spec: &DecoderSpec,
-) -> Result<Description, ModelError> {
+    tensors: TensorMap,
+    describe: impl FnOnce(&Meta) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
     let mut all = vec![("general.architecture".to_owned(), arch.into())];
     all.extend(entries.iter().cloned());
     let bytes = writer::metadata(&all);
     let (metadata, stored) = header::metadata(&mut Cursor::new(&bytes), all.len(), path)?;
-    let header = Header { metadata, stored, tensors: names(path, arch, spec) };
+    let header = Header { metadata, stored, tensors };
     describe(&Meta::new(&header, path, None)?)
 }
 

@@ -6,12 +6,9 @@ use std::path::Path;
 use fastchat_kernels::{Bytes, WeightKind};
 use serde_json::Value;
 
-use super::architectures::{ENCODERS, EncoderArchitecture};
-use super::cursor::Cursor;
-use super::export::{compare, same_rope};
-use super::header::{self, Header};
-use super::meta::Meta;
-use super::writer::{self, Entries, Entry};
+use super::architectures::ENCODERS;
+use super::export::{compare, read_back, same_rope};
+use super::writer::{Entries, Entry};
 use crate::ModelError;
 use crate::encoder_spec::{EncoderDescription, EncoderSpec, Positions};
 use crate::names::{Slot, Step};
@@ -52,7 +49,7 @@ pub fn layout(path: &Path, family: &str, source: EncoderDescription) -> Result<E
     }
     let source = from_first_row(source);
     let entries = keys(arch, &source.spec);
-    let target = read_back(path, (arch, describe), &entries, &source.spec)?;
+    let target = read_back(path, arch, &entries, names(path, arch, &source.spec), describe)?;
     match difference(&source.spec, &target.spec) {
         None => Ok(EncoderLayout { arch, entries, source, target }),
         Some((field, ours, theirs)) => {
@@ -111,21 +108,6 @@ fn keys(arch: &str, spec: &EncoderSpec) -> Entries {
         entries.push(("tokenizer.ggml.token_type_count".to_owned(), Entry::Whole(1)));
     }
     entries
-}
-
-/// What the architecture makes of `entries` beside tensors whose names follow from `spec`.
-fn read_back(
-    path: &Path,
-    (arch, describe): (&str, EncoderArchitecture),
-    entries: &Entries,
-    spec: &EncoderSpec,
-) -> Result<EncoderDescription, ModelError> {
-    let mut all = vec![("general.architecture".to_owned(), arch.into())];
-    all.extend(entries.iter().cloned());
-    let bytes = writer::metadata(&all);
-    let (metadata, stored) = header::metadata(&mut Cursor::new(&bytes), all.len(), path)?;
-    let header = Header { metadata, stored, tensors: names(path, arch, spec) };
-    describe(&Meta::new(&header, path, None)?)
 }
 
 /// Tensors by whose presence and rows architectures tell variants apart.
