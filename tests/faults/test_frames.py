@@ -92,8 +92,9 @@ ODD: dict[str, tuple[bytes, set[int]]] = {
 }
 
 
-async def exchange(port: int, pieces: list[bytes], patience: float, certain: int = 0) -> list[Answer]:
-    """Answers until the server closes, or says nothing for so many seconds once the certain ones are there."""
+async def exchange(port: int, pieces: list[bytes], patience: float, certain: int = 0) -> tuple[list[Answer], bool]:
+    """Answers until the server closes, or says nothing for so many seconds once the certain ones are there; and whether
+    the connection was reset, which takes answers along that were on their way (RFC 9112, 9.6)."""
     wire = await Wire.open(port)
     answers: list[Answer] = []
     try:
@@ -103,8 +104,10 @@ async def exchange(port: int, pieces: list[bytes], patience: float, certain: int
         while True:
             try:
                 found = await asyncio.wait_for(wire.answer(), patience if len(answers) >= certain else 60)
-            except (asyncio.TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-                return answers
+            except (asyncio.TimeoutError, asyncio.IncompleteReadError):
+                return answers, False
+            except ConnectionError:
+                return answers, True
             answers.append(found)
     finally:
         wire.reset()
@@ -127,7 +130,7 @@ def test_odd_frames(demo_model: Path, figure: Any) -> None:
 
         async def send(name: str) -> None:
             raw, allowed = ODD[name]
-            answers = await exchange(live.port, [raw], 1.0)
+            answers, _ = await exchange(live.port, [raw], 1.0)
             check(answers, 1, raw)
             if not answers:
                 silent.append(name)
@@ -176,6 +179,7 @@ def test_requests_in_a_row(demo_model: Path, scale: int, figure: Any) -> None:
     count, width = 400 * scale, 8
     with serving(demo_model, "--max-model-len", "64", "--log-format", "json") as live:
         seen: Counter[int] = Counter()
+        resets: list[bool] = []
 
         async def client(seed: int) -> None:
             piper = Piper(random.Random(seed))
@@ -187,13 +191,18 @@ def test_requests_in_a_row(demo_model: Path, scale: int, figure: Any) -> None:
                     row[odd] = ODD[name][0]
                 raw = b"".join(row)
                 expected = len(row) if odd is None else odd
-                answers = await exchange(live.port, piper.cut(raw), 0.05 if odd is None else 0.3, expected)
+                patience = 0.05 if odd is None else 0.3
+                answers, reset = await exchange(live.port, piper.cut(raw), patience, expected)
                 answers = [answer for answer in answers if answer.status >= 200]
                 check(answers, len(row), raw)
                 seen.update(answer.status for answer in answers)
-                # Those before the odd one are answered in order, whatever comes after them.
+                # Those before the odd one are answered in order, whatever comes after them. It may end the connection
+                # while there is something to be read, and that resets it.
                 names = [answer.headers.get("x-request-id") for answer in answers[:expected]]
-                assert names == [f"good-{number}" for number in range(expected)], (name, odd, raw[:3000], answers)
+                cut_short = reset and odd is not None
+                least = len(names) if cut_short else expected
+                assert names == [f"good-{number}" for number in range(least)], (name, odd, raw[:3000], answers)
+                resets.append(cut_short and len(names) < expected)
 
         async def main() -> None:
             await asyncio.gather(*(client(seed) for seed in range(width)))
@@ -203,4 +212,5 @@ def test_requests_in_a_row(demo_model: Path, scale: int, figure: Any) -> None:
         assert live.stop() == 0
         assert not any('"level": "error"' in line for line in live.lines)
         shown = ", ".join(f"{status}: {number}" for status, number in sorted(seen.items()))
-        figure(f"{count} rows of requests in pieces, answered {shown}")
+        assert 10 * sum(resets) <= count
+        figure(f"{count} rows of requests in pieces, answered {shown}; {sum(resets)} lost some to a reset")
