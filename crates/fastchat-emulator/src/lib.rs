@@ -1,6 +1,8 @@
 //! The CUDA backend in an emulator on the host, for tests: the kernels of `fastchat-kernels/cuda` as plain C++. Knows of
 //! the backend what `Runtime` asks of a device. A crate of its own, so that tests use the libraries that the wheel has.
 
+#![allow(unsafe_code)] // launchers are called as `fastchat-kernels` calls them
+
 #[cfg(emulated)]
 mod runtime;
 

@@ -28,9 +28,7 @@ fn text(text: &str) -> Request {
 fn follows_the_reference(model: &Path, reference: &str) {
     let Some(reference) = shared(&format!("parity/real/{reference}")) else { return };
     let golden: Value = serde_json::from_slice(&std::fs::read(reference).unwrap()).unwrap();
-    let engine =
-        Engine::load(model, EngineConfig { max_model_len: Some(1024), threads: Some(1), ..EngineConfig::default() })
-            .unwrap();
+    let engine = Engine::load(model, EngineConfig { max_model_len: Some(1024), ..EngineConfig::default() }).unwrap();
     let (mut steps, mut compared, mut whole) = (0, 0, 0);
     let cases = golden["chat"].as_array().unwrap().iter().map(|case| (case, "prompt_text", false));
     for (case, prompt, add_special_tokens) in
@@ -84,7 +82,7 @@ fn gemma_says_what_the_reference_says() {
 #[test]
 fn thirty_two_prompts_in_any_company() {
     let Some(model) = smollm2() else { return };
-    let base = EngineConfig { max_model_len: Some(256), threads: Some(1), ..EngineConfig::default() };
+    let base = EngineConfig { max_model_len: Some(256), ..EngineConfig::default() };
     let system = "<|im_start|>system\nYou are a patient teacher who answers in one short sentence.<|im_end|>\n";
     let topics = ["rain", "stars", "bread", "a river", "music", "chess", "the moon", "wool"];
     let requests: Vec<Request> = (0..32)
@@ -122,9 +120,7 @@ fn thirty_two_prompts_in_any_company() {
 #[test]
 fn stop_strings_never_leave() {
     let Some(model) = smollm2() else { return };
-    let engine =
-        Engine::load(&model, EngineConfig { max_model_len: Some(256), threads: Some(1), ..EngineConfig::default() })
-            .unwrap();
+    let engine = Engine::load(&model, EngineConfig { max_model_len: Some(256), ..EngineConfig::default() }).unwrap();
     let ask = text("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n");
     let whole = complete(&engine, ask.clone())[0].clone();
     assert_eq!(whole.finish.unwrap().reason, FinishReason::Stop);

@@ -169,7 +169,7 @@ fn a_decoder_with_a_pooling_type_makes_vectors() {
     let pooled = convert(&from, &folder, "qwen3", &["0", "3"]);
     assert!(is_encoder(&pooled).unwrap());
     let text: Vec<u32> = (3..40).collect();
-    for kernels in [Arc::new(DefaultKernels(Device::Cpu)) as Arc<dyn Kernels>, Arc::new(CpuKernels::new(Some(1)))] {
+    for kernels in [Arc::new(DefaultKernels(Device::Cpu)) as Arc<dyn Kernels>, Arc::new(CpuKernels::new(Some(2)))] {
         let loaded = load_encoder(&pooled, kernels, &LoadOptions::default()).unwrap().encoder;
         let Embedder::Decoder(decoder) = &loaded else { panic!("not a decoder") };
         assert_eq!(decoder.pooling(), Pooling { mode: PoolingMode::Last, normalize: true });

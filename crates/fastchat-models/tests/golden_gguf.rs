@@ -143,8 +143,7 @@ fn check(file: &str, reference: &str, kernels: &Arc<dyn Kernels>, (kv, limits): 
 }
 
 fn quantized(file: &str, reference: &str) {
-    // One thread, for the tests beside it have the other cores.
-    let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels::new(Some(1)));
+    let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels::new(None));
     check(file, reference, &kernels, (DType::F16, QUANTIZED));
 }
 

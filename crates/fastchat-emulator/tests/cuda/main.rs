@@ -1,7 +1,7 @@
 //! The CUDA overrides against the plain defaults, in the emulator: as they run, and with every access to memory checked;
 //! and the emulator's own checks. Needs a C++ compiler.
 #![cfg(emulated)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)] // a test may fail loudly, and calls broken kernels itself
 
 mod attention;
 #[allow(dead_code)] // made for the CPU's tests

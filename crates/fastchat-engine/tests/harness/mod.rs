@@ -35,10 +35,8 @@ pub fn real_model(name: &str, required: bool) -> Option<PathBuf> {
     found(root.join(name), required)
 }
 
-/// One thread: as many tests run at a time as there are cores, and threads that wait for each other's parts spin. That bits
-/// do not depend on their number is for the tests of the kernels.
 pub fn config() -> EngineConfig {
-    EngineConfig { kv_memory: Some(64 << 20), threads: Some(1), ..EngineConfig::default() }
+    EngineConfig { kv_memory: Some(64 << 20), threads: Some(2), ..EngineConfig::default() }
 }
 
 pub fn request(tokens: &[u32], params: SamplingParams) -> Request {
