@@ -113,7 +113,8 @@ def load(config: EngineConfig) -> "LLM":
     return LLM(
         config.model,
         device=config.device,
-        dtype=config.cache_dtype,
+        dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
         max_model_len=config.max_model_len,
         kv_memory=config.kv_memory,
         max_num_batched_tokens=config.max_batch_tokens,

@@ -38,6 +38,21 @@ SIZES = frozenset(
 _LEAST_BYTES = {"max_header": 8192}
 
 
+DType = Literal["auto", "float16", "bfloat16", "float32"]
+"""vLLM's names."""
+CacheType = Literal["f16", "bf16", "f32"]
+CACHE_TYPES: dict[DType, CacheType | None] = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+
+
+def cache_type(dtype: DType, kv_dtype: CacheType | None) -> CacheType | None:
+    """Of the KV cache: `kv_dtype`, or else what `dtype` says; `None` is what suits the weights."""
+    if dtype not in CACHE_TYPES:
+        raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(CACHE_TYPES)}")
+    if kv_dtype not in CACHE_TYPES.values():
+        raise ConfigError(f"kv_dtype: '{kv_dtype}' is none of f16, bf16, f32")
+    return kv_dtype or CACHE_TYPES[dtype]
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every command that loads a model can be told. The text beside each field is its help."""
 
@@ -47,9 +62,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_memory: Annotated[str | None, Meta(description="Memory of the KV cache, as 512MiB or 2GiB (default: auto)")] = (
         None
     )
+    dtype: Annotated[
+        DType,
+        Meta(
+            description="bfloat16 rounds the inputs of bf16 weights to bf16 where the processor multiplies that, else "
+            "products are in f32; float16, bfloat16 and float32 are also the type of the KV cache"
+        ),
+    ] = "auto"
     kv_dtype: Annotated[
-        Literal["f16", "bf16", "f32"] | None,
-        Meta(description="Type of the KV cache: f16, bf16 or f32 (default: by the weights)"),
+        CacheType | None,
+        Meta(description="Type of the KV cache: f16, bf16 or f32 (default: what dtype says, or the weights)"),
     ] = None
     max_batch_tokens: Annotated[int, Meta(ge=16, description="Token budget of one engine step")] = 512
     max_num_seqs: Annotated[Count, Meta(description="Most sequences in one step")] = 256
@@ -74,12 +96,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str | None, Meta(description="File of a GGUF model's tower for pictures (default: the mmproj*.gguf beside it)")
     ] = None
     chat_template: Annotated[str | None, Meta(description="File with a chat template that replaces the model's")] = None
-
-    @property
-    def cache_dtype(self) -> Literal["auto", "float16", "bfloat16", "float32"]:
-        """`kv_dtype` in the words of `LLM`."""
-        names: dict[str | None, Any] = {None: "auto", "f16": "float16", "bf16": "bfloat16", "f32": "float32"}
-        return names[self.kv_dtype]
 
     def __post_init__(self) -> None:
         check_device(self.device)

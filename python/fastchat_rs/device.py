@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from fastchat_rs._engine import ModelInfo, check_kernels, probe_device
-from fastchat_rs.config import check_device
+from fastchat_rs.config import DType, check_device
 
 log = logging.getLogger("fastchat_rs")
 
@@ -30,14 +30,28 @@ class Placement(TypedDict):
     cuda_libraries: list[str]
 
 
+class Loading(Placement):
+    """The same, and how it computes there."""
+
+    bf16_products: bool
+
+
+def loading(device: str, dtype: DType) -> Loading:
+    """On a device that exists somewhere; `dtype` as `LLM` takes it."""
+    return {**placement(device), "bf16_products": dtype == "bfloat16"}
+
+
 def placement(device: str) -> Placement:
     """Of a device that exists somewhere."""
     check_device(device)
     return {"device": device, "cuda_libraries": cuda_libraries()}
 
 
-def say_graphs(model: str, info: ModelInfo, enforce_eager: bool) -> None:
-    """Logs whether decode steps become graphs, where that is news: on a device that has them, or when asked."""
+def say_device(model: str, info: ModelInfo, dtype: DType, enforce_eager: bool) -> None:
+    """Logs what is news about where a model runs: graphs of decode steps, where a device has them or somebody asked;
+    products in bf16, where they were asked for and cannot be had."""
+    if dtype == "bfloat16" and info.kernels.startswith("cpu") and not info.kernels.endswith("bf16"):
+        log.warning("dtype: %s: this processor multiplies no bf16 (%s); products are in f32", model, info.kernels)
     if enforce_eager or not info.kernels.startswith("cpu"):
         nothing = "; enforce_eager changes nothing" if enforce_eager and info.kernels.startswith("cpu") else ""
         log.info("graphs of decode steps: %s: %s%s", model, info.graphs, nothing)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastchat_rs import pictures
 from fastchat_rs._engine import (
@@ -34,8 +34,8 @@ from fastchat_rs._engine import (
     machine_limits,
 )
 from fastchat_rs.batches import Message, Prompt, conversations, progress_bar, several
-from fastchat_rs.config import Quantize, parse_bytes
-from fastchat_rs.device import placement, say_graphs
+from fastchat_rs.config import CacheType, DType, Quantize, cache_type, parse_bytes
+from fastchat_rs.device import loading, say_device
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -95,18 +95,21 @@ class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
     `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
-    "cuda:N", which must be there. `kv_memory` is a number of bytes or a text such as "512MiB". `prefix_cache_dir` keeps
-    prefixes for later runs. `quantize` rounds matrices stored as floats to blocks of few bits. `mmproj` is the tower's
-    file of a GGUF model that takes pictures, if it is not beside the model. `enforce_eager` launches each step of a GPU
-    afresh; a CPU does so anyway, and logs it. `skip_tokenizer_init=True` runs a folder without tokenizer on token ids.
-    `embedder` is there for models that make no text. Use it in `with`, or call `shutdown`, to give the memory back."""
+    "cuda:N", which must be there. Weights keep their stored type; `dtype` is the cache's unless `kv_dtype` is given,
+    and "bfloat16" also rounds the inputs of bf16 weights where the processor multiplies that. `kv_memory` is a number
+    of bytes or a text such as "512MiB". `prefix_cache_dir` keeps prefixes for later runs. `quantize` rounds matrices
+    stored as floats to blocks of few bits. `mmproj` is the tower's file of a GGUF model that takes pictures, if it is
+    not beside the model. `enforce_eager` launches each step of a GPU afresh; a CPU does so anyway, and logs it.
+    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. `embedder` is there for models that make no
+    text. Use it in `with`, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
         model: str | Path,
         *,
         device: str = "auto",
-        dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
+        dtype: DType = "auto",
+        kv_dtype: CacheType | None = None,
         skip_tokenizer_init: bool = False,
         max_model_len: int | None = None,
         kv_memory: int | str | None = None,
@@ -123,9 +126,7 @@ class LLM:
         quantize: Quantize | None = None,
         mmproj: str | Path | None = None,
     ) -> None:
-        kinds = {"auto": None, "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-        if dtype not in kinds:
-            raise ConfigError(f"dtype: '{dtype}' is none of {', '.join(kinds)}")
+        kept = cache_type(dtype, kv_dtype)
         located = _located(str(model))
         self.model = located.name
         self._window = max(max_queue // _WAITING_SHARE, 1)
@@ -136,7 +137,7 @@ class LLM:
         self._decoder: Engine | None = None
         self.embedder: Embedder | None = None
         path = str(located.path)
-        both: dict[str, Any] = {**placement(device), "max_model_len": max_model_len, "threads": threads}
+        both: dict[str, Any] = {**loading(device, dtype), "max_model_len": max_model_len, "threads": threads}
         both.update(quantize=quantize, skip_tokenizer_init=skip_tokenizer_init)
         if is_encoder(path):
             self.embedder = Embedder(path, **both)
@@ -145,8 +146,7 @@ class LLM:
             path,
             **both,
             kv_memory=None if kv_memory is None else parse_bytes(str(kv_memory), "kv_memory"),
-            # Weights keep their stored type; `dtype` is that of the cache.
-            kv_dtype=cast(Any, kinds[dtype]),
+            kv_dtype=kept,
             max_batch_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
@@ -157,7 +157,7 @@ class LLM:
             enforce_eager=enforce_eager,
             mmproj=mmproj or located.mmproj,
         )
-        say_graphs(self.model, self._decoder.info(), enforce_eager)
+        say_device(self.model, self._decoder.info(), dtype, enforce_eager)
 
     def __enter__(self) -> "LLM":
         return self

@@ -43,6 +43,7 @@ def test_settings_of_other_commands_are_left_aside_in_file_and_environment(tmp_p
         ({"model": "m"}, {}, "port = ", "settings.toml"),
         ({"model": "m", "kv_memory": "lots"}, {}, "", "kv_memory"),
         ({"model": "m", "kv_dtype": "int1"}, {}, "", "kv_dtype"),
+        ({"model": "m", "dtype": "int8"}, {}, "", "dtype"),
         ({"model": "m", "host": "localhost"}, {}, "", "host"),
         ({"model": "m", "max_batch_tokens": 1}, {}, "", "max_batch_tokens"),
         ({"model": "m", "heartbeat": 0.0}, {}, "", "heartbeat"),

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fastchat_rs import LLM, EngineError
+from fastchat_rs import LLM, EngineError, SamplingParams
 from fastchat_rs.config import DoctorConfig, EngineConfig, load_config
 from fastchat_rs.device import cuda_libraries, kernel_findings, probe
 from fastchat_rs.device_check import examine_device
@@ -48,6 +49,24 @@ def test_a_missing_gpu_stops_a_model() -> None:
         LLM(model, device="cuda:999", skip_tokenizer_init=True)
     with LLM(model, device="cpu", skip_tokenizer_init=True, kv_memory="16MiB") as llm:
         assert llm.info.kernels.startswith("cpu-")
+
+
+def test_products_in_bf16_are_near_those_in_f32() -> None:
+    model = need(shared() / "parity" / "text" / "llama3")
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1)
+
+    def logprobs(**options: Any) -> tuple[str, Any]:
+        with LLM(model, device="cpu", skip_tokenizer_init=True, kv_memory="16MiB", **options) as llm:
+            (output,) = llm.generate([list(range(1, 40))], params)
+            return llm.info.kernels, output.prompt_logprobs
+
+    _, exact = logprobs(dtype="float32")
+    kernels, near = logprobs(dtype="bfloat16", kv_dtype="f32")
+    # A machine that does not multiply bf16 computes in f32.
+    assert (exact == near).all() == (not kernels.endswith("bf16"))
+    assert np.abs(exact - near).max() < 0.1
+    with pytest.raises(ConfigError, match="kv_dtype"):
+        logprobs(kv_dtype="int8")
 
 
 def test_kernels_of_this_machine_are_right() -> None:

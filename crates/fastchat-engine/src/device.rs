@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fastchat_kernels::{DeviceChoice, Fault, Kernels, device};
+use fastchat_kernels::{CpuOptions, DeviceChoice, Fault, Kernels, device};
 
 use crate::error::EngineError;
 
@@ -14,10 +14,10 @@ use crate::error::EngineError;
 /// What a device that was asked for by name lacks, and where it was looked for.
 pub fn open_device(
     choice: DeviceChoice,
-    threads: Option<usize>,
+    cpu: CpuOptions,
     libraries: &[PathBuf],
 ) -> Result<Arc<dyn Kernels>, EngineError> {
-    device::open(choice, threads, libraries).map_err(|problem| EngineError::invalid("device", problem))
+    device::open(choice, cpu, libraries).map_err(|problem| EngineError::invalid("device", problem))
 }
 
 /// Why a step gave nothing, and what that says about the device.

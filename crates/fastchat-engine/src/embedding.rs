@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fastchat_kernels::{DeviceChoice, Kernels};
+use fastchat_kernels::{CpuOptions, DeviceChoice, Kernels};
 use fastchat_models::{Embedder, Encoder, LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
@@ -31,6 +31,8 @@ pub struct EmbeddingConfig {
     pub max_queue: usize,
     /// Threads of the CPU kernels; `None` is what the process may use.
     pub threads: Option<usize>,
+    /// Rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are computed in f32.
+    pub bf16_products: bool,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
@@ -45,6 +47,7 @@ impl Default for EmbeddingConfig {
             max_batch_tokens: 2048,
             max_queue: 1 << 16,
             threads: None,
+            bf16_products: false,
             skip_tokenizer_init: false,
             quantize: None,
         }
@@ -52,6 +55,11 @@ impl Default for EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
+    /// How the CPU computes, where it is the device.
+    pub fn cpu(&self) -> CpuOptions {
+        CpuOptions { threads: self.threads, bf16_products: self.bf16_products }
+    }
+
     /// # Errors
     /// Names the first field that is out of range.
     pub fn check(&self) -> Result<(), EngineError> {
@@ -110,7 +118,7 @@ impl EmbeddingEngine {
     /// What is wrong with the configuration or the model, or missing of the device.
     pub fn load(path: &Path, config: EmbeddingConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, open_device(config.device, config.threads, &[])?)
+        Self::load_with(path, config, open_device(config.device, config.cpu(), &[])?)
     }
 
     /// As `load`, on the given kernels.

@@ -15,17 +15,24 @@ const NEWEST: f64 = 0.25;
 pub(crate) struct Pace {
     /// Moving average; `None` before the first measurement.
     tokens_per_second: Option<f64>,
+    last: Duration,
 }
 
 impl Pace {
     /// Notes that a step of `tokens` took `time`.
     pub fn observe(&mut self, tokens: usize, time: Duration) {
+        self.last = time;
         if tokens < MIN_TOKENS || time.is_zero() {
             return;
         }
         let speed = tokens as f64 / time.as_secs_f64();
         let average = self.tokens_per_second.unwrap_or(speed);
         self.tokens_per_second = Some(average + NEWEST * (speed - average));
+    }
+
+    /// How long the last step took.
+    pub fn last_step(&self) -> Duration {
+        self.last
     }
 
     /// Tokens for a step that others wait for; `None` while nothing is known.
@@ -44,6 +51,7 @@ mod tests {
         assert_eq!(pace.tokens(), None);
         pace.observe(1, Duration::from_millis(4));
         assert_eq!(pace.tokens(), None);
+        assert_eq!(pace.last_step(), Duration::from_millis(4));
         pace.observe(500, Duration::from_millis(500));
         assert_eq!(pace.tokens(), Some(80));
         for _ in 0..50 {

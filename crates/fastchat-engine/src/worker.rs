@@ -163,10 +163,12 @@ impl Worker {
         true
     }
 
-    /// One piece of work on pictures, between two steps of all that run.
+    /// One piece of work on pictures, between two steps of all that run: as long as the step before, if there was work for
+    /// one, so that streams keep half their pace at least.
     fn encode(&mut self) {
         let Some(tower) = &self.tower else { return };
-        let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder()) else { return };
+        let until = (!self.scheduler.is_idle()).then(|| Instant::now() + self.book.pace.last_step());
+        let Some(Ready { job, media }) = self.encoder.advance(tower, self.runner.decoder(), until) else { return };
         match media {
             Ok(media) => {
                 self.pictures.insert(job.submission.request, media);

@@ -69,13 +69,22 @@ pub enum Fault {
     Sticky,
 }
 
-/// Opens the kernels of `choice`, the CPU's with `threads` threads. `libraries` are folders to look for NVIDIA's
-/// libraries in before the system's.
+/// How the CPU computes, where it is the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads; `None` is what affinity and cgroup quota allow.
+    pub threads: Option<usize>,
+    /// Rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are computed in f32.
+    pub bf16_products: bool,
+}
+
+/// Opens the kernels of `choice`. `libraries` are folders to look for NVIDIA's libraries in before the system's.
 ///
 /// # Errors
 /// In one line, what a CUDA device that was asked for by name lacks.
-pub fn open(choice: DeviceChoice, threads: Option<usize>, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
-    let cpu = || -> Arc<dyn Kernels> { Arc::new(CpuKernels::new(threads)) };
+pub fn open(choice: DeviceChoice, cpu: CpuOptions, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    let kernels = if cpu.bf16_products { CpuKernels::with_bf16_products } else { CpuKernels::new };
+    let cpu = || -> Arc<dyn Kernels> { Arc::new(kernels(cpu.threads)) };
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Auto => Ok(cuda(0, libraries).unwrap_or_else(|_| cpu())),

@@ -112,16 +112,34 @@ fn chunks(name: &str, decoder: &Decoder, golden: &Golden) {
 /// Half-width caches: near the reference, and still the same bits for every split.
 fn half_caches(name: &str, decoder: &Decoder, golden: &Golden) {
     for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 8e-2)] {
-        let whole = chunked_in(decoder, &golden.ids, golden.ids.len(), dtype);
-        // The middle row: where experts are close, rounding may rightly choose another, and that row is far off.
-        let mut rows: Vec<f32> = (0..whole.len()).map(|i| difference(&whole[i..=i], &golden.logits[i..=i])).collect();
-        rows.sort_by(f32::total_cmp);
-        let middle = rows[rows.len() / 2];
-        assert!(middle <= tolerance, "{name}, {dtype:?} cache: logits of the middle row differ by {middle}");
-        for chunk in [1, 7, 16] {
-            let rows = chunked_in(decoder, &golden.ids, chunk, dtype);
-            assert!(rows == whole, "{name}, {dtype:?} cache: chunks of {chunk} differ from the whole in some bit");
-        }
+        near(&format!("{name}, {dtype:?} cache"), decoder, golden, (dtype, tolerance));
+    }
+}
+
+/// The middle row is within a tolerance (where experts are close, rounding may rightly choose another, and that row is far
+/// off), and chunks have the bits of the whole.
+fn near(what: &str, decoder: &Decoder, golden: &Golden, (cache, tolerance): (DType, f32)) {
+    let whole = chunked_in(decoder, &golden.ids, golden.ids.len(), cache);
+    let mut rows: Vec<f32> = (0..whole.len()).map(|i| difference(&whole[i..=i], &golden.logits[i..=i])).collect();
+    rows.sort_by(f32::total_cmp);
+    let middle = rows[rows.len() / 2];
+    assert!(middle <= tolerance, "{what}: logits of the middle row differ by {middle}");
+    for chunk in [1, 7, 16] {
+        let rows = chunked_in(decoder, &golden.ids, chunk, cache);
+        assert!(rows == whole, "{what}: chunks of {chunk} differ from the whole in some bit");
+    }
+}
+
+/// Inputs rounded to bf16, where this machine multiplies that: as near as a cache of bf16, and nothing depends on company.
+#[test]
+fn products_of_bf16_do_not_depend_on_the_split() {
+    let Some(shared) = rows::shared() else { return };
+    for name in ["llama3", "gemma3", "qwen3_moe", "deepseek_v3", "qwen3_next"] {
+        let folder = shared.join("text").join(name);
+        let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels::with_isa(None, Isa::Avx512Bf16));
+        let what = format!("{name} on {}", kernels.name());
+        let decoder = load(&folder, kernels, &LoadOptions::default()).unwrap().decoder;
+        near(&what, &decoder, &Golden::read(&folder), (DType::F32, 8e-2));
     }
 }
 

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use checkpoints::Folder;
@@ -223,22 +224,22 @@ fn compare(name: &str, folder: &Path, path: &Path, kernels: Vec<(Arc<dyn Kernels
 fn in_pieces(what: &str, tower: &mut VisionTower, pixels: &Pixels, whole: &ImageFeatures) {
     let values = |rows: &Tensor| rows.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let mut steps = Vec::new();
-    for piece in [usize::MAX, 1] {
+    for (piece, until) in [(usize::MAX, None), (usize::MAX, Some(Instant::now())), (1, None)] {
         tower.set_piece(piece);
         let (mut encoding, mut count) = (tower.start(pixels).unwrap(), 0);
         let features = loop {
             count += 1;
-            if let Some(features) = tower.advance(&mut encoding).unwrap() {
+            if let Some(features) = tower.advance(&mut encoding, until).unwrap() {
                 break features;
             }
         };
         steps.push(count);
         for (rows, expected) in features.all_rows().zip(whole.all_rows()) {
-            assert!(values(rows) == values(expected), "{what}: rows in pieces of {piece} are others");
+            assert!(values(rows) == values(expected), "{what}: rows in pieces of {piece} until {until:?} are others");
         }
     }
     assert_eq!(steps[0], tower.spec().layers.len() + 1, "{what}");
-    assert!(steps[0] < steps[1], "{what}: {steps:?}");
+    assert!(steps[0] < steps[1] && steps[1] <= steps[2], "{what}: {steps:?}");
 }
 
 every_folder! { "vision", family: gemma3_vision idefics3 llava mllama qwen2_5_vl qwen3_vl }

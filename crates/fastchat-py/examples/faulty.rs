@@ -30,7 +30,9 @@ mod kernels {
 
     use candle_core::{Device, Error, Result, Tensor};
     use fastchat_engine::{DeviceChoice, EngineError};
-    use fastchat_kernels::{DefaultKernels, Fault, ForwardBatch, Kernels, Linear, MoeSpec, MoeWeights, Plan, Rope};
+    use fastchat_kernels::{
+        CpuOptions, DefaultKernels, Fault, ForwardBatch, Kernels, Linear, MoeSpec, MoeWeights, Plan, Rope,
+    };
 
     /// The reference kernels, and what to break.
     #[derive(Debug)]
@@ -43,7 +45,7 @@ mod kernels {
     #[allow(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "the twin's signature")]
     pub fn open_device(
         _: DeviceChoice,
-        _: Option<usize>,
+        _: CpuOptions,
         _: &[PathBuf],
     ) -> std::result::Result<Arc<dyn Kernels>, EngineError> {
         let order = std::env::var_os("FASTCHAT_FAULTY").map(PathBuf::from).unwrap_or_default();

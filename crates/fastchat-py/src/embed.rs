@@ -25,13 +25,14 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEmbedder {
     #[new]
-    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), max_model_len=None, max_batch_tokens=2048, max_queue=65536, threads=None,
-        skip_tokenizer_init=false, quantize=None))]
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=false, max_model_len=None, max_batch_tokens=2048, max_queue=65536,
+        threads=None, skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
         device: &str,
         cuda_libraries: Vec<PathBuf>,
+        bf16_products: bool,
         max_model_len: Option<usize>,
         max_batch_tokens: usize,
         max_queue: usize,
@@ -46,12 +47,13 @@ impl PyEmbedder {
             max_batch_tokens,
             max_queue,
             threads,
+            bf16_products,
             skip_tokenizer_init,
             quantize: quantize.map(kind).transpose()?,
         };
         let engine = py.detach(|| {
             config.check()?;
-            let kernels = open_device(config.device, threads, &cuda_libraries)?;
+            let kernels = open_device(config.device, config.cpu(), &cuda_libraries)?;
             EmbeddingEngine::load_with(Path::new(model), config, kernels)
         });
         engine.map(Self).map_err(|error| to_py(&error))

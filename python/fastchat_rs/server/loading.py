@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from fastchat_rs.device import say_graphs
+from fastchat_rs.device import say_device
 from fastchat_rs.server.bridge import Bridge, Embedder
 from fastchat_rs.server.state import Embedding, ModelFiles, Served, State
 from fastchat_rs.server.weights import Loaded, begin
@@ -27,7 +27,7 @@ async def load_models(state: State, begun: Sequence[Future[Loaded]] | None = Non
         info = engine.info()
         if config.prefix_cache_dir is not None:
             log.info("prefix cache on disk: %s: %s", one.located.name, info.prefix_disk)
-        say_graphs(one.located.name, info, config.enforce_eager)
+        say_device(one.located.name, info, config.dtype, config.enforce_eager)
         source = loaded.template or info.chat_template
         template = ChatTemplate(source, info.bos_token, info.eos_token) if source else None
         defaults = info.generation_defaults if config.generation_config == "auto" else {}

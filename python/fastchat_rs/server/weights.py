@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastchat_rs.config import ServeConfig, parse_bytes
-from fastchat_rs.device import placement
+from fastchat_rs.config import ServeConfig, cache_type, parse_bytes
+from fastchat_rs.device import loading
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import Located, resolve
 from fastchat_rs.server.bridge import (
@@ -148,10 +148,10 @@ def _sequence_bytes(wanted: Wanted) -> int:
 def _load(wanted: Wanted, config: ServeConfig) -> Engine:
     return Engine(
         wanted.path,
-        **placement(config.device),
+        **loading(config.device, config.dtype),
         max_model_len=wanted.max_model_len,
         kv_memory=wanted.kv_memory,
-        kv_dtype=config.kv_dtype,
+        kv_dtype=cache_type(config.dtype, config.kv_dtype),
         max_batch_tokens=config.max_batch_tokens,
         max_num_seqs=config.max_num_seqs,
         max_queue=config.max_queue,
@@ -171,7 +171,7 @@ def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
     def load(max_model_len: int | None) -> Embedder:
         return Embedder(
             wanted.path,
-            **placement(config.device),
+            **loading(config.device, config.dtype),
             max_model_len=max_model_len,
             threads=config.threads,
             quantize=config.quantize,

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fastchat_models::vision::{Encoding, ImageFeatures, VisionTower};
 use fastchat_models::{Decoder, ModelError};
@@ -72,10 +73,11 @@ impl EncoderQueue {
         self.waiting.drain(..).map(|waiting| waiting.job)
     }
 
-    /// Does one piece of work for the first request; returns it when it is ready or has failed.
-    pub fn advance(&mut self, tower: &VisionTower, decoder: &Decoder) -> Option<Ready> {
+    /// Does one piece of work for the first request, until about `until` if somebody waits; returns the request when it is
+    /// ready or has failed.
+    pub fn advance(&mut self, tower: &VisionTower, decoder: &Decoder, until: Option<Instant>) -> Option<Ready> {
         let mut first = self.waiting.pop_front()?;
-        let worked = catch_unwind(AssertUnwindSafe(|| self.work(&mut first, tower, decoder)));
+        let worked = catch_unwind(AssertUnwindSafe(|| self.work(&mut first, (tower, decoder), until)));
         let failed = match worked {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(EngineError::from(error)),
@@ -91,7 +93,12 @@ impl EncoderQueue {
         Some(Ready { job, media })
     }
 
-    fn work(&mut self, waiting: &mut Waiting, tower: &VisionTower, decoder: &Decoder) -> Result<(), ModelError> {
+    fn work(
+        &mut self,
+        waiting: &mut Waiting,
+        (tower, decoder): (&VisionTower, &Decoder),
+        until: Option<Instant>,
+    ) -> Result<(), ModelError> {
         let Some((hash, pixels)) = waiting.media.images.get(waiting.done.len()) else { return Ok(()) };
         self.clock += 1;
         if let Some(known) = self.known.get_mut(hash) {
@@ -104,7 +111,7 @@ impl EncoderQueue {
             waiting.current = Some(tower.start(pixels)?);
             return Ok(());
         };
-        if let Some(features) = tower.advance(encoding)? {
+        if let Some(features) = tower.advance(encoding, until)? {
             let features = Arc::new(decoder.look(features)?);
             waiting.current = None;
             self.remember(*hash, &features);

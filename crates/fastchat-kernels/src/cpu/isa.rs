@@ -13,6 +13,9 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, DQ, VL with VNNI (Ice Lake, Zen 4).
     Avx512Vnni,
+    /// The same, and products of bf16 weights with inputs rounded to bf16 (Cooper Lake, Zen 4). Other results than f32
+    /// gives, so it is taken only where it was asked for.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -26,7 +29,9 @@ impl Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
+        let bf16 = is_x86_feature_detected!("avx512bf16");
         match (avx2, avx512) {
+            (true, true) if bf16 => Self::Avx512Bf16,
             (true, true) => Self::Avx512Vnni,
             (true, false) if is_x86_feature_detected!("avxvnni") => Self::AvxVnni,
             (true, false) => Self::Avx2,
@@ -43,6 +48,7 @@ impl Isa {
     /// The set that `FASTCHAT_ISA` calls `name`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
+            "avx512bf16" => Some(Self::Avx512Bf16),
             "avx512" => Some(Self::Avx512Vnni),
             "avxvnni" => Some(Self::AvxVnni),
             "avx2" => Some(Self::Avx2),
@@ -59,6 +65,7 @@ impl fmt::Display for Isa {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
         })
     }
 }

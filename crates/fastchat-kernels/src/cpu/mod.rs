@@ -37,15 +37,26 @@ pub struct CpuKernels {
     /// Where packed weights lie.
     arena: linear::Arena,
     rounded: linear::Rounded,
+    pairs: linear::Pairs,
     buffers: attention::Buffers,
 }
 
 impl CpuKernels {
-    /// With `threads` threads (`None`: what affinity and cgroup quota allow) and the widest instruction set found, or the
-    /// one that the environment variable `FASTCHAT_ISA` names (`avx512`, `avxvnni`, `avx2`, `portable`).
+    /// With `threads` threads (`None`: what affinity and cgroup quota allow) and the widest instruction set found that
+    /// computes bf16 weights in f32, or the one that the environment variable `FASTCHAT_ISA` names (`avx512bf16`,
+    /// `avx512`, `avxvnni`, `avx2`, `portable`).
     pub fn new(threads: Option<usize>) -> Self {
+        Self::preferring(threads, Isa::Avx512Vnni)
+    }
+
+    /// As `new`, but inputs of bf16 weights are rounded to bf16 where the processor multiplies that.
+    pub fn with_bf16_products(threads: Option<usize>) -> Self {
+        Self::preferring(threads, Isa::Avx512Bf16)
+    }
+
+    fn preferring(threads: Option<usize>, isa: Isa) -> Self {
         let asked = std::env::var("FASTCHAT_ISA").ok().and_then(|name| Isa::from_name(&name));
-        Self::with_isa(threads, asked.unwrap_or(Isa::Avx512Vnni))
+        Self::with_isa(threads, asked.unwrap_or(isa))
     }
 
     /// With the instruction set `isa`, or the widest below it that this machine has.
@@ -56,6 +67,7 @@ impl CpuKernels {
             isa: isa.min(Isa::detect()),
             arena: linear::Arena::default(),
             rounded: linear::Rounded::default(),
+            pairs: linear::Pairs::default(),
             buffers: attention::Buffers::default(),
         }
     }

@@ -69,7 +69,7 @@ fn multiply(isa: Isa) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `isa` is what this machine has.
-        Isa::Avx512Vnni => unsafe { multiply_avx512() },
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { multiply_avx512() },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::AvxVnni => unsafe { multiply_avx2() },
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_measures_something() {
-        for isa in [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Bf16] {
             let limits = CpuKernels::with_isa(Some(2), isa).limits();
             assert!(limits.bytes_per_second > 1e6 && limits.int8_ops_per_second > 1e6, "{limits:?}");
         }

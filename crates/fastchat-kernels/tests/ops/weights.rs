@@ -1,7 +1,8 @@
 //! Random weights of every kind, and what a backend's products with them are held to. Quantised kinds round their input to
-//! 8 bits per 32 columns, so the default is given the rounded input; what remains is the order of f32 additions.
+//! 8 bits per 32 columns, and bf16 to bf16 where the backend multiplies that, so the default is given the rounded input;
+//! what remains is the order of f32 additions.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::{Kernels, Weight, WeightKind};
 
 use crate::data::{DEFAULT, Random, assert_same_bits, floats};
@@ -90,6 +91,17 @@ pub fn rounded(x: &Tensor) -> Tensor {
     Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
 }
 
+/// The input as the backend takes it for a weight of `kind`.
+fn taken(kernels: &dyn Kernels, kind: WeightKind, x: &Tensor) -> Tensor {
+    match kind {
+        WeightKind::BF16 if kernels.name().ends_with("bf16") => {
+            x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
+        }
+        _ if kind.is_dense() => x.clone(),
+        _ => rounded(x),
+    }
+}
+
 fn magnitudes(weight: &Weight) -> Weight {
     let bytes: Vec<u8> = weight.to_f32().unwrap().iter().flat_map(|w| w.abs().to_le_bytes()).collect();
     Weight::new(WeightKind::F32, weight.rows(), weight.cols(), bytes.into()).unwrap()
@@ -112,7 +124,7 @@ pub fn check_linear(
     let out = kernels.linear(&x, &layer).unwrap();
     assert_eq!(out.dims(), [tokens, outputs]);
     for (part, weight) in weights.iter().enumerate() {
-        let x = if weight.kind().is_dense() { x.clone() } else { rounded(&x) };
+        let x = taken(kernels, weight.kind(), &x);
         let run = |weight: &Weight, x: &Tensor| {
             let layer = DEFAULT.pack(std::slice::from_ref(weight), None).unwrap();
             DEFAULT.linear(x, &layer).unwrap()

@@ -2,6 +2,7 @@
 //! through attention head by head and of a large head some rows at a time; no way of cutting changes a bit of a result.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use candle_core::Tensor;
 use fastchat_kernels::{AttentionSpec, QkvSpec};
@@ -17,10 +18,20 @@ type Result<T> = std::result::Result<T, ModelError>;
 
 /// Multiplications of a piece: some 50 ms of two threads with AVX-512.
 pub(crate) const PIECE: usize = 1 << 32;
+/// Of a part of a piece, after which the clock is looked at: some 6 ms.
+const PART: usize = 1 << 29;
 /// Rows below which matrices are read for too little.
 const LEAST_ROWS: usize = 64;
 /// What a multiplication of attention, in f32, costs beside one of a packed matrix.
 const ATTENTION: usize = 2;
+
+/// How much to do at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    pub multiplications: usize,
+    /// When to stop, if that is sooner.
+    pub until: Option<Instant>,
+}
 
 /// A layer on its way.
 #[derive(Debug, Default)]
@@ -50,22 +61,24 @@ impl LayerRun {
         self.done == 0 && matches!(self.stage, Stage::Inputs)
     }
 
-    /// About `budget` multiplications of the layer over `x`; its output once all are done.
+    /// About what `budget` allows of the layer over `x`, a part at least; its output once all is done.
     pub fn advance(
         &mut self,
         step: &Step,
         x: &Tensor,
         (spec, w): (&VisionLayer, &LayerWeights),
-        mut budget: usize,
+        budget: Budget,
     ) -> Result<Option<Tensor>> {
         let (rows, heads) = (x.dim(0)?, w.attention.qkv_spec.num_kv_heads);
+        let mut left = budget.multiplications;
         loop {
             let (all, cost) = match self.stage {
                 Stage::Inputs => (rows, input_cost(spec)),
                 Stage::Heads(_) => (heads * rows, head_cost(step, spec).div_ceil(rows)),
                 Stage::Rest(_) => (rows, rest_cost(spec)),
             };
-            let mut count = (budget / cost).max(LEAST_ROWS).min(all - self.done);
+            let part = if budget.until.is_some() { left.min(PART) } else { left };
+            let mut count = (part / cost).max(LEAST_ROWS).min(all - self.done);
             let range = self.done..self.done + count;
             match &self.stage {
                 Stage::Inputs => {
@@ -100,8 +113,8 @@ impl LayerRun {
                     Stage::Rest(_) => return joined(&parts, 0).map(Some),
                 };
             }
-            budget = budget.saturating_sub(count.saturating_mul(cost));
-            if budget == 0 {
+            left = left.saturating_sub(count.saturating_mul(cost));
+            if left == 0 || budget.until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(None);
             }
         }

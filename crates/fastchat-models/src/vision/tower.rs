@@ -2,13 +2,14 @@
 //! in between. Knows no model, no file and no request.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
 use fastchat_kernels::{ForwardBatch, Kernels, Linear, Plan, Rope};
 
 use super::features::ImageFeatures;
 use super::geometry::{Geometry, patches, stretched};
-use super::pieces::{LayerRun, PIECE};
+use super::pieces::{Budget, LayerRun, PIECE};
 use super::processor::Pixels;
 use super::spec::{PatchPositions, TileSpec, View, VisionDescription, VisionSpec};
 use super::weights::{TileWeights, TowerWeights, build};
@@ -85,7 +86,7 @@ impl VisionTower {
     pub fn encode(&self, pixels: &Pixels) -> Result<ImageFeatures> {
         let mut encoding = self.start(pixels)?;
         loop {
-            if let Some(features) = self.advance(&mut encoding)? {
+            if let Some(features) = self.advance(&mut encoding, None)? {
                 return Ok(features);
             }
         }
@@ -145,11 +146,11 @@ impl VisionTower {
         })
     }
 
-    /// One more piece of a layer (small layers are one), or the end.
+    /// One more piece of a layer (small layers are one), or the end. `until` makes pieces shorter: they end soon after it.
     ///
     /// # Errors
     /// The device's error.
-    pub fn advance(&self, encoding: &mut Encoding) -> Result<Option<ImageFeatures>> {
+    pub fn advance(&self, encoding: &mut Encoding, until: Option<Instant>) -> Result<Option<ImageFeatures>> {
         let index = encoding.layer;
         let (Some(spec), Some(weights)) = (self.spec.layers.get(index), self.weights.layers.get(index)) else {
             return self.finish(encoding).map(Some);
@@ -165,7 +166,8 @@ impl VisionTower {
             _ => &encoding.whole,
         };
         let step = Step { kernels: self.kernels.as_ref(), plan };
-        let Some(x) = encoding.run.advance(&step, &encoding.x, (spec, weights), self.piece)? else { return Ok(None) };
+        let budget = Budget { multiplications: self.piece, until };
+        let Some(x) = encoding.run.advance(&step, &encoding.x, (spec, weights), budget)? else { return Ok(None) };
         (encoding.x, encoding.run) = (x, LayerRun::default());
         if self.spec.taps.contains(&index) {
             encoding.taps.push(encoding.x.clone());

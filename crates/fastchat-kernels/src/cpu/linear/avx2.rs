@@ -30,7 +30,7 @@ impl Dot {
             Isa::Avx2 => Some(Self::Pairs),
             Isa::AvxVnni if is_x86_feature_detected!("avxvnni") => Some(Self::Vex),
             Isa::AvxVnni => Some(Self::Evex),
-            Isa::Portable | Isa::Avx512Vnni => None,
+            Isa::Portable | Isa::Avx512Vnni | Isa::Avx512Bf16 => None,
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Weights stored as f32, f16 or bf16, kept in that type: tiles of sixteen rows, `[column][row]`. Products accumulate in
-//! f32, even and odd columns apart, in the same order however many rows are computed at once.
+//! Weights stored as f32, f16 or bf16, kept in that type: tiles of sixteen rows, `[column][row]`, of bf16 as
+//! `[pair of columns][row][2]` (a last odd column with zeros), which is how its instruction takes them. Products
+//! accumulate in f32, even and odd columns apart, in the same order however many rows are computed at once.
 
 use candle_core::{Result, bail};
 
+use super::bf16;
 use super::buffer::{Arena, Buffer};
 use super::format::ROWS;
 use crate::cpu::{Isa, Pool};
@@ -22,15 +24,15 @@ impl DenseTiles {
     /// Packs a dense `weight`.
     pub(super) fn pack(weight: &Weight, pool: &Pool, arena: &Arena) -> Result<Self> {
         let (kind, rows, cols) = (weight.kind(), weight.rows(), weight.cols());
-        let (size, row_bytes) = (kind.block().1, weight.row_bytes());
-        let stride = row_bytes * ROWS;
+        let row_bytes = weight.row_bytes();
+        let stride = stride(kind, cols);
         let Some(len) = stride.checked_mul(rows.div_ceil(ROWS)) else { bail!("{kind:?} of {rows} rows overflows") };
         let mut buffer = arena.zeroed(len)?;
         buffer.fill_chunks(pool, stride, &|tile, bytes| {
             let stored = &weight.bytes()[tile * ROWS * row_bytes..];
             let lanes = stored.chunks_exact(row_bytes).take(ROWS).enumerate();
-            // Strides of constant size, so that copying an element is one move.
-            if size == 2 {
+            // Strides of constant size, so that copying an element, or a pair of them, is one move.
+            if kind == WeightKind::F16 {
                 lanes.for_each(|(lane, row)| scatter::<2>(row, lane, bytes));
             } else {
                 lanes.for_each(|(lane, row)| scatter::<4>(row, lane, bytes));
@@ -41,7 +43,12 @@ impl DenseTiles {
 
     /// Bytes of one tile.
     pub(super) fn stride(&self) -> usize {
-        self.cols * ROWS * self.kind.block().1
+        stride(self.kind, self.cols)
+    }
+
+    /// Whether these are bf16.
+    pub(super) fn is_bf16(&self) -> bool {
+        self.kind == WeightKind::BF16
     }
 
     fn tile(&self, index: usize) -> &[u8] {
@@ -50,9 +57,11 @@ impl DenseTiles {
 
     /// Row `row` as f32.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let size = self.kind.block().1;
-        for (column, out) in self.tile(row / ROWS).chunks_exact(size * ROWS).zip(out) {
-            *out = element(self.kind, &column[row % ROWS * size..]);
+        let pairs = self.tile(row / ROWS).chunks(2 * ROWS * self.kind.block().1);
+        for (pair, out) in pairs.zip(out.chunks_mut(2)) {
+            for (odd, out) in out.iter_mut().enumerate() {
+                *out = element(self.kind, &pair[offset(self.kind, odd, row % ROWS)..]);
+            }
         }
     }
 
@@ -66,13 +75,18 @@ impl DenseTiles {
         }
     }
 
+    /// The same with rows of pairs of bf16, on a machine that multiplies them.
+    pub(super) fn product_of_pairs(&self, index: usize, x: &[u32], sums: &mut [[f32; ROWS]]) {
+        bf16::product(self.tile(index), x, sums);
+    }
+
     fn product_of<const R: usize>(&self, isa: Isa, index: usize, x: &[f32], sums: &mut [[f32; ROWS]]) {
         let tile = self.tile(index);
         assert!(sums.len() == R && x.len() == R * self.cols);
         #[cfg(target_arch = "x86_64")]
         match isa {
             // SAFETY: this machine has the instruction set `isa`; the lengths are those of R rows and a tile.
-            Isa::Avx512Vnni => return unsafe { x86::avx512::<R>(self.kind, tile, x, sums) },
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => return unsafe { x86::avx512::<R>(self.kind, tile, x, sums) },
             // SAFETY: as above.
             Isa::Avx2 | Isa::AvxVnni => return unsafe { x86::avx2::<R>(self.kind, tile, x, sums) },
             Isa::Portable => {}
@@ -86,11 +100,31 @@ impl DenseTiles {
     }
 }
 
-/// Puts the elements of a row, `SIZE` bytes each, into their lane.
+/// Bytes of a tile of `cols` columns.
+fn stride(kind: WeightKind, cols: usize) -> usize {
+    let stored = if kind == WeightKind::BF16 { cols.next_multiple_of(2) } else { cols };
+    stored * ROWS * kind.block().1
+}
+
+/// Where in a pair of columns the element of row `lane` lies.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn offset(kind: WeightKind, odd: usize, lane: usize) -> usize {
+    match kind {
+        WeightKind::BF16 => 2 * (2 * lane + odd),
+        _ => kind.block().1 * (odd * ROWS + lane),
+    }
+}
+
+/// Puts a row, `SIZE` bytes at a time, into its lane; what is left of it is padded with zeros.
 fn scatter<const SIZE: usize>(row: &[u8], lane: usize, tile: &mut [u8]) {
-    let columns = tile.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
-    for (element, column) in row.as_chunks::<SIZE>().0.iter().zip(columns) {
+    let mut columns = tile.as_chunks_mut::<SIZE>().0.chunks_exact_mut(ROWS);
+    let (elements, rest) = row.as_chunks::<SIZE>();
+    for (element, column) in elements.iter().zip(&mut columns) {
         column[lane] = *element;
+    }
+    if let (false, Some(column)) = (rest.is_empty(), columns.next()) {
+        column[lane][..rest.len()].copy_from_slice(rest);
     }
 }
 
@@ -112,10 +146,10 @@ fn plain<const R: usize, const KIND: usize, const FUSED: bool>(tile: &[u8], x: &
     let (size, cols) = (kind.block().1, x.len() / R);
     let mut parts = [[[0f32; ROWS]; 2]; R];
     for (pair, columns) in tile.chunks(2 * size * ROWS).enumerate() {
-        for (odd, column) in columns.chunks_exact(size * ROWS).enumerate() {
+        for odd in 0..2.min(cols - 2 * pair) {
             let mut weights = [0f32; ROWS];
-            for (weight, bytes) in weights.iter_mut().zip(column.chunks_exact(size)) {
-                *weight = element(kind, bytes);
+            for (lane, weight) in weights.iter_mut().enumerate() {
+                *weight = element(kind, &columns[offset(kind, odd, lane)..]);
             }
             for (r, parts) in parts.iter_mut().enumerate() {
                 let x = x[r * cols + 2 * pair + odd];
@@ -133,8 +167,9 @@ fn plain<const R: usize, const KIND: usize, const FUSED: bool>(tile: &[u8], x: &
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+        __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtph_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     use super::{ROWS, WeightKind, plain};
@@ -151,47 +186,52 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn avx512<const R: usize>(kind: WeightKind, tile: &[u8], x: &[f32], sums: &mut [[f32; ROWS]]) {
         match kind {
-            WeightKind::F16 => columns::<R, 2>(tile, x, sums, |at| {
-                // SAFETY: sixteen elements begin at `at`.
-                _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
+            WeightKind::F16 => columns::<R, 2>(tile, x, sums, |pair, odd| {
+                // SAFETY: sixteen elements of each column there is begin at `pair`.
+                _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(pair.add(2 * ROWS * odd).cast()) })
             }),
-            WeightKind::BF16 => columns::<R, 2>(tile, x, sums, |at| {
-                // SAFETY: as above.
-                let bits = unsafe { _mm256_loadu_si256(at.cast()) };
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            WeightKind::BF16 => columns::<R, 2>(tile, x, sums, |pair, odd| {
+                // SAFETY: sixteen pairs begin at `pair`.
+                let bits = unsafe { _mm512_loadu_si512(pair.cast()) };
+                _mm512_castsi512_ps(match odd {
+                    0 => _mm512_slli_epi32::<16>(bits),
+                    _ => _mm512_and_si512(bits, _mm512_set1_epi32(!0xffff)),
+                })
             }),
-            // SAFETY: as above.
-            _ => columns::<R, 4>(tile, x, sums, |at| unsafe { _mm512_loadu_ps(at.cast()) }),
+            // SAFETY: as for f16.
+            _ => {
+                columns::<R, 4>(tile, x, sums, |pair, odd| unsafe { _mm512_loadu_ps(pair.add(4 * ROWS * odd).cast()) })
+            }
         }
     }
 
-    /// `load` reads the sixteen weights of a column, `SIZE` bytes each.
+    /// `load` reads sixteen weights of a pair of columns, `SIZE` bytes each: of the even one, or of the odd one.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn columns<const R: usize, const SIZE: usize>(
         tile: &[u8],
         x: &[f32],
         sums: &mut [[f32; ROWS]],
-        load: impl Fn(*const u8) -> __m512,
+        load: impl Fn(*const u8, usize) -> __m512,
     ) {
         let cols = x.len() / R;
-        assert!(tile.len() == cols * SIZE * ROWS && sums.len() == R);
+        assert!(tile.len() >= cols * SIZE * ROWS && sums.len() == R);
         let mut parts = [[_mm512_setzero_ps(); 2]; R];
-        let step = |k: usize, odd: usize, parts: &mut [[__m512; 2]; R]| {
-            // SAFETY: `k` is a column; the length of the tile was checked.
-            let weights = load(unsafe { tile.as_ptr().add(k * SIZE * ROWS) });
+        let step = |pair: usize, odd: usize, parts: &mut [[__m512; 2]; R]| {
+            // SAFETY: the tile has the column; its length was checked.
+            let weights = load(unsafe { tile.as_ptr().add(2 * pair * SIZE * ROWS) }, odd);
             for (r, parts) in parts.iter_mut().enumerate() {
                 // SAFETY: `x` has R rows of `cols`.
-                let x = _mm512_set1_ps(unsafe { *x.get_unchecked(r * cols + k) });
+                let x = _mm512_set1_ps(unsafe { *x.get_unchecked(r * cols + 2 * pair + odd) });
                 parts[odd] = _mm512_fmadd_ps(weights, x, parts[odd]);
             }
         };
         for pair in 0..cols / 2 {
-            step(2 * pair, 0, &mut parts);
-            step(2 * pair + 1, 1, &mut parts);
+            step(pair, 0, &mut parts);
+            step(pair, 1, &mut parts);
         }
         if cols % 2 == 1 {
-            step(cols - 1, 0, &mut parts);
+            step(cols / 2, 0, &mut parts);
         }
         for (sums, [even, odd]) in sums.iter_mut().zip(parts) {
             // SAFETY: a row of sums holds sixteen.

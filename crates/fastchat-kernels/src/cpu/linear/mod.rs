@@ -4,6 +4,7 @@
 mod activation;
 mod avx2;
 mod avx512;
+mod bf16;
 mod buffer;
 mod dense;
 mod format;
@@ -42,6 +43,8 @@ const MANY_ROWS: usize = 16;
 
 /// Rounded inputs.
 pub(in crate::cpu) type Rounded = Spare<Vec<Group>>;
+/// Inputs as pairs of bf16.
+pub(in crate::cpu) type Pairs = Spare<Vec<u32>>;
 
 /// Packed weights of one part.
 #[derive(Clone, Copy)]
@@ -100,6 +103,8 @@ struct Call<'a> {
     cols: usize,
     /// `x` rounded, where a part is quantised.
     activation: Option<Activation<'a>>,
+    /// `x` as pairs of bf16, where a part is of bf16 and the instruction set multiplies them.
+    pairs: Option<&'a [u32]>,
     bias: Option<&'a [f32]>,
     /// Length of a bias' half: what is gated follows the gates.
     gated: usize,
@@ -193,12 +198,16 @@ impl CpuKernels {
         let bias = bias.as_ref().map(Tensor::storage_and_layout);
         let bias = bias.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
         let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_)));
+        let paired = self.isa == Isa::Avx512Bf16 && layer.parts.iter().any(is_bf16);
         let fill = |output: &Disjoint<f32>| {
             self.rounded.with(|data| {
-                let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
-                let gated = layer.out_features - width;
-                let call = Call { isa: self.isa, x, cols, activation, bias, gated, output, width };
-                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
+                self.pairs.with(|pairs| {
+                    let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
+                    let pairs = paired.then(|| bf16::pairs(x, cols, &self.pool, pairs));
+                    let gated = layer.out_features - width;
+                    let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
+                    self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
+                });
             });
             Ok(())
         };
@@ -226,6 +235,10 @@ impl CpuKernels {
         let out = unsafe { filled(ids.len() * cols, fill) }?;
         Tensor::from_vec(out, (ids.len(), cols), &Device::Cpu)
     }
+}
+
+fn is_bf16(part: &Part) -> bool {
+    matches!(&part.packed, Packed::DenseTiles(tiles) if tiles.is_bf16())
 }
 
 /// Decodes row `row` of stacked parts.
@@ -270,9 +283,13 @@ impl Call<'_> {
                 self.quantised(tiles, tile, activation.block(first, sums.len()), sums);
             }
             (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
-            (Tiled::Dense(tiles), _) => {
-                tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums);
-            }
+            (Tiled::Dense(tiles), _) => match self.pairs.filter(|_| tiles.is_bf16()) {
+                Some(pairs) => {
+                    let width = self.cols.div_ceil(2);
+                    tiles.product_of_pairs(tile, &pairs[first * width..][..sums.len() * width], sums);
+                }
+                None => tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums),
+            },
         }
     }
 
@@ -303,7 +320,7 @@ impl Call<'_> {
     fn quantised(&self, tiles: &Tiles, index: usize, block: RowBlock<'_>, sums: &mut [[f32; ROWS]]) {
         let tile = tiles.tile(index);
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512Vnni {
+        if self.isa >= Isa::Avx512Vnni {
             let layout = tiles.layout();
             let blocks = layout.blocks(tiles.cols);
             assert!(blocks * layout.groups() * block.rows <= block.data.len() && sums.len() == block.rows);

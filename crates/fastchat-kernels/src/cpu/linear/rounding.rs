@@ -8,7 +8,9 @@ use crate::cpu::Isa;
 /// Rounds a row; its groups lie `step` apart in `out`.
 pub(super) fn round_row(isa: Isa, row: &[f32], out: &mut [Group], step: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni, (groups, [])) = (isa, row.as_chunks()) {
+    if isa >= Isa::Avx2
+        && let (groups, []) = row.as_chunks()
+    {
         // SAFETY: this machine has the instruction set `isa`, which includes AVX2.
         return unsafe { x86::round_row(groups, out, step) };
     }

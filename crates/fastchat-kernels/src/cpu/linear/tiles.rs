@@ -15,6 +15,8 @@ pub(crate) struct Tiles {
     pub(super) format: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Bytes of one tile.
+    stride: usize,
     buffer: Buffer,
 }
 
@@ -41,7 +43,7 @@ impl Tiles {
                 pack_row(layout, row, bytes, lane);
             }
         });
-        Ok(Self { format, rows: weight.rows(), cols: weight.cols(), buffer })
+        Ok(Self { format, rows: weight.rows(), cols: weight.cols(), stride, buffer })
     }
 
     pub(super) fn layout(&self) -> &'static Format {
@@ -50,7 +52,7 @@ impl Tiles {
 
     /// Bytes of one tile.
     pub(super) fn stride(&self) -> usize {
-        self.layout().blocks(self.cols) * self.layout().block_bytes()
+        self.stride
     }
 
     /// The bytes of all tiles.
@@ -60,7 +62,7 @@ impl Tiles {
 
     /// The bytes of tile `index`.
     pub(super) fn tile(&self, index: usize) -> &[u8] {
-        &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]
+        &self.buffer.bytes()[index * self.stride..(index + 1) * self.stride]
     }
 
     /// Decodes row `row`, bit-equal to `quant::dequantize`.

@@ -100,7 +100,7 @@ pub(super) trait Task {
 pub(super) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Out {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => x86::on_avx512(task),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => x86::on_avx512(task),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::AvxVnni => x86::on_avx2(task),
         _ => task.run(portable::Portable),
