@@ -29,7 +29,7 @@ const ATTENTION: usize = 2;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     pub multiplications: usize,
-    /// When to stop, if that is sooner.
+    /// When to have stopped, if that is sooner.
     pub until: Option<Instant>,
 }
 
@@ -77,6 +77,7 @@ impl LayerRun {
                 Stage::Heads(_) => (heads * rows, head_cost(step, spec).div_ceil(rows)),
                 Stage::Rest(_) => (rows, rest_cost(spec)),
             };
+            let began = budget.until.map(|_| Instant::now());
             let part = if budget.until.is_some() { left.min(PART) } else { left };
             let mut count = (part / cost).max(LEAST_ROWS).min(all - self.done);
             let range = self.done..self.done + count;
@@ -114,7 +115,10 @@ impl LayerRun {
                 };
             }
             left = left.saturating_sub(count.saturating_mul(cost));
-            if left == 0 || budget.until.is_some_and(|until| Instant::now() >= until) {
+            // Another part would take about as long.
+            let over =
+                |(until, began): (Instant, Instant)| began.elapsed() > until.saturating_duration_since(Instant::now());
+            if left == 0 || budget.until.zip(began).is_some_and(over) {
                 return Ok(None);
             }
         }

@@ -146,7 +146,8 @@ impl VisionTower {
         })
     }
 
-    /// One more piece of a layer (small layers are one), or the end. `until` makes pieces shorter: they end soon after it.
+    /// One more piece of a layer (small layers are one), or the end. `until` makes pieces shorter: a part at least, and no
+    /// further one that would end after it.
     ///
     /// # Errors
     /// The device's error.
