@@ -38,6 +38,9 @@ use group::Group;
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks per thread, so that a thread that lost time leaves work to the others.
 const CHUNKS_PER_THREAD: usize = 6;
+/// Bytes of tiles that a block of rows meets before the next block does: what is written of a row lies side by side then,
+/// and fewer pages are written to at a time, while the tiles stay in the second-level cache.
+const GROUP_BYTES: usize = 48 << 10;
 /// Rows from which chunks are smaller.
 const MANY_ROWS: usize = 16;
 
@@ -258,20 +261,23 @@ impl Call<'_> {
     fn run(&self, chunk: &Chunk<'_>) {
         let rows = self.x.len() / self.cols;
         let (mut sums, mut gated_sums): (Sums, Sums) = ([[0.; ROWS]; BLOCK_ROWS], [[0.; ROWS]; BLOCK_ROWS]);
-        for tile in chunk.range.clone() {
-            let column = chunk.column + tile * ROWS;
-            let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
+        let group = (GROUP_BYTES / chunk.tiles.stride().max(1)).max(1);
+        for start in chunk.range.clone().step_by(group) {
             for (first, rows) in activation::blocks(rows) {
-                let sums = &mut sums[..rows];
-                self.sums(chunk.tiles, tile, first, sums);
-                self.add_bias(column, count, sums);
-                if let Some((act, gated)) = chunk.gates {
-                    let gated_sums = &mut gated_sums[..rows];
-                    self.sums(gated.tiles, gated.first + tile, first, gated_sums);
-                    self.add_bias(self.gated + column, count, gated_sums);
-                    gate(self.isa, act, sums, gated_sums);
+                for tile in start..chunk.range.end.min(start + group) {
+                    let column = chunk.column + tile * ROWS;
+                    let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
+                    let sums = &mut sums[..rows];
+                    self.sums(chunk.tiles, tile, first, sums);
+                    self.add_bias(column, count, sums);
+                    if let Some((act, gated)) = chunk.gates {
+                        let gated_sums = &mut gated_sums[..rows];
+                        self.sums(gated.tiles, gated.first + tile, first, gated_sums);
+                        self.add_bias(self.gated + column, count, gated_sums);
+                        gate(self.isa, act, sums, gated_sums);
+                    }
+                    self.write(first, column, count, sums);
                 }
-                self.write(first, column, count, sums);
             }
         }
     }
