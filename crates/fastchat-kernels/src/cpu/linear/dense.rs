@@ -198,10 +198,10 @@ mod x86 {
                     _ => _mm512_and_si512(bits, _mm512_set1_epi32(!0xffff)),
                 })
             }),
-            // SAFETY: as for f16.
-            _ => {
-                columns::<R, 4>(tile, x, sums, |pair, odd| unsafe { _mm512_loadu_ps(pair.add(4 * ROWS * odd).cast()) })
-            }
+            _ => columns::<R, 4>(tile, x, sums, |pair, odd| {
+                // SAFETY: as for f16.
+                unsafe { _mm512_loadu_ps(pair.add(4 * ROWS * odd).cast()) }
+            }),
         }
     }
 
