@@ -4,7 +4,8 @@ an mmproj file, threads, pictures and HTTP client.
 A request with a picture and one with as many tokens of text alternate, and so do the engines; the difference of the two
 is the picture's. Every picture is a new one, so no cache helps. The tower has SigLIP's base size (86 million weights in
 f16, 12 layers of 768, 576 patches), its projector that of Gemma 3, whose 270M model it stands beside. `--beside` shows
-instead the pace of this engine's stream while a picture is encoded that is as large as Gemma 3's.
+instead the pace of this engine's stream while a picture is encoded that is as large as Gemma 3's, `--twice` how much
+sooner the first token comes when the picture is known.
 """
 
 from __future__ import annotations
@@ -208,6 +209,15 @@ def paces(url: str, seed: int) -> str:
     )
 
 
+def twice(client: httpx.Client, model: str, seed: int) -> tuple[float, float]:
+    """Seconds to the answer's one token: with a picture nobody has seen, and with the same one and other words."""
+    image = {"type": "image_url", "image_url": {"url": picture(seed, BASE.side)}}
+    first, second = (
+        seconds(client, model, [{"type": "text", "text": f"{seed} {word}"}, image]) for word in ("Once", "Again")
+    )
+    return first, second
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -216,6 +226,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers/bin/python")
     parser.add_argument("--beside", action="store_true", help="the pace of a stream beside a large picture")
+    parser.add_argument("--twice", action="store_true", help="the first token's time with a picture that is known")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tower, template = Path(folder) / "mmproj.gguf", Path(folder) / "template.jinja"
@@ -226,6 +237,19 @@ def main() -> None:
             with serve("fastchat_rs", args.model, args.threads, 1, args.peers, more) as server:
                 for seed in range(args.repeat):
                     print(paces(server.url, seed), flush=True)
+            return
+        if args.twice:
+            with (
+                serve("fastchat_rs", args.model, args.threads, 1, args.peers, more) as server,
+                httpx.Client(base_url=server.url, timeout=300) as client,
+            ):
+                pairs = [twice(client, model_id(server.url), seed) for seed in range(args.repeat + 1)][1:]
+            shares = sorted(second / first for first, second in pairs)
+            first, second = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+            print(
+                f"new {first:.0f} ms, known {second:.0f} ms: {statistics.median(shares):.2f} of it "
+                f"({shares[0]:.2f} to {shares[-1]:.2f})"
+            )
             return
         found: dict[str, list[tuple[float, float]]] = {}
         with (

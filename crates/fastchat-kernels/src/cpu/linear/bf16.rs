@@ -3,53 +3,80 @@
 //! computed at once. Subnormal numbers count as zero.
 
 use super::format::ROWS;
-use crate::cpu::Pool;
 use crate::cpu::host::Disjoint;
+use crate::cpu::{Isa, Pool};
 
 /// Rows that one claim rounds.
 const BATCH: usize = 8;
 
-/// Rounds rows of `cols` values to nearest, ties to even: `[row][pair of columns]`, the even column in the low half. `data`
-/// may hold what was rounded before. Only where the instruction set is `Isa::Avx512Bf16`.
-pub(super) fn pairs<'a>(x: &[f32], cols: usize, pool: &Pool, data: &'a mut Vec<u32>) -> &'a [u32] {
-    let (rows, width) = (x.len() / cols.max(1), cols.div_ceil(2));
-    let len = rows * width;
-    if data.len() < len {
-        data.resize(len, 0);
-    }
-    let shared = Disjoint::new(&mut data[..len]);
-    pool.run(rows.div_ceil(BATCH), &|batch| {
-        let rows = batch * BATCH..rows.min((batch + 1) * BATCH);
-        // SAFETY: these rows are this batch's.
-        let out = unsafe { shared.piece(rows.start * width..rows.end * width) };
-        for (x, out) in x[rows.start * cols..rows.end * cols].chunks_exact(cols).zip(out.chunks_exact_mut(width)) {
-            // SAFETY: the caller has found the instruction set.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                x86::round(x, out);
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            unreachable!("{} values for {} pairs of bf16 elsewhere than on x86; this is a bug", x.len(), out.len());
-        }
-    });
-    &data[..len]
+/// Rows rounded to nearest, ties to even: `[row][pair of columns]`, the even column in the low half. They exist only where
+/// the instruction set is `Isa::Avx512Bf16`.
+#[derive(Clone, Copy)]
+pub(super) struct PairRows<'a> {
+    data: &'a [u32],
+    /// Pairs of a row.
+    width: usize,
 }
 
-/// A tile `[pair][row][2]` times 1, 2, 4 or 8 rows of pairs: sums `[row][tile row]`. Only where the instruction set is
-/// `Isa::Avx512Bf16`.
-pub(super) fn product(tile: &[u8], x: &[u32], sums: &mut [[f32; ROWS]]) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller has found the instruction set.
+impl<'a> PairRows<'a> {
+    /// Rounds `x`, rows of `cols` values, into `data`, which may hold what was rounded before; `None` where the instruction
+    /// set has no use for it.
+    pub(super) fn round(isa: Isa, x: &[f32], cols: usize, pool: &Pool, data: &'a mut Vec<u32>) -> Option<Self> {
+        if isa != Isa::Avx512Bf16 {
+            return None;
+        }
+        let (rows, width) = (x.len() / cols.max(1), cols.div_ceil(2));
+        let len = rows * width;
+        if data.len() < len {
+            data.resize(len, 0);
+        }
+        let shared = Disjoint::new(&mut data[..len]);
+        pool.run(rows.div_ceil(BATCH), &|batch| {
+            let rows = batch * BATCH..rows.min((batch + 1) * BATCH);
+            // SAFETY: these rows are this batch's.
+            let out = unsafe { shared.piece(rows.start * width..rows.end * width) };
+            for (x, out) in x[rows.start * cols..rows.end * cols].chunks_exact(cols).zip(out.chunks_exact_mut(width)) {
+                round_row(x, out);
+            }
+        });
+        Some(Self { data: &data[..len], width })
+    }
+
+    /// `rows` rows from `first` on.
+    pub(super) fn some(self, first: usize, rows: usize) -> Self {
+        Self { data: &self.data[first * self.width..][..rows * self.width], ..self }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn round_row(x: &[f32], out: &mut [u32]) {
+    // SAFETY: `PairRows::round` was told that the instruction set was found.
+    unsafe { x86::round(x, out) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn round_row(_: &[f32], _: &mut [u32]) {
+    unreachable!("Avx512Bf16 elsewhere than on x86; this is a bug")
+}
+
+/// A tile `[pair][row][2]` times 1, 2, 4 or 8 rows: sums `[row][tile row]`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn product(tile: &[u8], x: PairRows<'_>, sums: &mut [[f32; ROWS]]) {
+    // SAFETY: pairs exist only where the instruction set was found.
     unsafe {
         match sums.len() {
-            1 => x86::product::<1>(tile, x, sums),
-            2 => x86::product::<2>(tile, x, sums),
-            4 => x86::product::<4>(tile, x, sums),
-            _ => x86::product::<8>(tile, x, sums),
+            1 => x86::product::<1>(tile, x.data, sums),
+            2 => x86::product::<2>(tile, x.data, sums),
+            4 => x86::product::<4>(tile, x.data, sums),
+            _ => x86::product::<8>(tile, x.data, sums),
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("{} {} {}: pairs of bf16 elsewhere than on x86; this is a bug", tile.len(), x.len(), sums.len());
+}
+
+/// Pairs exist on x86 alone.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn product(_: &[u8], x: PairRows<'_>, _: &mut [[f32; ROWS]]) {
+    unreachable!("{} pairs of bf16 elsewhere than on x86; this is a bug", x.data.len())
 }
 
 #[cfg(target_arch = "x86_64")]

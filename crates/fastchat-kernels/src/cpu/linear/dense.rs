@@ -4,7 +4,7 @@
 
 use candle_core::{Result, bail};
 
-use super::bf16;
+use super::bf16::{self, PairRows};
 use super::buffer::{Arena, Buffer};
 use super::format::ROWS;
 use crate::cpu::{Isa, Pool};
@@ -75,8 +75,8 @@ impl DenseTiles {
         }
     }
 
-    /// The same with rows of pairs of bf16, on a machine that multiplies them.
-    pub(super) fn product_of_pairs(&self, index: usize, x: &[u32], sums: &mut [[f32; ROWS]]) {
+    /// The same with rows of pairs of bf16, where these are bf16 too.
+    pub(super) fn product_of_pairs(&self, index: usize, x: PairRows<'_>, sums: &mut [[f32; ROWS]]) {
         bf16::product(self.tile(index), x, sums);
     }
 

@@ -30,6 +30,7 @@ use crate::ops::embed::check_ids;
 use crate::ops::linear::stacked_shape;
 use crate::{Kernels, Linear, Weight, WeightKind};
 use activation::{Activation, BLOCK_ROWS, RowBlock};
+use bf16::PairRows;
 pub(crate) use format::Format;
 use format::ROWS;
 use group::Group;
@@ -107,7 +108,7 @@ struct Call<'a> {
     /// `x` rounded, where a part is quantised.
     activation: Option<Activation<'a>>,
     /// `x` as pairs of bf16, where a part is of bf16 and the instruction set multiplies them.
-    pairs: Option<&'a [u32]>,
+    pairs: Option<PairRows<'a>>,
     bias: Option<&'a [f32]>,
     /// Length of a bias' half: what is gated follows the gates.
     gated: usize,
@@ -201,12 +202,12 @@ impl CpuKernels {
         let bias = bias.as_ref().map(Tensor::storage_and_layout);
         let bias = bias.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
         let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_)));
-        let paired = self.isa == Isa::Avx512Bf16 && layer.parts.iter().any(is_bf16);
+        let paired = layer.parts.iter().any(is_bf16);
         let fill = |output: &Disjoint<f32>| {
             self.rounded.with(|data| {
                 self.pairs.with(|pairs| {
                     let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
-                    let pairs = paired.then(|| bf16::pairs(x, cols, &self.pool, pairs));
+                    let pairs = paired.then(|| PairRows::round(self.isa, x, cols, &self.pool, pairs)).flatten();
                     let gated = layer.out_features - width;
                     let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
                     self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
@@ -290,10 +291,7 @@ impl Call<'_> {
             }
             (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
             (Tiled::Dense(tiles), _) => match self.pairs.filter(|_| tiles.is_bf16()) {
-                Some(pairs) => {
-                    let width = self.cols.div_ceil(2);
-                    tiles.product_of_pairs(tile, &pairs[first * width..][..sums.len() * width], sums);
-                }
+                Some(pairs) => tiles.product_of_pairs(tile, pairs.some(first, sums.len()), sums),
                 None => tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums),
             },
         }
