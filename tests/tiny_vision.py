@@ -5,11 +5,10 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from fastchat_rs.convert import convert_model
 from where import REPOSITORY, need, shared
@@ -87,11 +86,9 @@ def convert_words(source: Path, out: Path) -> None:
 
 def gguf_vision_model(folder: Path) -> Path:
     """The same in `folder` as model.gguf, with mmproj-model.gguf beside it and the picture."""
-    if subprocess.run(["python3", "-c", "import gguf"], capture_output=True, timeout=60).returncode != 0:
-        pytest.skip("SKIPPED: python3 cannot import gguf; pip install gguf")
     source = vision_model(folder / "source")
     script = REPOSITORY / "crates/fastchat-models/tests/gguf/mmproj.py"
-    command = ["python3", str(script), str(source), str(folder), "qwen2vl", "qwen2.5vl_merger"]
+    command = [sys.executable, str(script), str(source), str(folder), "qwen2vl", "qwen2.5vl_merger"]
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     # That script's words are made up.
     convert_words(source, folder / "model.gguf")
