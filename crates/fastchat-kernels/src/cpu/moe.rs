@@ -1,11 +1,16 @@
 //! Routed experts: tokens are gathered per active expert, so that each expert's weights are read once per step.
 
+use std::sync::OnceLock;
+
 use candle_core::{Result, Tensor};
 
 use super::CpuKernels;
 use super::host::slice;
 use crate::ops::moe::{check, route};
 use crate::{Kernels, MoeSpec, MoeWeights};
+
+/// Active experts per thread from which each is computed by one thread.
+const EXPERTS_PER_THREAD: usize = 4;
 
 /// The tokens that chose an expert, ascending, and with what weight.
 #[derive(Clone, Default)]
@@ -31,12 +36,25 @@ pub(super) fn moe(kernels: &CpuKernels, x: &Tensor, spec: &MoeSpec, weights: &Mo
             }
         }
     }
-    let mut out = vec![0.; tokens * hidden];
-    for (expert, Chosen { rows, factors }) in chosen.iter().enumerate().filter(|(_, chosen)| !chosen.rows.is_empty()) {
+    let compute = |expert: usize| {
+        let rows = &chosen[expert].rows;
         // An expert that all tokens chose needs no copy.
         let input = if rows.len() == tokens { x.clone() } else { gather(&x, rows, hidden)? };
         let inner = kernels.gated_linear(&input, &weights.gate_up[expert], spec.act)?;
-        let y = kernels.linear(&inner, &weights.down[expert])?;
+        kernels.linear(&inner, &weights.down[expert])
+    };
+    let active: Vec<usize> = (0..spec.num_experts).filter(|&expert| !chosen[expert].rows.is_empty()).collect();
+    // Many small experts: each to one thread, whose operations inside of it nobody waits for.
+    let apart: Vec<OnceLock<Result<Tensor>>> = active.iter().map(|_| OnceLock::new()).collect();
+    if active.len() >= EXPERTS_PER_THREAD * kernels.threads() {
+        kernels.pool.run(active.len(), &|i| {
+            apart[i].get_or_init(|| compute(active[i]));
+        });
+    }
+    let mut out = vec![0.; tokens * hidden];
+    for (&expert, apart) in active.iter().zip(apart) {
+        let Chosen { rows, factors } = &chosen[expert];
+        let y = apart.into_inner().unwrap_or_else(|| compute(expert))?;
         let (storage, layout) = y.storage_and_layout();
         let y = slice::<f32>(&storage, layout)?;
         for ((y, &row), factor) in y.chunks_exact(hidden).zip(rows).zip(factors) {
