@@ -44,9 +44,12 @@ pub(super) fn moe(kernels: &CpuKernels, x: &Tensor, spec: &MoeSpec, weights: &Mo
         kernels.linear(&inner, &weights.down[expert])
     };
     let active: Vec<usize> = (0..spec.num_experts).filter(|&expert| !chosen[expert].rows.is_empty()).collect();
-    // Many small experts: each to one thread, whose operations inside of it nobody waits for.
+    // Many small experts: each to one thread, whose operations inside of it nobody waits for. One that has much of the work
+    // would keep its thread busy when the others are done.
     let apart: Vec<OnceLock<Result<Tensor>>> = active.iter().map(|_| OnceLock::new()).collect();
-    if active.len() >= EXPERTS_PER_THREAD * kernels.threads() {
+    let largest = active.iter().map(|&expert| chosen[expert].rows.len()).max().unwrap_or(0);
+    let even = 2 * largest * kernels.threads() <= tokens * spec.top_k;
+    if even && active.len() >= EXPERTS_PER_THREAD * kernels.threads() {
         kernels.pool.run(active.len(), &|i| {
             apart[i].get_or_init(|| compute(active[i]));
         });
