@@ -1,5 +1,6 @@
 """Several models in one server: each under its names, all within one budget, the wrong ones refused."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,38 @@ def test_all_are_listed_and_each_answers(several: Live) -> None:
     other = several.post("/v1/completions", ids).json()
     assert other["model"] == "other" and other["usage"]["completion_tokens"] == 3
     assert len(several.post("/v1/embeddings", {"model": "vectors", "input": [1, 2]}).json()["data"]) == 1
+
+
+# What a process imports by a line of Python after it has imported the command.
+IMPORTED = """
+import json, sys
+import fastchat_rs.cli, fastchat_rs.server.serve
+before = set(sys.modules)
+exec(sys.argv[1])
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+LOAD = """
+from fastchat_rs.config import ServeConfig
+from fastchat_rs.server.weights import begin
+for future in begin(ServeConfig(model={!r}, more_models={!r})):
+    future.result()
+"""
+
+
+def test_loading_imports_nothing_that_the_server_imports_beside_it(demo_model: Path) -> None:
+    """Two threads in one circle of imports, such as granian's, each find a module half made: it ended servers."""
+
+    def imported(line: str) -> set[str]:
+        command = [sys.executable, "-c", IMPORTED, line]
+        return set(json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout))
+
+    bert = need(shared() / "parity/encoders/bert", always_in_ci=True)
+    beside = imported("import fastchat_rs.server.process")
+    assert {"granian.server", "fastchat_rs.server.state"} <= beside
+    loading = imported(LOAD.format(str(demo_model), [str(bert)])) | imported("import huggingface_hub")
+    assert "fastchat_rs.inspection" in loading
+    ours = {"granian", "fastchat_rs", "msgspec", "uvloop"}
+    assert not {name for name in loading & beside if name.partition(".")[0] in ours}
 
 
 def test_the_wrong_model_is_refused_by_name(several: Live) -> None:

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 
 from fastchat_rs.device import say_device
 from fastchat_rs.server.bridge import Bridge, Embedder
-from fastchat_rs.server.state import Embedding, ModelFiles, Served, State
-from fastchat_rs.server.weights import Loaded, begin
+from fastchat_rs.server.state import Embedding, Served, State
+from fastchat_rs.server.weights import Loaded, ModelFiles, begin
 from fastchat_rs.template import ChatTemplate
 
 log = logging.getLogger("fastchat_rs")

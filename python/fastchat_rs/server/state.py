@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, parse_bytes
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
 from fastchat_rs.server.http import ApiError, BodyLimits, Request, bad_field
+from fastchat_rs.server.weights import ModelFiles
 from fastchat_rs.template import ChatTemplate
 
 # A prefix that one client puts before every model id; replies leave it out.
@@ -75,26 +75,6 @@ class Limits:
             open_requests=config.max_queue + config.max_num_seqs,
             response_bytes=parse_bytes(config.max_response_store, "max_response_store"),
         )
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a model came from, in numbers."""
-
-    format: str
-    bytes: int
-    modified: float
-    """Seconds since 1970."""
-
-    @classmethod
-    def of(cls, path: Path) -> "ModelFiles":
-        """A .gguf file or a folder."""
-        kinds = (".gguf", ".safetensors")
-        files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in kinds]
-        stats = [one.stat() for one in files]
-        modified = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
-        form = files[0].suffix.removeprefix(".") if files else ""
-        return cls(form, sum(stat.st_size for stat in stats), modified)
 
 
 class Served:

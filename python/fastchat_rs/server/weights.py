@@ -1,6 +1,8 @@
 """Reads what the settings name on a thread of its own, each model with its own engine. Knows no state and no routes.
 
-The server's own modules take as long to import as a small model to load: this one imports little and begins first.
+The server's own modules take as long to import as a small model to load: this one imports little and begins first. They
+are imported beside its thread, which must import none of them: two threads in one circle of imports (granian has one)
+each find a module half made.
 """
 
 import json
@@ -21,6 +23,26 @@ from fastchat_rs.server.bridge import (
     inspect_model,
     is_encoder,
 )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model came from, in numbers."""
+
+    format: str
+    bytes: int
+    modified: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, path: Path) -> "ModelFiles":
+        """A .gguf file or a folder."""
+        kinds = (".gguf", ".safetensors")
+        files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in kinds]
+        stats = [one.stat() for one in files]
+        modified = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
+        form = files[0].suffix.removeprefix(".") if files else ""
+        return cls(form, sum(stat.st_size for stat in stats), modified)
 
 
 @dataclass
@@ -124,8 +146,6 @@ def _share_memory(config: ServeConfig, wanted: list[Wanted]) -> None:
     if len(wanted) == 1:
         wanted[0].kv_memory = budget
         return
-    from fastchat_rs.server.state import ModelFiles
-
     if budget is None:
         budget = automatic_kv_memory(sum(ModelFiles.of(one.located.path).bytes for one in wanted))
     sequences = [_sequence_bytes(one) for one in decoders]
