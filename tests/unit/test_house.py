@@ -1,8 +1,10 @@
 """Rules of the house that a reader relies on."""
 
 import ast
+import re
 import statistics
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import fastchat_rs
@@ -77,3 +79,32 @@ def test_the_fuzz_workspace_is_locked_to_what_the_crates_ask_for() -> None:
         manifest = tomllib.loads((REPOSITORY / "crates" / name / "Cargo.toml").read_text("utf-8"))
         asked = {one for one, how in manifest["dependencies"].items() if not how.get("optional")}
         assert asked <= locked[name], name
+
+
+def test_commands_in_the_documents_exist() -> None:
+    """Targets of cargo and make, and files of Python, in every document."""
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    documents = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]
+    commands = [command for path in documents for command in re.findall(r"`([^`\n]+)`", path.read_text("utf-8"))]
+    found = 0
+    for command in commands:
+        words = command.split()
+        if command.startswith("make "):
+            missing = [word for word in words[1:] if word.islower() and f"\n{word}:" not in makefile]
+        elif command.startswith("cargo ") and "-p" in words:
+            crate = REPOSITORY / "crates" / words[words.index("-p") + 1]
+            folders = {"--test": "tests", "--bench": "benches"}
+            named = [(folders[flag], name) for flag, name in pairwise(words) if flag in folders]
+            missing = [
+                name
+                for folder, name in named
+                if not any((crate / folder / file).exists() for file in (f"{name}.rs", f"{name}/main.rs"))
+            ]
+        elif command.startswith(("pytest ", "python ")):
+            files = [word for word in words[1:] if word.endswith(".py") or word.startswith(("tests/", "benches/"))]
+            missing = [word for word in files if not (REPOSITORY / word).exists()]
+        else:
+            continue
+        found += 1
+        assert not missing, f"`{command}` names what is not there: {missing}"
+    assert found > 40
