@@ -1,7 +1,9 @@
 //! Who owns which cache block. Counts references, remembers the contents of full blocks by hash so that equal prefixes
 //! share memory, and forgets the least recently used when room is needed. Numbers only; the bytes live elsewhere.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
 
 use crate::block_hash::BlockHash;
 

@@ -1,6 +1,5 @@
 //! One engine: loads a model, starts its thread, and answers what can be answered on the caller's.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use fastchat_kernels::Kernels;
 use fastchat_models::{LoadOptions, OpenModel, TokenizerSource};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use crate::asides::Asides;

@@ -1,7 +1,6 @@
 //! Turns a scheduled batch into the model's flat arrays, runs it, eagerly or as a graph, and gives the rows of logits back
 //! by sequence. Owns the decoder and its cache; knows nothing of requests.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use candle_core::{DType, Storage, Tensor};
 use fastchat_kernels::{Fault, ForwardBatch, Kernels, SampleRow, SampledToken};
 use fastchat_models::vision::Media;
 use fastchat_models::{Cache, DecodeStep, Decoder, ModelError};
+use hashbrown::HashMap;
 
 use crate::config::EngineConfig;
 use crate::device::StepError;

@@ -1,10 +1,10 @@
 //! Chooses one token from one row of logits: bias, masks, penalties, temperature, min_p, top_k, top_p, in vLLM's order,
 //! and the log-probabilities of the untouched row. A pure function of the row, the choice's history, seed and position.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use fastchat_kernels::SampleRow;
+use hashbrown::HashMap;
 
 use crate::params::SamplingParams;
 use crate::rng::uniform;

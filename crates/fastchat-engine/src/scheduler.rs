@@ -3,10 +3,10 @@
 
 mod view;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use fastchat_kernels::BLOCK_SIZE;
+use hashbrown::{HashMap, HashSet};
 
 use crate::block_manager::BlockManager;
 use crate::fairness::{Demand, Lines, grants};

@@ -1,9 +1,10 @@
 //! Who owns which recurrent state slot: one per running sequence, the rest snapshots taken at block borders, found by
 //! the hash of the block that ends there and forgotten by least recent use. Numbers only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use fastchat_kernels::{BLOCK_SIZE, StateStep};
+use hashbrown::HashMap;
 
 use crate::block_hash::BlockHash;
 use crate::sequence::Sequence;

@@ -1,7 +1,6 @@
 //! The engine thread: the only owner of model, cache and scheduler. Takes commands, steps while there is work, leaves
 //! news in slots. Never waits for a reader; a panic in a step ends the requests of that step and nothing else.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -9,6 +8,7 @@ use std::time::Instant;
 
 use fastchat_kernels::Fault;
 use fastchat_models::vision::VisionTower;
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use crate::asides::Asides;
