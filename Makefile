@@ -95,9 +95,10 @@ test-python: dev
 	$(PYTEST) -m slow
 	$(PYTEST) -m faults
 
-# What must hold for any bytes: every corpus, changed for FASTCHAT_FUZZ_SECONDS a target.
+# What must hold for any bytes: every corpus, changed for FASTCHAT_FUZZ_SECONDS a target (2 in `make test`), and under bolero.
 fuzz: export FASTCHAT_FUZZ_SECONDS ?= 60
 fuzz:
+	$(CARGO) test --release --locked --workspace --exclude fastchat-benches --test changed -- --nocapture
 	$(CARGO) test --release --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 
 # Every client that the server is meant for, in an environment of its own: their dependencies do not go together with ours.
@@ -126,7 +127,7 @@ bless-cuda: cuda-toolkit
 lint-cuda:
 	env -u CUDA_HOME -u CUDA_PATH NVCC=$(CURDIR)/scripts/nvcc/empty CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
 		$(CARGO) clippy --release --locked --workspace \
-		--exclude fastchat-benches --exclude fastchat-emulator --features fastchat-kernels/cuda -- -D warnings
+		--exclude fastchat-benches --exclude fastchat-fuzz --exclude fastchat-emulator --features fastchat-kernels/cuda -- -D warnings
 
 # The one wheel for CPU and CUDA, and what can be proved of it without a GPU. The first build compiles candle's kernels.
 wheel-cuda: dev

@@ -43,23 +43,26 @@ impl Random {
 
 /// Where the inputs of `target` lie that every run replays: `corpus` and `crashes`.
 pub fn home(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/__fuzz__").join(target)
+    // bolero looks for them there.
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/tests/__fuzz__").join(target)
 }
 
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let entries = std::fs::read_dir(home(target).join("corpus")).expect("a corpus");
+/// Files of one of them, in the order of their names; none where there is no such folder.
+fn kept(target: &str, folder: &str) -> Vec<Vec<u8>> {
+    let Ok(entries) = std::fs::read_dir(home(target).join(folder)) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.sort();
     files.iter().map(|file| std::fs::read(file).expect("a file of the corpus")).collect()
 }
 
-/// Feeds `check` changed inputs for `time`; the number of them. The same `seed` gives the same inputs.
+/// Feeds `check` what is kept, then changed inputs for `time`; the number of those. The same `seed` gives the same inputs.
 ///
 /// # Panics
 /// As `check` does, after the input has been kept; and where an input takes too long.
-pub fn run(target: &str, check: fn(&[u8]), time: Duration, seed: u64) -> u64 {
-    let corpus = corpus(target);
+pub fn run(target: &str, check: impl Fn(&[u8]), time: Duration, seed: u64) -> u64 {
+    let corpus = kept(target, "corpus");
     assert!(!corpus.is_empty(), "{target} has no corpus");
+    kept(target, "crashes").iter().chain(&corpus).for_each(|input| check(input));
     let (began, mut random, mut count) = (Instant::now(), Random(seed), 0);
     while began.elapsed() < time {
         let input = changed(&corpus, &mut random);

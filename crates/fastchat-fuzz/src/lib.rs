@@ -13,3 +13,18 @@ mod text;
 pub mod tokenizer_json;
 pub mod tools;
 mod vocabulary;
+
+/// Calls a macro with the name of each target.
+#[macro_export]
+macro_rules! every_target {
+    ($target:ident) => {
+        $target!(detokenizer);
+        $target!(gguf);
+        $target!(grammar);
+        $target!(reasoning);
+        $target!(safetensors);
+        $target!(stop);
+        $target!(tokenizer_json);
+        $target!(tools);
+    };
+}
