@@ -164,23 +164,34 @@ def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
             answers = await asyncio.gather(*(ask(live.port, CHAT, body) for _ in range(4)))
             return statistics.median(pace(answer) for answer in answers)
 
-        async def flood() -> list[Answer]:
+        async def capacity() -> float:
+            """Requests a second with as many clients as may run."""
             found: list[Answer] = []
-            until = time.monotonic() + seconds
+            until = time.monotonic() + seconds / 4
 
             async def one() -> None:
                 while time.monotonic() < until:
                     found.append(await ask(live.port, CHAT, body))
-                    # As a client that obeys, but in a hurry.
-                    await asyncio.sleep(0.1)
 
-            # Ten times what may run and wait.
-            await asyncio.gather(*(one() for _ in range(80)))
-            return found
+            began = time.monotonic()
+            await asyncio.gather(*(one() for _ in range(4)))
+            return len(found) / (time.monotonic() - began)
+
+        async def flood(rate: float) -> list[Answer]:
+            """Requests that come when they come, whatever became of the earlier ones."""
+            arrivals: list[asyncio.Task[Answer]] = []
+            rng = random.Random(1)
+            until = at = time.monotonic()
+            until += seconds
+            while (at := at + rng.expovariate(rate)) < until:
+                await asyncio.sleep(max(at - time.monotonic(), 0))
+                arrivals.append(asyncio.ensure_future(ask(live.port, CHAT, body)))
+            return await asyncio.gather(*arrivals)
 
         asyncio.run(calm())
         unloaded = asyncio.run(calm())
-        answers = asyncio.run(flood())
+        rate = 10 * asyncio.run(capacity())
+        answers = asyncio.run(flood(rate))
         began = time.monotonic()
         live.idle(20)
         assert asyncio.run(ask(live.port, CHAT, body)).done
@@ -193,7 +204,8 @@ def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
         late = percentile([answer.seconds for answer in bad], 0.99)
         slower = statistics.median(pace(answer) for answer in good) / unloaded
         figure(
-            f"{len(good)} answered, {len(bad)} refused in {seconds} s; refusals p50 "
+            f"{rate:.0f} requests a second, ten times what it can: {len(good)} answered, {len(bad)} refused in "
+            f"{seconds} s; refusals p50 "
             f"{percentile([answer.seconds for answer in bad], 0.5) * 1000:.0f} ms, p99 {late * 1000:.0f} ms; "
             f"answered ones at {slower:.2f} times the unloaded time between tokens; recovered in {recovered:.1f} s"
         )
