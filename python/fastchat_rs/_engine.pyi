@@ -1,36 +1,13 @@
 """Typed face of the compiled engine (crates/fastchat-py): small plain values per call, no tensors.
 
-Every method that can wait or work releases the GIL. Only `server/bridge.py` and `llm.py` import this module.
+Every method that can wait or work releases the GIL. Properties are read-only. Only `server/bridge.py`, `llm.py`,
+`device.py` and `convert.py` import this module.
 """
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Literal, final
+from typing import Final, Literal, final
 
-__all__ = [
-    "CancelledError",
-    "ContextLengthError",
-    "Delta",
-    "Engine",
-    "EngineError",
-    "EngineStats",
-    "Image",
-    "InternalError",
-    "InvalidRequestError",
-    "MediaPrompt",
-    "ModelInfo",
-    "OverloadedError",
-    "PromptLogprobs",
-    "RequestHandle",
-    "SamplingParams",
-    "Subscription",
-    "TokenLogprobs",
-    "UnsupportedModelError",
-    "WeightsError",
-    "__version__",
-    "inspect",
-    "machine_limits",
-]
 __version__: str
 
 class EngineError(Exception):
@@ -92,8 +69,7 @@ class StructuredOutput:
 class ThinkingBudget:
     """How long one output may think; made by `ChatFormat.thinking_budget`."""
 
-    @property
-    def tokens(self) -> int: ...
+    tokens: Final[int]
 
 @final
 class SamplingParams:
@@ -131,120 +107,78 @@ class SamplingParams:
         structured: StructuredOutput | None = None,
         thinking: ThinkingBudget | None = None,
     ) -> SamplingParams: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def min_p(self) -> float: ...
-    @property
-    def presence_penalty(self) -> float: ...
-    @property
-    def frequency_penalty(self) -> float: ...
-    @property
-    def repetition_penalty(self) -> float: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def stop(self) -> list[str]: ...
-    @property
-    def stop_token_ids(self) -> list[int]: ...
-    @property
-    def include_stop_str_in_output(self) -> bool: ...
-    @property
-    def ignore_eos(self) -> bool: ...
-    @property
-    def max_tokens(self) -> int | None: ...
-    @property
-    def min_tokens(self) -> int: ...
-    @property
-    def logprobs(self) -> int | None: ...
-    @property
-    def prompt_logprobs(self) -> int | None: ...
-    @property
-    def logit_bias(self) -> dict[int, float]: ...
-    @property
-    def skip_special_tokens(self) -> bool: ...
-    @property
-    def structured(self) -> StructuredOutput | None: ...
-    @property
-    def thinking(self) -> ThinkingBudget | None: ...
+    n: Final[int]
+    temperature: Final[float]
+    top_p: Final[float]
+    top_k: Final[int]
+    min_p: Final[float]
+    presence_penalty: Final[float]
+    frequency_penalty: Final[float]
+    repetition_penalty: Final[float]
+    seed: Final[int | None]
+    stop: Final[list[str]]
+    stop_token_ids: Final[list[int]]
+    include_stop_str_in_output: Final[bool]
+    ignore_eos: Final[bool]
+    max_tokens: Final[int | None]
+    min_tokens: Final[int]
+    logprobs: Final[int | None]
+    prompt_logprobs: Final[int | None]
+    logit_bias: Final[dict[int, float]]
+    skip_special_tokens: Final[bool]
+    structured: Final[StructuredOutput | None]
+    thinking: Final[ThinkingBudget | None]
 
 @final
 class TokenLogprobs:
     """Log-probabilities of one step under the raw model distribution (before temperature and penalties)."""
 
-    @property
-    def token_id(self) -> int: ...
-    @property
-    def logprob(self) -> float: ...
-    @property
-    def rank(self) -> int:
-        """1 = the most likely token."""
-    @property
-    def top(self) -> list[tuple[int, float]]:
-        """The k most likely (token id, log-probability), best first."""
+    token_id: Final[int]
+    logprob: Final[float]
+    rank: Final[int]
+    """1 = the most likely token."""
+    top: Final[list[tuple[int, float]]]
+    """The k most likely (token id, log-probability), best first."""
 
 @final
 class PromptLogprobs:
     """Log-probabilities of prompt tokens 1.. given those before them; row i belongs to token i + 1."""
 
-    @property
-    def tokens(self) -> list[TokenLogprobs]:
-        """One entry per prompt token from the second on (empty when the whole matrix was asked for)."""
-    @property
-    def matrix(self) -> bytes | None:
-        """`rows * vocab_size` little-endian float32, row-major, when `prompt_logprobs` was -1."""
-    @property
-    def rows(self) -> int: ...
+    tokens: Final[list[TokenLogprobs]]
+    """One entry per prompt token from the second on (empty when the whole matrix was asked for)."""
+    matrix: Final[bytes | None]
+    """`rows * vocab_size` little-endian float32, row-major, when `prompt_logprobs` was -1."""
+    rows: Final[int]
 
 @final
 class Delta:
     """News of one choice since the last `take`, merged into one piece. `text` never ends inside a code point."""
 
-    @property
-    def index(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def token_ids(self) -> list[int]: ...
-    @property
-    def logprobs(self) -> list[TokenLogprobs] | None: ...
-    @property
-    def finish_reason(self) -> _FinishReason | None: ...
-    @property
-    def stop_reason(self) -> str | int | None:
-        """The stop string or stop token id that ended the choice; None for eos and for length."""
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of this choice so far."""
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that came from the prefix cache."""
-    @property
-    def error(self) -> EngineError | None:
-        """Why the choice ended with finish reason `error` or `abort`."""
+    index: Final[int]
+    text: Final[str]
+    token_ids: Final[list[int]]
+    logprobs: Final[list[TokenLogprobs] | None]
+    finish_reason: Final[_FinishReason | None]
+    stop_reason: Final[str | int | None]
+    """The stop string or stop token id that ended the choice; None for eos and for length."""
+    prompt_tokens: Final[int]
+    completion_tokens: Final[int]
+    """Tokens of this choice so far."""
+    cached_tokens: Final[int]
+    """Prompt tokens that came from the prefix cache."""
+    error: Final[EngineError | None]
+    """Why the choice ended with finish reason `error` or `abort`."""
 
 @final
 class RequestHandle:
     """One request in flight. Dropping the last reference aborts it, as does `abort`."""
 
-    @property
-    def id(self) -> int: ...
-    @property
-    def prompt_token_ids(self) -> list[int]: ...
-    @property
-    def finished(self) -> bool:
-        """True once every choice has ended and its last delta was taken."""
-    @property
-    def started(self) -> bool:
-        """True once it has left the queue and entered its first step."""
+    id: Final[int]
+    prompt_token_ids: Final[list[int]]
+    finished: Final[bool]
+    """True once every choice has ended and its last delta was taken."""
+    started: Final[bool]
+    """True once it has left the queue and entered its first step."""
     def take(self) -> list[Delta]:
         """What has come since the last call, at most one delta per choice; never waits."""
     def wait(self, timeout: float | None = None) -> list[Delta]:
@@ -280,14 +214,11 @@ ChatEventKind = Literal["content", "reasoning", "tool_call", "arguments"]
 class ChatEvent:
     """A piece of an answer. A call is one `tool_call` event followed by its `arguments` fragments."""
 
-    @property
-    def kind(self) -> ChatEventKind: ...
-    @property
-    def text(self) -> str:
-        """Content, reasoning, the function's name (`tool_call`), or the next fragment of its arguments' JSON."""
-    @property
-    def index(self) -> int:
-        """Of the tool call, from 0; 0 for content and reasoning."""
+    kind: Final[ChatEventKind]
+    text: Final[str]
+    """Content, reasoning, the function's name (`tool_call`), or the next fragment of its arguments' JSON."""
+    index: Final[int]
+    """Of the tool call, from 0; 0 for content and reasoning."""
 
 @final
 class ChatParser:
@@ -301,15 +232,12 @@ class ChatParser:
 class ChatFormat:
     """What a chat template says of how its model writes reasoning and tool calls."""
 
-    @property
-    def reasoning(self) -> bool:
-        """The model writes its reasoning in a block of its own."""
-    @property
-    def tools(self) -> str:
-        """Name of the call syntax ("hermes", ...), "json" where the template shows none."""
-    @property
-    def needs_special_tokens(self) -> bool:
-        """Markers are special tokens: `skip_special_tokens` must be False for the parser to see them."""
+    reasoning: Final[bool]
+    """The model writes its reasoning in a block of its own."""
+    tools: Final[str]
+    """Name of the call syntax ("hermes", ...), "json" where the template shows none."""
+    needs_special_tokens: Final[bool]
+    """Markers are special tokens: `skip_special_tokens` must be False for the parser to see them."""
     def parser(self, prompt: str, *, tools: str | None, reasoning: bool = True) -> ChatParser:
         """`prompt` is the rendered one (a block it leaves open counts), `tools` the JSON text of the OpenAI list.
 
@@ -366,104 +294,67 @@ class MediaPrompt:
 class EngineStats:
     """Counters since the start and gauges of now."""
 
-    @property
-    def alive(self) -> bool: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def free_blocks(self) -> int: ...
-    @property
-    def total_blocks(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def generation_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens served from the prefix cache."""
-    @property
-    def preemptions(self) -> int: ...
-    @property
-    def draft_tokens(self) -> int:
-        """Tokens that prompt lookup proposed."""
-    @property
-    def accepted_tokens(self) -> int:
-        """Those of them that were chosen."""
-    @property
-    def forced_tokens(self) -> int:
-        """Tokens appended without a step, because a grammar or a thinking budget left no other."""
-    @property
-    def graph_steps(self) -> int:
-        """Steps that were replayed as graphs."""
-    @property
-    def graph_failure(self) -> str | None:
-        """Why no more graphs are captured; steps of other sizes run eagerly."""
-    @property
-    def disk_hits(self) -> int:
-        """Blocks read from the prefix cache on disk."""
-    @property
-    def disk_written(self) -> int:
-        """Blocks written to it."""
-    @property
-    def disk_damaged(self) -> int:
-        """Files of it that were not what was written, and are deleted."""
-    @property
-    def disk_dropped(self) -> int:
-        """Blocks that could not be written, or not in time."""
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that its directory holds."""
+    alive: Final[bool]
+    running: Final[int]
+    waiting: Final[int]
+    free_blocks: Final[int]
+    total_blocks: Final[int]
+    block_size: Final[int]
+    steps: Final[int]
+    prompt_tokens: Final[int]
+    generation_tokens: Final[int]
+    cached_tokens: Final[int]
+    """Prompt tokens served from the prefix cache."""
+    preemptions: Final[int]
+    draft_tokens: Final[int]
+    """Tokens that prompt lookup proposed."""
+    accepted_tokens: Final[int]
+    """Those of them that were chosen."""
+    forced_tokens: Final[int]
+    """Tokens appended without a step, because a grammar or a thinking budget left no other."""
+    graph_steps: Final[int]
+    """Steps that were replayed as graphs."""
+    graph_failure: Final[str | None]
+    """Why no more graphs are captured; steps of other sizes run eagerly."""
+    disk_hits: Final[int]
+    """Blocks read from the prefix cache on disk."""
+    disk_written: Final[int]
+    """Blocks written to it."""
+    disk_damaged: Final[int]
+    """Files of it that were not what was written, and are deleted."""
+    disk_dropped: Final[int]
+    """Blocks that could not be written, or not in time."""
+    disk_bytes: Final[int]
+    """Bytes that its directory holds."""
 
 @final
 class ModelInfo:
     """What was loaded; constant for the life of the engine."""
 
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def bos_token(self) -> str | None: ...
-    @property
-    def eos_token(self) -> str | None: ...
-    @property
-    def bos_token_id(self) -> int | None: ...
-    @property
-    def eos_token_ids(self) -> list[int]: ...
-    @property
-    def has_tokenizer(self) -> bool: ...
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def vocab_size(self) -> int:
-        """Width of a row of logits."""
-    @property
-    def fingerprint(self) -> str:
-        """Hash of weights, kernels and settings that decide the output."""
-    @property
-    def generation_defaults(self) -> dict[str, float]:
-        """What the model's generation_config.json says of the fields of `SamplingParams`."""
-    @property
-    def kernels(self) -> str: ...
-    @property
-    def takes_images(self) -> bool:
-        """Whether prompts may have pictures."""
-    @property
-    def image_marker(self) -> str | None:
-        """Spelling of the token that stands for a picture in a chat template's text."""
-    @property
-    def spec_json(self) -> str:
-        """The resolved decoder description, as JSON."""
-    @property
-    def prefix_disk(self) -> str:
-        """Whether blocks are kept on disk, in one line."""
-    @property
-    def graphs(self) -> str:
-        """Whether decode steps become graphs, in one line."""
+    chat_template: Final[str | None]
+    bos_token: Final[str | None]
+    eos_token: Final[str | None]
+    bos_token_id: Final[int | None]
+    eos_token_ids: Final[list[int]]
+    has_tokenizer: Final[bool]
+    max_model_len: Final[int]
+    vocab_size: Final[int]
+    """Width of a row of logits."""
+    fingerprint: Final[str]
+    """Hash of weights, kernels and settings that decide the output."""
+    generation_defaults: Final[dict[str, float]]
+    """What the model's generation_config.json says of the fields of `SamplingParams`."""
+    kernels: Final[str]
+    takes_images: Final[bool]
+    """Whether prompts may have pictures."""
+    image_marker: Final[str | None]
+    """Spelling of the token that stands for a picture in a chat template's text."""
+    spec_json: Final[str]
+    """The resolved decoder description, as JSON."""
+    prefix_disk: Final[str]
+    """Whether blocks are kept on disk, in one line."""
+    graphs: Final[str]
+    """Whether decode steps become graphs, in one line."""
 
 @final
 class Engine:
@@ -562,21 +453,14 @@ class Embedder:
     ) -> tuple[list[float], list[int]]:
         """How well each document answers the query, and the tokens read for it. For cross-encoders; waits."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-    @property
-    def makes_scores(self) -> bool:
-        """A cross-encoder, which has `score` and no `embed`."""
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def dimensions(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def kernels(self) -> str: ...
-    @property
-    def alive(self) -> bool: ...
+    makes_scores: Final[bool]
+    """A cross-encoder, which has `score` and no `embed`."""
+    max_model_len: Final[int]
+    vocab_size: Final[int]
+    dimensions: Final[int]
+    fingerprint: Final[str]
+    kernels: Final[str]
+    alive: Final[bool]
     def shutdown(self) -> None:
         """Ends every request with `CancelledError` and joins the thread. Twice does no harm."""
 

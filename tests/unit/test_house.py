@@ -17,6 +17,7 @@ else:
 
 PACKAGE = Path(fastchat_rs.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+STUBS = sorted(PACKAGE.rglob("*.pyi"))
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -62,7 +63,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
 
 
 def test_files_are_small_and_say_what_they_own() -> None:
-    lines = [len(path.read_text("utf-8").splitlines()) for path in FILES]
+    lines = [len(path.read_text("utf-8").splitlines()) for path in FILES + STUBS]
     assert max(lines) < 500
     assert statistics.median(lines) <= 160
     for path in FILES:
