@@ -24,7 +24,7 @@ _PRECEDENCE = """Settings come from four places; the first that names one wins: 
 (FASTCHAT_PORT for --port, lists separated by commas), a TOML file (--config or FASTCHAT_CONFIG, port = 8000), defaults.
 
 MODEL is a .gguf file, a folder with config.json and *.safetensors, a Hugging Face id (org/name, org/name:Q4_K_M), or a
-demo name: demo (SmolLM2 135M), gemma, qwen05."""
+demo name: demo (SmolLM2 135M), gemma, qwen05, qwen15."""
 
 app = typer.Typer(
     help="An LLM inference engine in Rust with an OpenAI-compatible server.",

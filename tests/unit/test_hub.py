@@ -23,7 +23,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "nothing", "a/", "/no/such/file.gguf", "./no/such", "../x/y"])
 def test_what_is_nowhere_says_what_could_be(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="demo, gemma, minilm, qwen05, smollm2"):
+    with pytest.raises(ModelNotFoundError, match="demo, gemma, minilm, qwen05, qwen15, smollm2"):
         hub.resolve(name)
 
 
