@@ -15,7 +15,7 @@ from fastchat_rs.keystore import KeyRecord
 from fastchat_rs.ledger import UNITS, Entry, Ledger, Price
 from fastchat_rs.llm import SamplingParams, StructuredOutput
 from fastchat_rs.server.accounts import Accounts, Cost, Headers
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.ratelimits import RateLimits
 from fastchat_rs.server.sampling import with_max_tokens
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.app import ROUTES
 from fastchat_rs.server.decode import BodyDecoder
-from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.messages import template_messages
 from fastchat_rs.server.openapi import document
 from fastchat_rs.server.operations import OPERATIONS

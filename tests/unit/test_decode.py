@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.decode import BodyDecoder, nesting
-from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.protocol import ChatRequest, CompletionRequest
 
 CHAT = BodyDecoder(ChatRequest)

@@ -14,7 +14,7 @@ from fastchat_rs.cli import app
 from fastchat_rs.config import ServeConfig
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.keystore import KeyLimits, open_store
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.keys import Keys
 
 PLACES = ["keys.json", "keys.db"]

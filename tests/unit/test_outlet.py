@@ -11,8 +11,9 @@ import pytest
 
 from fastchat_rs.config import ServeConfig
 from fastchat_rs.server import guard
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.guard import memory_limit, memory_used, pressure
-from fastchat_rs.server.http import OPENAI, ApiError, Request
+from fastchat_rs.server.http import OPENAI, Request
 from fastchat_rs.server.outlet import Ring, Rings
 from fastchat_rs.server.responsecache import ResponseCache, cache_key
 from fastchat_rs.server.state import Limits, Phase, Pressure, State

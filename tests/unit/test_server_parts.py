@@ -8,9 +8,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastchat_rs.config import ServeConfig
 from fastchat_rs.errors import TemplateError
 from fastchat_rs.server import bridge
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.app import OPEN_PATHS, ROUTES, App, route_of
 from fastchat_rs.server.errors import HTTP_TABLE, to_api_error
-from fastchat_rs.server.http import ApiError, encode_json, event
+from fastchat_rs.server.http import encode_json, event
 from fastchat_rs.server.keys import Caller, Keys
 from fastchat_rs.server.logprobs import finite
 from fastchat_rs.server.messages import template_messages, template_variables

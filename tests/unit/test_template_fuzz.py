@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.decode import BodyDecoder
-from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.messages import template_messages
 from fastchat_rs.server.protocol import ChatRequest
 from fastchat_rs.template import ChatTemplate

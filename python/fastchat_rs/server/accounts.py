@@ -22,7 +22,7 @@ from fastchat_rs.config import ServeConfig, parse_prices
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.keystore import KeyRecord
 from fastchat_rs.ledger import Entry, Ledger, Left, Price
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.ratelimits import RateLimits, Window
 
 log = logging.getLogger("fastchat_rs")

@@ -13,16 +13,10 @@ from fastchat_rs.keystore import open_store
 from fastchat_rs.server import chat, completions, embeddings, health, models, openapi, rerank, resume, tokenize
 from fastchat_rs.server.accounts import open_accounts
 from fastchat_rs.server.anthropic import routes as anthropic
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import (
-    ApiError,
-    HTTPProtocol,
-    ProtocolClosed,
-    Reply,
-    Request,
-    Scope,
-)
+from fastchat_rs.server.http import HTTPProtocol, ProtocolClosed, Reply, Request, Scope
 from fastchat_rs.server.keys import Keys
 from fastchat_rs.server.logs import access
 from fastchat_rs.server.metrics import Metrics

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
+from fastchat_rs.server.api_error import ApiError, bad_field
 from fastchat_rs.server.bridge import (
     ChatParser,
     ContextLengthError,
@@ -19,7 +20,7 @@ from fastchat_rs.server.bridge import (
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
-from fastchat_rs.server.http import ApiError, Reply, Request, bad_field
+from fastchat_rs.server.http import Reply, Request
 from fastchat_rs.server.images import Pictures
 from fastchat_rs.server.logprobs import chat_logprobs
 from fastchat_rs.server.messages import (

@@ -5,10 +5,11 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.bridge import Delta, Generation
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context, Ids, Submission, answer
-from fastchat_rs.server.http import Reply, Request, bad_field
+from fastchat_rs.server.http import Reply, Request
 from fastchat_rs.server.logprobs import LegacyLogprobs, joined, prompt_logprobs
 from fastchat_rs.server.protocol import (
     Completion,

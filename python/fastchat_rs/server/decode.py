@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from fastchat_rs.server.http import ApiError, bad_field
+from fastchat_rs.server.api_error import ApiError, bad_field
 
 T = TypeVar("T")
 

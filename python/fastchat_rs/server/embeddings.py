@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.bridge import Embedder
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, json_reply
 from fastchat_rs.server.protocol import EmbeddingItem, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
 from fastchat_rs.server.receipt import tell
 

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from fastchat_rs.server.accounts import Cost, Lease
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request
+from fastchat_rs.server.http import Reply, Request
 from fastchat_rs.server.state import Embedding
 
 Texts = Sequence[str | list[int]]

@@ -4,7 +4,7 @@ import logging
 
 from fastchat_rs.errors import TemplateError
 from fastchat_rs.server import bridge
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.api_error import ApiError
 
 log = logging.getLogger("fastchat_rs")
 

@@ -9,11 +9,12 @@ from typing import Any, TypedDict, TypeVar
 
 from fastchat_rs.config import parse_bytes
 from fastchat_rs.server.accounts import Cost, Lease
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.bridge import ContextLengthError, Generation, InvalidRequestError, MediaPrompt, SamplingParams
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.fetch import ImageFetcher
-from fastchat_rs.server.http import OPENAI, ApiError, Reply, Request
+from fastchat_rs.server.http import OPENAI, Reply, Request
 from fastchat_rs.server.metrics import Metrics
 from fastchat_rs.server.outlet import RESUME_HEADER, Direct, Outlet, Ring, Rings
 from fastchat_rs.server.receipt import Notes

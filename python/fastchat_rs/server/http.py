@@ -1,4 +1,4 @@
-"""What a handler sees of HTTP: the request with its bounds, the reply, the one kind of error. No routes, no models."""
+"""What a handler sees of HTTP: the request with its bounds, and the reply. No routes, no models."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian._granian import RSGIProtocolError as ProtocolError
 from granian.rsgi import Scope
 
-from fastchat_rs.server.protocol import ErrorBody, ErrorReply
+from fastchat_rs.server.api_error import ApiError, bad_field
 
 if TYPE_CHECKING:
     from fastchat_rs.server.accounts import Lease
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPENAI",
-    "ApiError",
     "BodyLimits",
     "HTTPProtocol",
     "ProtocolClosed",
@@ -28,7 +27,6 @@ __all__ = [
     "Request",
     "Scope",
     "Wording",
-    "bad_field",
     "encode_json",
     "event",
     "json_reply",
@@ -36,37 +34,7 @@ __all__ = [
 ]
 
 JSON = "application/json"
-_MAX_MESSAGE = 4000
 encode_json = msgspec.json.Encoder().encode
-
-
-class ApiError(Exception):
-    """Becomes `{"error": {message, type, param, code}}` with `status`."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message[:_MAX_MESSAGE]
-        self.param = param
-        self.code = code
-        self.headers: list[tuple[str, str]] = [("retry-after", str(retry_after))] if retry_after else []
-
-    @property
-    def body(self) -> ErrorReply:
-        """The JSON object of the reply and of an error event in a stream."""
-        if self.status == 429 and self.code is not None:
-            # OpenAI's clients tell a used up quota from a full minute by the type too.
-            kind = self.code
-        else:
-            kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return ErrorReply(ErrorBody(self.message, kind, self.param, self.code))
-
-
-def bad_field(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:
-    """A 400 that names the field."""
-    return ApiError(400, message, param=param, code=code)
 
 
 def event(value: msgspec.Struct) -> bytes:

@@ -7,9 +7,9 @@ from typing import Any, cast
 from fastchat_rs.dataurl import decoded
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.pictures import Places
+from fastchat_rs.server.api_error import ApiError, bad_field
 from fastchat_rs.server.bridge import Image, MediaPrompt
 from fastchat_rs.server.fetch import FetchRefusedError, ImageFetcher
-from fastchat_rs.server.http import ApiError, bad_field
 from fastchat_rs.server.protocol import ContentPart
 from fastchat_rs.server.state import Served
 from fastchat_rs.template import ChatTemplate

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.keystore import PREFIX, KeyRecord, KeyStore, digest
-from fastchat_rs.server.http import ApiError
+from fastchat_rs.server.api_error import ApiError
 
 log = logging.getLogger("fastchat_rs")
 

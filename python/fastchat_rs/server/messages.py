@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.bridge import Bridge
-from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import ContentPart, Message
 from fastchat_rs.server.state import Served
 from fastchat_rs.template import ChatTemplate

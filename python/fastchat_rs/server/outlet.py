@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from fastchat_rs.server.http import ApiError, ProtocolClosed, Request
+from fastchat_rs.server.api_error import ApiError
+from fastchat_rs.server.http import ProtocolClosed, Request
 
 PING = b": ping\n\n"
 RESUME_HEADER = "x-fastchat-resume"

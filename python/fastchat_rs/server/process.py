@@ -20,11 +20,10 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from fastchat_rs.config import ServeConfig, parse_bytes
-from fastchat_rs.errors import ConfigError, FastchatError
+from fastchat_rs.errors import ConfigError
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.app import App
-from fastchat_rs.server.bridge import EngineError
 from fastchat_rs.server.guard import Guard
-from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.loading import load_models
 from fastchat_rs.server.state import Limits, Phase, State
 from fastchat_rs.server.weights import Loaded
@@ -135,7 +134,7 @@ class Process:
         )
 
     async def run(self) -> int:
-        """Serves until told to stop; the exit status."""
+        """Serves until told to stop; the exit status. Raises what loading raises."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -147,11 +146,7 @@ class Process:
         dead = loop.create_task(Guard(self._app.context).watch())
         await asyncio.wait({loading, serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done() and not signalled.done():
-            try:
-                loading.result()
-            except (EngineError, FastchatError) as error:
-                print(f"fastchat-rs: {' '.join(str(error).split())}", file=sys.stderr)
-                return 1
+            loading.result()
             # What was imported and loaded stays: walking it again and again would stop everybody for 0.1 s at a time.
             gc.freeze()
             gc.enable()

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.encoding import encoded
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, json_reply
 from fastchat_rs.server.protocol import EmbeddingUsage, Positive
 from fastchat_rs.server.receipt import tell
 from fastchat_rs.server.sampling import unsupported

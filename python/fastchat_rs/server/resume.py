@@ -2,8 +2,9 @@
 
 import re
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import Request, bad_field
+from fastchat_rs.server.http import Request
 
 ROUTE = "/v1/chat/completions//events"
 """Without the id."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.bridge import EngineError, InvalidRequestError, SamplingParams, StructuredOutput, ThinkingBudget
-from fastchat_rs.server.http import bad_field
 from fastchat_rs.server.protocol import SamplingFields
 from fastchat_rs.server.state import Limits, Served
 

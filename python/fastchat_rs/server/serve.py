@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fastchat_rs.config import ServeConfig
-from fastchat_rs.errors import ConfigError
+from fastchat_rs.errors import FastchatError
 from fastchat_rs.server import logs
-from fastchat_rs.server.bridge import __version__
+from fastchat_rs.server.bridge import EngineError, __version__
 from fastchat_rs.server.weights import begin
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def serve(config: ServeConfig, announce: Callable[[int, "State"], None]) -> None
 
     try:
         status = _run(main())
-    except ConfigError as error:
-        print(f"fastchat-rs: {error}", file=sys.stderr)
+    except (EngineError, FastchatError) as error:
+        # By who writes the log: two writers could meet within a line.
+        writer.put(f"fastchat-rs: {' '.join(str(error).split())}")
         status = 1
     except Exception:
         log.exception("the server failed")

@@ -8,8 +8,9 @@ from enum import Enum
 from functools import cached_property
 
 from fastchat_rs.config import ServeConfig, parse_bytes
+from fastchat_rs.server.api_error import ApiError, bad_field
 from fastchat_rs.server.bridge import Bridge, ChatFormat, Embedder, ModelInfo
-from fastchat_rs.server.http import ApiError, BodyLimits, Request, bad_field
+from fastchat_rs.server.http import BodyLimits, Request
 from fastchat_rs.server.weights import ModelFiles
 from fastchat_rs.template import ChatTemplate
 

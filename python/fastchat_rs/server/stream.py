@@ -12,14 +12,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.bridge import Delta, Generation
-from fastchat_rs.server.http import (
-    ApiError,
-    HTTPProtocol,
-    ProtocolClosed,
-    Request,
-    json_reply,
-)
+from fastchat_rs.server.http import HTTPProtocol, ProtocolClosed, Request, json_reply
 from fastchat_rs.server.metrics import Observation
 from fastchat_rs.server.outlet import Outlet
 from fastchat_rs.server.state import Limits, State

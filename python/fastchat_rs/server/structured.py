@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw
 
+from fastchat_rs.server.api_error import ApiError, bad_field
 from fastchat_rs.server.bridge import InvalidRequestError, StructuredOutput
 from fastchat_rs.server.decode import nesting
 from fastchat_rs.server.errors import to_api_error
-from fastchat_rs.server.http import ApiError, bad_field
 from fastchat_rs.server.protocol import ResponseFormat, SamplingFields, StructuredOutputs
 
 MAX_SCHEMA_BYTES = 256 * 1024

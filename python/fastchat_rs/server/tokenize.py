@@ -1,8 +1,9 @@
 """POST /v1/tokenize and /v1/detokenize, in vLLM's shapes."""
 
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import Reply, Request, bad_field, json_reply
+from fastchat_rs.server.http import Reply, Request, json_reply
 from fastchat_rs.server.messages import (
     Rendering,
     chat_template,

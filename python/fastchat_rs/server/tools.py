@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fastchat_rs.server.http import bad_field
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.protocol import ChatRequest, FunctionName, NamedToolChoice, Tool
 from fastchat_rs.server.receipt import Notes
 from fastchat_rs.server.structured import check_schema

@@ -3,10 +3,11 @@
 from fastchat_rs.server.anthropic.protocol import PING, CountReply, CountRequest, Error, MessagesRequest
 from fastchat_rs.server.anthropic.shape import MessagesShape
 from fastchat_rs.server.anthropic.translate import Translated, translated
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.chat import Dialect, converse, count_tokens
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, Wording, json_reply, named_event
+from fastchat_rs.server.http import Reply, Request, Wording, json_reply, named_event
 from fastchat_rs.server.protocol import ErrorBody
 
 _MESSAGES = BodyDecoder(MessagesRequest)

@@ -17,7 +17,7 @@ from fastchat_rs.server.anthropic.protocol import (
     ToolResult,
     ToolUse,
 )
-from fastchat_rs.server.http import bad_field
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.protocol import (
     ChatRequest,
     ContentPart,

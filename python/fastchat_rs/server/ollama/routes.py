@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.bridge import __version__
 from fastchat_rs.server.chat import Dialect, converse
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, Wording, encode_json, json_reply
+from fastchat_rs.server.http import Reply, Request, Wording, encode_json, json_reply
 from fastchat_rs.server.ollama import protocol
 from fastchat_rs.server.ollama.shape import ChatShape, GenerateShape, timestamp
 from fastchat_rs.server.ollama.translate import Translated, chat, generate

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from msgspec import Raw
 
-from fastchat_rs.server.http import bad_field
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.ollama.protocol import ChatBody, GenerateBody, GenerationFields, InputMessage, Options
 from fastchat_rs.server.protocol import ChatRequest, ContentPart, JsonSchemaFormat, Message, ResponseFormat
 from fastchat_rs.server.sampling import unsupported

@@ -3,11 +3,12 @@
 import asyncio
 from dataclasses import replace
 
+from fastchat_rs.server.api_error import ApiError, bad_field
 from fastchat_rs.server.chat import Dialect, Turn, converse
 from fastchat_rs.server.decode import BodyDecoder
 from fastchat_rs.server.errors import to_api_error
 from fastchat_rs.server.handle import Context
-from fastchat_rs.server.http import ApiError, Reply, Request, Wording, bad_field, json_reply, named_event
+from fastchat_rs.server.http import Reply, Request, Wording, json_reply, named_event
 from fastchat_rs.server.protocol import Message
 from fastchat_rs.server.responses.background import unattended
 from fastchat_rs.server.responses.protocol import Deleted, Failure, Response, ResponsesRequest, Status

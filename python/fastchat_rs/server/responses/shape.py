@@ -6,9 +6,9 @@ from typing import TypedDict, cast
 
 from msgspec import UNSET, Struct
 
+from fastchat_rs.server.api_error import ApiError
 from fastchat_rs.server.bridge import Delta, TokenLogprobs
 from fastchat_rs.server.chat import Turn
-from fastchat_rs.server.http import ApiError
 from fastchat_rs.server.logprobs import chat_logprobs
 from fastchat_rs.server.protocol import MessageDelta
 from fastchat_rs.server.responses import events

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastchat_rs.server.http import bad_field
+from fastchat_rs.server.api_error import bad_field
 from fastchat_rs.server.protocol import (
     ChatRequest,
     ContentPart,
