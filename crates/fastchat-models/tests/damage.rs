@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
 
 mod checkpoints;
+mod damaging;
 mod pieces;
 mod rows;
 
@@ -11,35 +12,13 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use checkpoints::Folder;
+use damaging::{Random, peak};
 use fastchat_kernels::DefaultKernels;
 use fastchat_models::{LoadOptions, load};
 use serde_json::json;
 
 /// Growth of the address space that checkpoints of less than 1 MB may cause; a wrong size asks for far more.
 const MOST: u64 = 100 << 20;
-
-/// Largest address space so far, in bytes; `None` where the system does not tell.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmPeak:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64 (Steele et al., OOPSLA 2014).
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
 
 const ABSURD: [&str; 12] =
     ["0", "-1", "1e308", "4294967296", "18446744073709551615", "67108864", "0.5", "null", "\"x\"", "[]", "{}", "1e-40"];

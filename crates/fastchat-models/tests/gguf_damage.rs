@@ -4,24 +4,19 @@
 #![allow(missing_docs, clippy::unwrap_used)] // a test may fail loudly
 
 mod checkpoints;
+mod damaging;
 
 use std::sync::Arc;
 
 use candle_core::Device;
 use checkpoints::Folder;
+use damaging::{Random, peak};
 use fastchat_kernels::DefaultKernels;
 use fastchat_models::{LoadOptions, load};
 
 /// Growth of the address space that files of less than 100 kB may cause; a wrong size asks for far more.
 const MOST: u64 = 100 << 20;
 const ROUNDS: u64 = 8000;
-
-/// Largest address space so far, in bytes; `None` where the system does not tell.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmPeak:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
-}
 
 /// Bytes after the tensors of the good file.
 const SLACK: usize = 4096;
@@ -203,22 +198,6 @@ fn rules(folder: &Folder) {
     });
     check("split.count = 1025", &|f| f.keys.push(("split.count".to_owned(), whole(1025))));
     check("magic", &|f| f.cut = f.bytes().len() - 3);
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64 (Steele et al., OOPSLA 2014).
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
 }
 
 const ABSURD: [u64; 9] = [0, 1, u64::MAX, 1 << 63, 1 << 32, u32::MAX as u64, 1 << 26, 1 << 20, 0x7fff_ffff];
