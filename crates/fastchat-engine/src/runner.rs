@@ -19,6 +19,9 @@ use crate::media::ActiveMedia;
 use crate::memory::MemoryPlan;
 use crate::scheduler::{ScheduledBatch, Scheduler};
 
+/// Logits are kept while a step needs a quarter of their rows, or these are few.
+const KEPT_ROWS: usize = 8;
+
 /// The model and its memory.
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -27,6 +30,9 @@ pub(crate) struct Runner {
     cache: Arc<Cache>,
     /// Or why there are none, in one line.
     graphs: Result<Graphs, String>,
+    /// Logits of the last step that ran in host memory, f32 `[rows, vocab]`: the next one's are written over them, for the
+    /// system takes as long to hand out 64 MB as a thread to fill them.
+    logits: Option<Tensor>,
 }
 
 /// Logits of one step.
@@ -66,7 +72,7 @@ impl Runner {
             spare: plan.num_blocks as u32,
         };
         let graphs = wanted.and_then(|()| Graphs::new(&of).map_err(|error| error.to_string()));
-        Ok(Self { decoder, kernels, cache, graphs })
+        Ok(Self { decoder, kernels, cache, graphs, logits: None })
     }
 
     /// Whether decode steps become graphs, in one line.
@@ -103,11 +109,32 @@ impl Runner {
         };
         let tensor = match captured {
             Ok(Some(tensor)) => Ok(tensor),
+            Ok(None) if self.kernels.device().is_cpu() && !forward.logits_rows.is_empty() => {
+                self.run_on_host(&forward, &media)
+            }
             Ok(None) => self.decoder.forward_media(&forward, &media, &self.cache),
             Err(error) => Err(error),
         };
         let tensor = tensor.map_err(|error| self.judge(error))?;
         Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
+    }
+
+    /// Logits that are valid until the next step.
+    fn run_on_host(&mut self, forward: &ForwardBatch, media: &Media) -> Result<Tensor, ModelError> {
+        let rows = forward.logits_rows.len();
+        let kept = rows..=rows.next_multiple_of(KEPT_ROWS) * 4;
+        let logits = match self.logits.take().filter(|logits| kept.contains(&logits.dims()[0])) {
+            Some(logits) => logits,
+            None => {
+                // Rows that no step uses take no memory.
+                let room = (2 * rows).next_multiple_of(KEPT_ROWS);
+                Tensor::zeros((room, self.decoder.spec().vocab_size), DType::F32, self.kernels.device())?
+            }
+        };
+        self.decoder.forward_into(forward, media, &self.cache, &logits)?;
+        let own = logits.narrow(0, 0, rows)?;
+        self.logits = Some(logits);
+        Ok(own)
     }
 
     /// Calls `read` with the rows of all sequences on the host, without a copy if they are there. Devices that work on

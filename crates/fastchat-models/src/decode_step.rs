@@ -61,11 +61,10 @@ impl DecodeStep {
     /// # Errors
     /// As `Decoder::forward`.
     pub fn run(&self, decoder: &Decoder, cache: &Cache) -> candle_core::Result<()> {
-        let logits = decoder.logits(&self.plan, &Media::default(), cache).map_err(|error| match error {
+        decoder.logits_into(&self.plan, &Media::default(), cache, &self.logits).map_err(|error| match error {
             ModelError::Kernel(error) => error,
             other => candle_core::Error::msg(other),
-        })?;
-        self.logits.slice_set(&logits, 0, 0)
+        })
     }
 
     /// What `run` computed: f32 `[sequences, vocab]`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use fastchat_kernels::{ForwardBatch, Kernels, Plan, Rope};
+use fastchat_kernels::{ForwardBatch, Kernels, Linear, Plan, Rope};
 
 use crate::ModelError;
 use crate::cache::{Cache, bytes_per_block, bytes_per_state_slot};
@@ -105,14 +105,44 @@ impl Decoder {
         self.logits(&self.plan(batch, cache)?, media, cache)
     }
 
+    /// As `forward_media`, into the first rows of `logits`, contiguous f32 `[at least batch.logits_rows, vocab]`.
+    ///
+    /// # Errors
+    /// As `forward_media`; also logits that do not fit.
+    pub fn forward_into(&self, batch: &ForwardBatch, media: &Media, cache: &Cache, logits: &Tensor) -> Result<()> {
+        media.check(batch.num_tokens())?;
+        self.logits_into(&self.plan(batch, cache)?, media, cache, logits)
+    }
+
     /// Logits of a step that is planned.
-    pub(crate) fn logits(&self, plan: &Plan, media: &Media, cache: &Cache) -> Result<Tensor> {
+    fn logits(&self, plan: &Plan, media: &Media, cache: &Cache) -> Result<Tensor> {
         let rows = self.rows(plan, media, cache)?;
         if plan.batch.logits_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
         }
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
-        let logits = scaled(self.kernels.linear(&rows, head)?, self.spec.logit_scale)?;
+        self.bounded(self.kernels.linear(&rows, self.head())?)
+    }
+
+    /// The same, into the first rows of `logits`.
+    pub(crate) fn logits_into(&self, plan: &Plan, media: &Media, cache: &Cache, logits: &Tensor) -> Result<()> {
+        let rows = self.rows(plan, media, cache)?;
+        if plan.batch.logits_rows.is_empty() {
+            return Ok(());
+        }
+        #[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor
+        if self.spec.logit_scale == 1.0 && self.spec.logit_softcap.is_none() {
+            return Ok(self.kernels.linear_into(&rows, self.head(), logits)?);
+        }
+        Ok(logits.slice_set(&self.bounded(self.kernels.linear(&rows, self.head())?)?, 0, 0)?)
+    }
+
+    fn head(&self) -> &Linear {
+        self.weights.head.as_ref().unwrap_or(&self.weights.embed)
+    }
+
+    /// Products of the output matrix, scaled and capped as the model says.
+    fn bounded(&self, logits: Tensor) -> Result<Tensor> {
+        let logits = scaled(logits, self.spec.logit_scale)?;
         match self.spec.logit_softcap.map(f64::from) {
             Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
             None => Ok(logits),

@@ -104,6 +104,10 @@ impl Kernels for CpuKernels {
         self.run_linear(x, layer)
     }
 
+    fn linear_into(&self, x: &Tensor, layer: &Linear, out: &Tensor) -> Result<()> {
+        self.run_linear_into(x, layer, out)
+    }
+
     fn gated_linear(&self, x: &Tensor, gate_up: &Linear, act: Activation) -> Result<Tensor> {
         self.run_gated_linear(x, gate_up, act)
     }

@@ -96,6 +96,12 @@ pub trait Kernels: Send + Sync + Debug {
         linear::linear(x, layer)
     }
 
+    /// As `linear`, into the first rows of `out`, contiguous f32 `[at least tokens, out_features]`: for results so large that
+    /// the memory of the last ones is worth keeping.
+    fn linear_into(&self, x: &Tensor, layer: &Linear, out: &Tensor) -> Result<()> {
+        out.slice_set(&self.linear(x, layer)?, 0, 0)
+    }
+
     /// Root mean square norm over the last dimension (arXiv 1910.07467); `weight` f32 `[hidden]`.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         norm::rms_norm(x, weight, eps)

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use fastchat_kernels::cpu::{CpuKernels, Isa};
-use fastchat_kernels::{Activation, Kernels, Weight, WeightKind};
+use fastchat_kernels::{Activation, DefaultKernels, Kernels, Weight, WeightKind};
 use proptest::prelude::*;
 
 use crate::data::{Random, assert_same_bits};
@@ -51,6 +51,27 @@ fn a_row_does_not_depend_on_its_company() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn memory_that_is_written_over_has_the_same_rows_and_no_others() {
+    let (rows, tokens) = (70, 5);
+    let overrides = ISAS.map(|isa| Box::new(CpuKernels::with_isa(Some(2), isa)) as Box<dyn Kernels>);
+    for kernels in overrides.into_iter().chain([Box::new(DefaultKernels(Device::Cpu)) as Box<dyn Kernels>]) {
+        let mut random = Random(3);
+        let weights = [weight(WeightKind::Q4_K, rows, 256, &mut random), weight(WeightKind::F32, 7, 256, &mut random)];
+        let layer = kernels.pack(&weights, Some(random.tensor(&[rows + 7], 1.))).unwrap();
+        let x = random.tensor(&[tokens, 256], 1.);
+        let out = random.tensor(&[tokens + 3, rows + 7], 1.);
+        let before = out.copy().unwrap();
+        kernels.linear_into(&x, &layer, &out).unwrap();
+        let part = |all: &Tensor, first, count| all.narrow(0, first, count).unwrap();
+        assert_same_bits(&kernels.name(), &part(&out, 0, tokens), &kernels.linear(&x, &layer).unwrap());
+        assert_same_bits(&kernels.name(), &part(&out, tokens, 3), &part(&before, tokens, 3));
+        let narrow = random.tensor(&[tokens, rows + 6], 1.);
+        assert!(kernels.linear_into(&x, &layer, &narrow).is_err());
+        assert!(kernels.linear_into(&x, &layer, &part(&out, 0, tokens - 1)).is_err());
     }
 }
 

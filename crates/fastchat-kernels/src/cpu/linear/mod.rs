@@ -22,7 +22,7 @@ pub(crate) use buffer::Arena;
 pub(crate) use dense::DenseTiles;
 pub(crate) use tiles::Tiles;
 
-use super::host::{Disjoint, Spare, filled, slice};
+use super::host::{Disjoint, Spare, filled, in_place, slice};
 use super::mlp::gate;
 use super::{CpuKernels, Isa};
 use crate::linear::{Packed, Part};
@@ -148,6 +148,20 @@ impl CpuKernels {
     }
 
     pub(super) fn run_linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        self.product(x, layer, &self.chunks(x, layer)?, layer.out_features)
+    }
+
+    pub(super) fn run_linear_into(&self, x: &Tensor, layer: &Linear, out: &Tensor) -> Result<()> {
+        let (chunks, width) = (self.chunks(x, layer)?, layer.out_features);
+        let out = out.narrow(0, 0, x.dim(0)?)?;
+        if out.dims2()?.1 != width {
+            bail!("{:?} has no room for rows of {width}", out.dims());
+        }
+        in_place(&out, |out| self.fill(x, layer, &chunks, width, &Disjoint::new(out)))
+    }
+
+    /// The tiles of all parts, cut for the threads.
+    fn chunks<'a>(&self, x: &Tensor, layer: &'a Linear) -> Result<Vec<Chunk<'a>>> {
         let mut chunks = Vec::with_capacity(layer.parts.len() * self.most_chunks(x));
         let mut column = 0;
         for part in &layer.parts {
@@ -155,7 +169,7 @@ impl CpuKernels {
             self.cut(x, &Chunk { tiles, column, range: 0..tiles.rows().div_ceil(ROWS), gates: None }, &mut chunks);
             column += tiles.rows();
         }
-        self.product(x, layer, &chunks, layer.out_features)
+        Ok(chunks)
     }
 
     /// Gates and what they gate tile by tile, so that neither is ever written.
@@ -191,7 +205,22 @@ impl CpuKernels {
 
     /// Runs chunks that make up rows of `width`.
     fn product(&self, x: &Tensor, layer: &Linear, chunks: &[Chunk<'_>], width: usize) -> Result<Tensor> {
-        let (rows, cols) = x.dims2()?;
+        let rows = x.dim(0)?;
+        // SAFETY: the chunks hold all tiles, and a tile writes its columns of every row.
+        let out = unsafe { filled(rows * width, |output| self.fill(x, layer, chunks, width, output)) }?;
+        Tensor::from_vec(out, (rows, width), &Device::Cpu)
+    }
+
+    /// Writes what chunks make of every row of `x` to `output`, in rows of `width`.
+    fn fill(
+        &self,
+        x: &Tensor,
+        layer: &Linear,
+        chunks: &[Chunk<'_>],
+        width: usize,
+        output: &Disjoint<f32>,
+    ) -> Result<()> {
+        let (_, cols) = x.dims2()?;
         if cols != layer.in_features {
             bail!("input rows of {cols} for a layer of {} input features", layer.in_features);
         }
@@ -203,21 +232,16 @@ impl CpuKernels {
         let bias = bias.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
         let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_)));
         let paired = layer.parts.iter().any(is_bf16);
-        let fill = |output: &Disjoint<f32>| {
-            self.rounded.with(|data| {
-                self.pairs.with(|pairs| {
-                    let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
-                    let pairs = paired.then(|| PairRows::round(self.isa, x, cols, &self.pool, pairs)).flatten();
-                    let gated = layer.out_features - width;
-                    let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
-                    self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
-                });
+        self.rounded.with(|data| {
+            self.pairs.with(|pairs| {
+                let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
+                let pairs = paired.then(|| PairRows::round(self.isa, x, cols, &self.pool, pairs)).flatten();
+                let gated = layer.out_features - width;
+                let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
+                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
             });
-            Ok(())
-        };
-        // SAFETY: the chunks hold all tiles, and a tile writes its columns of every row.
-        let out = unsafe { filled(rows * width, fill) }?;
-        Tensor::from_vec(out, (rows, width), &Device::Cpu)
+        });
+        Ok(())
     }
 
     pub(super) fn run_embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
