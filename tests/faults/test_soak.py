@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -81,5 +82,10 @@ def test_soak(demo_model: Path, figure: Any) -> None:
         assert files_after <= files + 4
         assert after - memory < 48 << 20
         grown = (after - memory) / (1 << 20)
-        figure(f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB, {files_after - files:+d} descriptors")
+        times, sizes = zip(*samples, strict=True)
+        slope = statistics.linear_regression(times, sizes).slope * 3600 / (1 << 20)
+        figure(
+            f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB between two moments of rest, {slope:+.1f} MiB an hour under load, "
+            f"{files_after - files:+d} descriptors"
+        )
         assert live.stop() == 0

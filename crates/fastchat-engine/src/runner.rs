@@ -123,18 +123,18 @@ impl Runner {
     fn run_on_host(&mut self, forward: &ForwardBatch, media: &Media) -> Result<Tensor, ModelError> {
         let rows = forward.logits_rows.len();
         let kept = rows..=rows.next_multiple_of(KEPT_ROWS) * 4;
-        let logits = match self.logits.take().filter(|logits| kept.contains(&logits.dims()[0])) {
-            Some(logits) => logits,
-            None => {
-                // Rows that no step uses take no memory.
-                let room = (2 * rows).next_multiple_of(KEPT_ROWS);
-                Tensor::zeros((room, self.decoder.spec().vocab_size), DType::F32, self.kernels.device())?
-            }
+        let room = self.logits.take().filter(|logits| kept.contains(&logits.dims()[0]));
+        let room = if let Some(room) = room {
+            room
+        } else {
+            // Rows that no step uses take no memory.
+            let most = (2 * rows).next_multiple_of(KEPT_ROWS);
+            Tensor::zeros((most, self.decoder.spec().vocab_size), DType::F32, self.kernels.device())?
         };
-        self.decoder.forward_into(forward, media, &self.cache, &logits)?;
-        let own = logits.narrow(0, 0, rows)?;
-        self.logits = Some(logits);
-        Ok(own)
+        self.decoder.forward_into(forward, media, &self.cache, &room)?;
+        let logits = room.narrow(0, 0, rows)?;
+        self.logits = Some(room);
+        Ok(logits)
     }
 
     /// Calls `read` with the rows of all sequences on the host, without a copy if they are there. Devices that work on

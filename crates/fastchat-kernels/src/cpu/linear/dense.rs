@@ -51,6 +51,11 @@ impl DenseTiles {
         self.kind == WeightKind::BF16
     }
 
+    /// All tiles, one after the other.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
     fn tile(&self, index: usize) -> &[u8] {
         &self.buffer.bytes()[index * self.stride()..(index + 1) * self.stride()]
     }

@@ -14,6 +14,7 @@ mod portable;
 mod rounding;
 mod tiles;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
@@ -22,7 +23,7 @@ pub(crate) use buffer::Arena;
 pub(crate) use dense::DenseTiles;
 pub(crate) use tiles::Tiles;
 
-use super::host::{Disjoint, Spare, filled, in_place, slice};
+use super::host::{self, Disjoint, Spare, filled, in_place, slice};
 use super::mlp::gate;
 use super::{CpuKernels, Isa};
 use crate::linear::{Packed, Part};
@@ -74,6 +75,15 @@ impl<'a> Tiled<'a> {
         }
     }
 
+    /// Tiles that lie side by side.
+    fn bytes(self, tiles: Range<usize>) -> &'a [u8] {
+        let all = match self {
+            Self::Quantised(tiles) => tiles.bytes(),
+            Self::Dense(tiles) => tiles.bytes(),
+        };
+        &all[tiles.start * self.stride()..tiles.end * self.stride()]
+    }
+
     /// Bytes of one tile.
     fn stride(self) -> usize {
         match self {
@@ -88,9 +98,28 @@ struct Chunk<'a> {
     tiles: Tiled<'a>,
     /// Output column of the part.
     column: usize,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     /// Where these are gates: their activation, and where what they gate lies.
     gates: Option<(crate::Activation, Gated<'a>)>,
+}
+
+impl<'a> Chunk<'a> {
+    /// Its tiles in groups, as even as can be, which a block of rows meets before the next block does.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> {
+        let tiles = self.range.len();
+        let count = (tiles * self.tiles.stride()).div_ceil(GROUP_BYTES).max(1);
+        let (range, size) = (self.range.clone(), tiles.div_ceil(count).max(1));
+        range.clone().step_by(size).map(move |start| start..range.end.min(start + size))
+    }
+
+    /// Bytes of some of its tiles, and of what they gate.
+    fn bytes(&self, tiles: Range<usize>) -> [&'a [u8]; 2] {
+        let gated = self.gates.as_ref().map(|(_, gated)| {
+            let range = gated.first + tiles.start..gated.first + tiles.end;
+            gated.tiles.bytes(range)
+        });
+        [self.tiles.bytes(tiles), gated.unwrap_or_default()]
+    }
 }
 
 /// What a part of gates belongs to: tile `first + i` to its tile `i`.
@@ -238,7 +267,9 @@ impl CpuKernels {
                 let pairs = paired.then(|| PairRows::round(self.isa, x, cols, &self.pool, pairs)).flatten();
                 let gated = layer.out_features - width;
                 let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
-                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk]));
+                let threads = self.pool.threads();
+                // Threads take turns: the next chunk of this one will be about as many on.
+                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk], chunks.get(chunk + threads)));
             });
         });
         Ok(())
@@ -283,13 +314,26 @@ fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
 }
 
 impl Call<'_> {
-    fn run(&self, chunk: &Chunk<'_>) {
+    /// Computes a chunk. Where several blocks of rows meet the same tiles, the memory is asked meanwhile for those that
+    /// come after them, at last for the first of what is probably the `next` chunk.
+    fn run(&self, chunk: &Chunk<'_>, next: Option<&Chunk<'_>>) {
         let rows = self.x.len() / self.cols;
         let (mut sums, mut gated_sums): (Sums, Sums) = ([[0.; ROWS]; BLOCK_ROWS], [[0.; ROWS]; BLOCK_ROWS]);
-        let group = (GROUP_BYTES / chunk.tiles.stride().max(1)).max(1);
-        for start in chunk.range.clone().step_by(group) {
+        let blocks = activation::blocks(rows).count();
+        let mut groups = chunk.groups().peekable();
+        while let Some(group) = groups.next() {
+            let ahead = match groups.peek() {
+                _ if blocks < 2 => [&[][..]; 2],
+                Some(tiles) => chunk.bytes(tiles.clone()),
+                None => next.and_then(|next| Some(next.bytes(next.groups().next()?))).unwrap_or_default(),
+            };
+            let (mut step, steps) = (0, blocks * group.len());
             for (first, rows) in activation::blocks(rows) {
-                for tile in start..chunk.range.end.min(start + group) {
+                for tile in group.clone() {
+                    for bytes in ahead {
+                        host::ask_for(&bytes[bytes.len() * step / steps..bytes.len() * (step + 1) / steps]);
+                    }
+                    step += 1;
                     let column = chunk.column + tile * ROWS;
                     let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
                     let sums = &mut sums[..rows];
