@@ -85,7 +85,7 @@ def test_soak(demo_model: Path, figure: Any) -> None:
         times, sizes = zip(*samples, strict=True)
         slope = statistics.linear_regression(times, sizes).slope * 3600 / (1 << 20)
         figure(
-            f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB between two moments of rest, {slope:+.1f} MiB an hour under load, "
+            f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB between two rests, {slope:+.1f} MiB an hour under load, "
             f"{files_after - files:+d} descriptors"
         )
         assert live.stop() == 0
