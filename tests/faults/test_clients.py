@@ -181,8 +181,8 @@ def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
             """Requests that come when they come, whatever became of the earlier ones."""
             arrivals: list[asyncio.Task[Answer]] = []
             rng = random.Random(1)
-            until = at = time.monotonic()
-            until += seconds
+            at = time.monotonic()
+            until = at + seconds
             while (at := at + rng.expovariate(rate)) < until:
                 await asyncio.sleep(max(at - time.monotonic(), 0))
                 arrivals.append(asyncio.ensure_future(ask(live.port, CHAT, body)))

@@ -30,8 +30,8 @@ pub(crate) struct Runner {
     cache: Arc<Cache>,
     /// Or why there are none, in one line.
     graphs: Result<Graphs, String>,
-    /// Logits of the last step that ran in host memory, f32 `[rows, vocab]`: the next one's are written over them, for the
-    /// system takes as long to hand out 64 MB as a thread to fill them.
+    /// Logits of the last step that ran in host memory, f32 `[rows, vocab]`. The next one's are written over them: the system
+    /// would hand out and take back 67 MB a step of 64 sequences of a large vocabulary.
     logits: Option<Tensor>,
 }
 

@@ -129,8 +129,9 @@ pub(super) fn for_rows(pool: &Pool, rows: usize, width: usize, f: impl Fn(Range<
     pool.run(rows.div_ceil(step), &|i| f(i * step..((i + 1) * step).min(rows)));
 }
 
-/// Asks the second-level cache for bytes that will be read soon; where there is no such instruction, nobody.
+/// Asks the memory for bytes that will be read soon, into the second-level cache. Does nothing on other processors.
 #[inline]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub(super) fn ask_for(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {

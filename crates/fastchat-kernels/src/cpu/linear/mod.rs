@@ -114,11 +114,11 @@ impl<'a> Chunk<'a> {
 
     /// Bytes of some of its tiles, and of what they gate.
     fn bytes(&self, tiles: Range<usize>) -> [&'a [u8]; 2] {
-        let gated = self.gates.as_ref().map(|(_, gated)| {
-            let range = gated.first + tiles.start..gated.first + tiles.end;
-            gated.tiles.bytes(range)
-        });
-        [self.tiles.bytes(tiles), gated.unwrap_or_default()]
+        let gated = self
+            .gates
+            .as_ref()
+            .map_or(&[][..], |(_, gated)| gated.tiles.bytes(gated.first + tiles.start..gated.first + tiles.end));
+        [self.tiles.bytes(tiles), gated]
     }
 }
 
@@ -323,14 +323,14 @@ impl Call<'_> {
         let mut groups = chunk.groups().peekable();
         while let Some(group) = groups.next() {
             let ahead = match groups.peek() {
-                _ if blocks < 2 => [&[][..]; 2],
-                Some(tiles) => chunk.bytes(tiles.clone()),
-                None => next.and_then(|next| Some(next.bytes(next.groups().next()?))).unwrap_or_default(),
+                _ if blocks < 2 => None,
+                Some(tiles) => Some(chunk.bytes(tiles.clone())),
+                None => next.and_then(|next| Some(next.bytes(next.groups().next()?))),
             };
             let (mut step, steps) = (0, blocks * group.len());
             for (first, rows) in activation::blocks(rows) {
                 for tile in group.clone() {
-                    for bytes in ahead {
+                    for bytes in ahead.iter().flatten() {
                         host::ask_for(&bytes[bytes.len() * step / steps..bytes.len() * (step + 1) / steps]);
                     }
                     step += 1;
