@@ -237,7 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder with the GGUF files")
     parser.add_argument("--only", nargs="*", help="parts of file names to measure")
-    parser.add_argument("--rows", nargs="*", help='rows to measure, such as "decode 0"')
+    rows = [f"{what} {size}" for what, size in ROWS]
+    parser.add_argument("--rows", nargs="*", choices=rows, metavar="ROW", help='rows to measure, such as "decode 0"')
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-mistralrs", action="store_true", help="leave out mistral.rs, which is slow")
