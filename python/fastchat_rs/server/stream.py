@@ -7,7 +7,7 @@ its socket.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
@@ -72,10 +72,12 @@ class Watcher(Leaver):
 
     def __init__(self, proto: HTTPProtocol) -> None:
         super().__init__()
-        self._task = asyncio.get_running_loop().create_task(self._watch(proto.client_disconnect()))
+        self._task = asyncio.get_running_loop().create_task(self._watch(proto))
 
-    async def _watch(self, disconnect: Awaitable[None]) -> None:
-        await disconnect
+    async def _watch(self, proto: HTTPProtocol) -> None:
+        # Granian's future has no name here: it holds this task and Python's collector cannot look into it, so that a
+        # frame of the cancelled task which holds it too would keep both for ever.
+        await proto.client_disconnect()
         self.leave()
 
     def cancel(self) -> None:
