@@ -30,7 +30,6 @@ class Asset:
     sha256: str
     inside: str
     required: bool = False
-    on_demand: bool = False
 
 
 _PYPI = {
@@ -49,14 +48,13 @@ _PYPI = {
         "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
         "bfcl_eval/data/",
     ),
-    # Seventy megabytes for one file, so only when asked for by name.
+    # Out of the same archive as the next one, which pip keeps.
     "chat-cases": Asset(
         "llama-chat-tests",
         "llama-cpp-python==0.3.36",
         "llama_cpp_python-0.3.36.tar.gz",
         "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
         "llama_cpp_python-0.3.36/vendor/llama.cpp/tests/test-chat.",
-        on_demand=True,
     ),
     # Chat templates and vocabularies with reference ids; each belongs to its model's licence, the collection is MIT.
     "llama-cpp": Asset(
@@ -136,7 +134,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 def main(names: Sequence[str]) -> int:
     status = 0
-    for name in names or [name for name, asset in ASSETS.items() if not asset.on_demand]:
+    for name in names or ASSETS:
         try:
             print(fetch(ASSETS[name]))
         except (OSError, subprocess.CalledProcessError) as error:

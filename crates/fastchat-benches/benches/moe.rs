@@ -30,15 +30,17 @@ fn pack(kernels: &CpuKernels, rows: usize, cols: usize, seed: u32) -> Linear {
 }
 
 /// 8 and 64 experts at the same `top_k`: one token reads as many experts of either, 512 compute as much, and 64 read
-/// eight times as many experts for the same sums.
+/// eight times as many experts for the same sums. Where only 8 of the 64 are ever chosen, 64 tokens read as many as of 8.
 fn experts(criterion: &mut Criterion) {
     let kernels = CpuKernels::new(None);
     let mut group = criterion.benchmark_group("moe");
-    for num_experts in [8, 64] {
+    for (num_experts, active) in [(8, 8), (64, 64), (64, 8)] {
         let seed = |part: usize| (num_experts * 1000 + part) as u32;
+        let bias: Vec<f32> = (0..num_experts).map(|expert| if expert < active { 1. } else { 0. }).collect();
         let weights = MoeWeights {
             router: pack(&kernels, num_experts, HIDDEN, seed(999)),
-            score_bias: None,
+            // Scores are at most 1.
+            score_bias: Some(Tensor::from_vec(bias, num_experts, &Device::Cpu).unwrap()),
             gate_up: (0..num_experts).map(|i| pack(&kernels, 2 * INTER, HIDDEN, seed(i))).collect(),
             down: (0..num_experts).map(|i| pack(&kernels, HIDDEN, INTER, seed(500 + i))).collect(),
         };
@@ -53,7 +55,7 @@ fn experts(criterion: &mut Criterion) {
         };
         for tokens in [1, 64, 512] {
             let x = Tensor::from_vec(values(tokens * HIDDEN, 7), (tokens, HIDDEN), &Device::Cpu).unwrap();
-            let id = BenchmarkId::new(format!("top 4 of {num_experts}"), tokens);
+            let id = BenchmarkId::new(format!("top 4 of {num_experts}, {active} chosen from"), tokens);
             group.bench_with_input(id, &x, |bencher, x| {
                 bencher.iter(|| kernels.moe(black_box(x), &spec, &weights).unwrap());
             });

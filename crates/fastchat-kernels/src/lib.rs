@@ -27,8 +27,8 @@ pub use graph::{Capture, Graph, StepRoom, Work};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{
-    Activation, AttentionSpec, DefaultKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, MostLikely, NormScope,
-    QkvSpec, Rope, RopeLayout, RouterScore, SampleRow, SampledToken,
+    Activation, AttentionSpec, DefaultKernels, DoubleKernels, GatedDeltaSpec, Kernels, MoeSpec, MoeWeights, MostLikely,
+    NormScope, QkvSpec, Rope, RopeLayout, RouterScore, SampleRow, SampledToken,
 };
 pub use quant::quantize;
 pub use weight::{Weight, WeightKind};

@@ -120,8 +120,9 @@ impl Step<'_> {
         let qkv = columns(&input, 0, channels)?;
         let z = columns(&input, channels, values)?;
         let beta = sigmoid(&columns(&input, channels + values, heads)?)?;
-        let rate = columns(&input, channels + values + heads, heads)?.broadcast_add(&w.dt_bias)?;
-        let decay = softplus(&rate)?.broadcast_mul(&w.decay)?;
+        let rate = columns(&input, channels + values + heads, heads)?;
+        let rate = rate.broadcast_add(&w.dt_bias.to_dtype(rate.dtype())?)?;
+        let decay = softplus(&rate)?.broadcast_mul(&w.decay.to_dtype(rate.dtype())?)?;
         let out = self.kernels.gated_delta(&[&qkv, &beta, &decay], &w.spec, cache, self.plan)?;
         let tokens = out.dim(0)?;
         let out = self.norm(&out.reshape((tokens * heads, layout.v_head_dim))?, &w.norm)?.reshape((tokens, values))?;

@@ -21,8 +21,8 @@ const MEAN_TOLERANCE: f32 = 1e-5;
 
 /// (family, first row) from where f32 itself cannot reach `TOLERANCE` in every row: a head of the gated delta rule has a mean
 /// square of 4e-9 there, the norm over it (eps 1e-6) multiplies every rounding by a thousand, and later rows see it.
-/// Evaluated in f64, the reference's own logits are off by 8.5e-5 there, and f32 evaluations that differ only in the order
-/// of their sums scatter by up to 3.4e-4.
+/// The reference's own logits are off by 8.5e-5 there, as `double.rs` shows in f64, and f32 evaluations that differ only in
+/// the order of their sums scatter by up to 3.4e-4.
 const AMPLIFIED: &[(&str, usize)] = &[("qwen3_5", 14), ("qwen3_next", 2)];
 
 /// The tolerance of those rows.

@@ -68,7 +68,7 @@ pub(super) fn attention(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan:
     for s in 0..plan.batch.num_sequences() {
         let range = plan.batch.query_range(s);
         let (tokens, context) = (range.len(), plan.batch.context_lens[s] as usize);
-        let (k, v) = gather(cache, &plan.batch.block_tables[s], context, spec.v_head_dim)?;
+        let (k, v) = gather(cache, &plan.batch.block_tables[s], context, (spec.v_head_dim, q.dtype()))?;
         // [kv_heads, group * tokens, dim]: the heads that share a key, one below the other.
         let q = q.narrow(0, range.start, tokens)?.reshape((tokens, kv_heads, heads / kv_heads, dim))?;
         let q = q.permute((1, 2, 0, 3))?.reshape((kv_heads, heads / kv_heads * tokens, dim))?;
@@ -77,7 +77,7 @@ pub(super) fn attention(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan:
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
         let mask = causal_mask(plan, range, context, spec.window);
-        let mask = Tensor::from_vec(mask, (1, tokens, context), q.device())?;
+        let mask = Tensor::from_vec(mask, (1, tokens, context), q.device())?.to_dtype(q.dtype())?;
         let scores = scores.reshape((heads, tokens, context))?.broadcast_add(&mask)?;
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
         let out = weights.reshape((kv_heads, heads / kv_heads * tokens, context))?.matmul(&v)?;
@@ -108,16 +108,16 @@ pub(crate) fn check(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan: &Pl
     Ok(())
 }
 
-/// f32 keys `[kv_heads, dim, context]` and values `[kv_heads, context, v_dim]` of one sequence.
-fn gather(cache: &KvCache, table: &[u32], context: usize, v_dim: usize) -> Result<(Tensor, Tensor)> {
+/// Keys `[kv_heads, dim, context]` and values `[kv_heads, context, v_dim]` of one sequence.
+fn gather(cache: &KvCache, table: &[u32], context: usize, (v_dim, dtype): (usize, DType)) -> Result<(Tensor, Tensor)> {
     let (heads, dim) = (cache.layout.num_kv_heads, cache.layout.head_dim);
     let blocks = context.div_ceil(BLOCK_SIZE);
     let table = Tensor::from_vec(table[..blocks].to_vec(), blocks, cache.k.device())?;
-    let k = cache.k.index_select(&table, 0)?.to_dtype(DType::F32)?.permute((1, 2, 0, 3))?;
+    let k = cache.k.index_select(&table, 0)?.to_dtype(dtype)?.permute((1, 2, 0, 3))?;
     let k = k.reshape((heads, dim, blocks * BLOCK_SIZE))?.narrow(2, 0, context)?.contiguous()?;
     let v = match &cache.v {
         Some(v) => {
-            let v = v.index_select(&table, 0)?.to_dtype(DType::F32)?.transpose(0, 1)?;
+            let v = v.index_select(&table, 0)?.to_dtype(dtype)?.transpose(0, 1)?;
             v.reshape((heads, blocks * BLOCK_SIZE, v_dim))?.narrow(1, 0, context)?
         }
         None => k.narrow(1, 0, v_dim)?.transpose(1, 2)?,
@@ -140,7 +140,10 @@ fn causal_mask(plan: &Plan, tokens: Range<usize>, context: usize, window: Option
 pub(super) fn softmax_with_sink(scores: &Tensor, sinks: Option<&Tensor>) -> Result<Tensor> {
     let (heads, tokens, context) = scores.dims3()?;
     let all = match sinks {
-        Some(sinks) => Tensor::cat(&[scores, &sinks.reshape((heads, 1, 1))?.expand((heads, tokens, 1))?], 2)?,
+        Some(sinks) => {
+            let sinks = sinks.to_dtype(scores.dtype())?.reshape((heads, 1, 1))?.expand((heads, tokens, 1))?;
+            Tensor::cat(&[scores, &sinks], 2)?
+        }
         None => scores.clone(),
     };
     let exp = all.broadcast_sub(&all.max_keepdim(D::Minus1)?)?.exp()?;

@@ -48,17 +48,23 @@ pub(crate) fn full_attention(
         scores = scores.reshape((heads, own, tokens))?;
         if let Some(window) = spec.window.filter(|window| *window < tokens) {
             let mask = window_mask(asked.start - all.start..asked.end - all.start, tokens, window);
-            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?)?;
+            scores = hidden(&scores, mask)?;
         }
         if !plan.batch.reach.is_empty() {
             let mask = reach_mask(&plan.batch.reach[asked], tokens);
-            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?)?;
+            scores = hidden(&scores, mask)?;
         }
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
         let out = weights.reshape((kv_heads, group * own, tokens))?.matmul(&v)?;
         outputs.push(out.reshape((heads, own, dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?);
     }
     Tensor::cat(&outputs, 0)?.contiguous()
+}
+
+/// `scores [heads, own, tokens]` with `mask [own, tokens]` added.
+fn hidden(scores: &Tensor, mask: Vec<f32>) -> Result<Tensor> {
+    let (_, own, tokens) = scores.dims3()?;
+    scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?.to_dtype(scores.dtype())?)
 }
 
 /// Refuses rows that the batch has not.

@@ -69,10 +69,13 @@ pub(crate) fn gated_delta(
         let step = &plan.batch.states[s];
         let rows = |x: &Tensor| x.narrow(0, range.start, range.len())?.contiguous();
         // [taps - 1 + tokens, channels]: token t convolves rows t .. t + taps.
-        let history = Tensor::cat(&[conv, rows(inputs[0])?], 0)?;
+        let dtype = inputs[0].dtype();
+        let history = Tensor::cat(&[conv.to_dtype(dtype)?, rows(inputs[0])?], 0)?;
+        recurrent = recurrent.to_dtype(dtype)?;
         let (beta, decay) = (rows(inputs[1])?, rows(inputs[2])?.exp()?);
         let save = |consumed: usize, slot: u32, recurrent: &Tensor| -> Result<()> {
             let last = history.narrow(0, consumed, cache.layout.conv_taps - 1)?.unsqueeze(0)?.contiguous()?;
+            let (last, recurrent) = (last.to_dtype(cache.conv.dtype())?, recurrent.to_dtype(cache.recurrent.dtype())?);
             cache.conv.slice_set(&last, 0, slot as usize)?;
             cache.recurrent.slice_set(&recurrent.unsqueeze(0)?.contiguous()?, 0, slot as usize)
         };
@@ -106,7 +109,8 @@ fn convolved_token(
     layout: &StateLayout,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let StateLayout { conv_taps, num_v_heads, k_head_dim, v_head_dim, .. } = *layout;
-    let mixed = (history.narrow(0, t, conv_taps)? * spec.conv_weight.t()?)?.sum(0)?.silu()?;
+    let mixed =
+        (history.narrow(0, t, conv_taps)? * spec.conv_weight.t()?.to_dtype(history.dtype())?)?.sum(0)?.silu()?;
     let k_width = spec.num_k_heads * k_head_dim;
     let unit = |start: usize| -> Result<Tensor> {
         let x = mixed.narrow(0, start, k_width)?.reshape((spec.num_k_heads, 1, k_head_dim))?;

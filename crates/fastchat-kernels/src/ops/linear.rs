@@ -24,15 +24,17 @@ pub(crate) fn stacked_shape(weights: &[Weight], bias: Option<&Tensor>) -> Result
     Ok((in_features, out_features))
 }
 
-pub(super) fn pack(weights: &[Weight], bias: Option<Tensor>, device: &Device) -> Result<Linear> {
+/// `dtype` is that of the products.
+pub(super) fn pack(weights: &[Weight], bias: Option<Tensor>, device: &Device, dtype: DType) -> Result<Linear> {
     let (in_features, out_features) = stacked_shape(weights, bias.as_ref())?;
     let parts = weights
         .iter()
         .map(|weight| {
-            let dense = Tensor::from_vec(weight.to_f32()?, (weight.rows(), in_features), device)?;
+            let dense = Tensor::from_vec(weight.to_f32()?, (weight.rows(), in_features), device)?.to_dtype(dtype)?;
             Ok(Part { packed: Packed::Dense(dense) })
         })
         .collect::<Result<_>>()?;
+    let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
     Ok(Linear { in_features, out_features, parts, bias })
 }
 

@@ -15,7 +15,7 @@ pub(crate) mod sample;
 use std::fmt::Debug;
 use std::ops::Range;
 
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 pub use attention::AttentionSpec;
 pub use gated_delta::GatedDeltaSpec;
@@ -50,7 +50,7 @@ pub trait Kernels: Send + Sync + Debug {
     /// Packs weights that share an input into one layer; outputs are stacked in order. `bias` is f32 `[sum of rows]`.
     /// Called once per layer at load; the stored bytes may be dropped afterwards.
     fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
-        linear::pack(weights, bias, self.device())
+        linear::pack(weights, bias, self.device(), DType::F32)
     }
 
     /// Derives what all layers of a step share; `ropes` are the model's distinct rope tables.
@@ -213,6 +213,29 @@ impl Kernels for DefaultKernels {
 
     fn name(&self) -> String {
         "default".to_owned()
+    }
+
+    fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
+        moe::moe(self, x, spec, weights)
+    }
+}
+
+/// The same bodies in f64 on the host: what of a difference is rounding does not show here. States and cached keys and
+/// values are as wide as their cache, between two steps.
+#[derive(Debug)]
+pub struct DoubleKernels;
+
+impl Kernels for DoubleKernels {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn name(&self) -> String {
+        "double".to_owned()
+    }
+
+    fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
+        linear::pack(weights, bias, self.device(), DType::F64)
     }
 
     fn moe(&self, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! Mixtures of experts: the choice of experts and the grouped computation, over the other operations of a backend.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Activation, Kernels};
 use crate::Linear;
@@ -53,7 +53,7 @@ pub struct MoeWeights {
 pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     check(spec, weights)?;
-    let logits = kernels.linear(x, &weights.router)?.to_vec2::<f32>()?;
+    let logits = kernels.linear(x, &weights.router)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     let bias = weights.score_bias.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
     // Per expert: the tokens that chose it and with what weight.
     let mut chosen = vec![(Vec::new(), Vec::new()); spec.num_experts];
@@ -65,7 +65,7 @@ pub(crate) fn moe(kernels: &dyn Kernels, x: &Tensor, spec: &MoeSpec, weights: &M
     }
     let mut out = Tensor::zeros((tokens, hidden), x.dtype(), x.device())?;
     for (expert, (rows, factors)) in chosen.into_iter().enumerate().filter(|(_, (rows, _))| !rows.is_empty()) {
-        let factors = Tensor::from_vec(factors, (rows.len(), 1), x.device())?;
+        let factors = Tensor::from_vec(factors, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
         let count = rows.len();
         let rows = Tensor::from_vec(rows, count, x.device())?;
         let inner = kernels.linear(&x.index_select(&rows, 0)?, &weights.gate_up[expert])?;

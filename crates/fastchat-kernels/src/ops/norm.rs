@@ -14,15 +14,16 @@ pub enum NormScope {
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
     let root = (mean_square + f64::from(eps))?.sqrt()?;
-    x.broadcast_div(&root)?.broadcast_mul(weight)
+    x.broadcast_div(&root)?.broadcast_mul(&weight.to_dtype(x.dtype())?)
 }
 
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?.broadcast_mul(weight)?;
+    let normed = centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+    let normed = normed.broadcast_mul(&weight.to_dtype(x.dtype())?)?;
     match bias {
-        Some(bias) => normed.broadcast_add(bias),
+        Some(bias) => normed.broadcast_add(&bias.to_dtype(x.dtype())?),
         None => Ok(normed),
     }
 }

@@ -93,7 +93,8 @@ pub(super) fn rope(x: &Tensor, head_dim: usize, rope: &Rope, tail: bool, plan: &
         bail!("rope index {} but the plan has {} tables", rope.index, plan.rope.len());
     };
     // [tokens, 1, half] against [tokens, heads, half].
-    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+    let across_heads = |table: &Tensor| table.to_dtype(x.dtype())?.unsqueeze(1);
+    let (cos, sin) = (across_heads(cos)?, across_heads(sin)?);
     let x = x.reshape((tokens, width / head_dim, head_dim))?;
     let start = if tail { rest } else { 0 };
     let rotated = x.narrow(2, start, 2 * half)?;

@@ -111,7 +111,7 @@ impl Sequence {
 /// Runs one step and returns the logits of all its rows, sequence after sequence.
 pub fn step(decoder: &Decoder, cache: &Cache, feeds: &mut [Feed]) -> Vec<Vec<f32>> {
     let logits = decoder.forward(&batch(decoder, feeds), cache).unwrap();
-    logits.to_vec2::<f32>().unwrap()
+    logits.to_dtype(DType::F32).unwrap().to_vec2().unwrap()
 }
 
 /// The batch of one step; the sequences are advanced.
