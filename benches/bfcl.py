@@ -103,7 +103,7 @@ def ask(client: httpx.Client, model: str, question: dict[str, Any], choice: str)
         for one in question["function"]
     ]
     body = {"model": model, "messages": question["question"][0], "tools": tools, "tool_choice": choice}
-    body |= {"temperature": 0, "max_tokens": 400, "parallel_tool_calls": "parallel" in question["id"]}
+    body |= {"temperature": 0, "max_tokens": 2048, "parallel_tool_calls": "parallel" in question["id"]}
     try:
         reply = client.post("/v1/chat/completions", json=body)
     except httpx.TimeoutException:

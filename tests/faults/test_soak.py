@@ -80,7 +80,7 @@ def test_soak(demo_model: Path, figure: Any) -> None:
         after, files_after, still_open = settled()
         assert still_open <= 1
         assert files_after <= files + 4
-        assert after - memory < 48 << 20
+        assert after - memory < 16 << 20
         grown = (after - memory) / (1 << 20)
         parts = [
             f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB between two rests",
