@@ -29,6 +29,8 @@ class Answer:
     body: bytes = b""
     whole: bool = False
     """The body ended as HTTP says it must."""
+    reset: bool = False
+    """The connection was reset before that."""
     seconds: float = 0.0
     times: list[float] = field(default_factory=list[float])
     """When each piece of a stream came."""
@@ -90,8 +92,10 @@ class Wire:
                 found.body += piece
                 found.times.append(time.monotonic())
             found.whole = True
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except asyncio.IncompleteReadError:
             pass
+        except ConnectionError:
+            found.reset = True
         return found
 
     async def pieces(self, answer: Answer) -> AsyncIterator[bytes]:

@@ -108,6 +108,8 @@ async def exchange(port: int, pieces: list[bytes], patience: float, certain: int
                 return answers, False
             except ConnectionError:
                 return answers, True
+            if found.reset:
+                return answers, True
             answers.append(found)
     finally:
         wire.reset()
