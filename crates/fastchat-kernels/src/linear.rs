@@ -14,7 +14,7 @@ pub struct Linear {
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
     pub(crate) parts: Vec<Part>,
-    /// f32 `[out_features]`.
+    /// `[out_features]`.
     pub(crate) bias: Option<Tensor>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Part {
 /// The layouts a part can have.
 #[derive(Clone, Debug)]
 pub(crate) enum Packed {
-    /// f32 `[rows, in_features]`: the default's layout.
+    /// `[rows, in_features]` of the activations' type: the default's layout.
     Dense(Tensor),
     /// The CPU backend's quantised layout.
     Tiles(Arc<Tiles>),

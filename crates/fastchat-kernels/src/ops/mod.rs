@@ -27,8 +27,9 @@ pub use sample::{MostLikely, SampleRow, SampledToken};
 
 use crate::{Capture, DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, StepRoom, Weight, Work};
 
-/// Fused operations over flat `[tokens, ..]` f32 activations. All results of a row depend on that row's sequence only:
-/// never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on one backend).
+/// Fused operations over flat `[tokens, ..]` f32 activations ([`DoubleKernels`]: f64). All results of a row depend on that
+/// row's sequence only: never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on
+/// one backend).
 pub trait Kernels: Send + Sync + Debug {
     /// Where the tensors live.
     fn device(&self) -> &Device;
@@ -220,8 +221,8 @@ impl Kernels for DefaultKernels {
     }
 }
 
-/// The same bodies in f64 on the host: what of a difference is rounding does not show here. States and cached keys and
-/// values are as wide as their cache, between two steps.
+/// The same bodies over f64 activations on the host: what of a difference is rounding does not show here. Rotations, the
+/// weights of experts and what lies in a cache stay f32.
 #[derive(Debug)]
 pub struct DoubleKernels;
 
