@@ -22,7 +22,7 @@ pub(super) fn embed(table: &Linear, ids: &[u32]) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::embed;
     use crate::{Weight, WeightKind};
@@ -31,7 +31,7 @@ mod tests {
     fn looks_rows_up() {
         let bytes: Vec<u8> = [1f32, 2., 3., 4., 5., 6.].iter().flat_map(|value| value.to_le_bytes()).collect();
         let table = Weight::new(WeightKind::F32, 3, 2, bytes.into()).unwrap();
-        let table = super::super::linear::pack(&[table], None, &Device::Cpu).unwrap();
+        let table = super::super::linear::pack(&[table], None, &Device::Cpu, DType::F32).unwrap();
         let rows = embed(&table, &[2, 0, 2]).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(rows, [[5., 6.], [1., 2.], [5., 6.]]);
         assert!(embed(&table, &[3]).is_err());

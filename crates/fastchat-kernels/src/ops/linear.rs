@@ -49,7 +49,7 @@ pub(super) fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     use super::{linear, pack};
     use crate::{Weight, WeightKind};
@@ -63,7 +63,7 @@ mod tests {
     fn stacks_outputs_and_adds_the_bias() {
         let weights = [weight(1, 2, &[1., 2.]), weight(2, 2, &[3., 4., 5., 6.])];
         let bias = Tensor::new(&[0.5f32, 0., -1.], &Device::Cpu).unwrap();
-        let layer = pack(&weights, Some(bias), &Device::Cpu).unwrap();
+        let layer = pack(&weights, Some(bias), &Device::Cpu, DType::F32).unwrap();
         let x = Tensor::new(&[[1f32, 10.], [2., 0.]], &Device::Cpu).unwrap();
         let y = linear(&x, &layer).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y, [[21.5, 43., 64.], [2.5, 6., 9.]]);
@@ -72,9 +72,9 @@ mod tests {
     #[test]
     fn refuses_what_does_not_fit() {
         let (a, b) = (weight(1, 2, &[1., 2.]), weight(1, 1, &[1.]));
-        assert!(pack(&[a.clone(), b], None, &Device::Cpu).is_err());
-        assert!(pack(&[], None, &Device::Cpu).is_err());
+        assert!(pack(&[a.clone(), b], None, &Device::Cpu, DType::F32).is_err());
+        assert!(pack(&[], None, &Device::Cpu, DType::F32).is_err());
         let bias = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
-        assert!(pack(&[a], Some(bias), &Device::Cpu).is_err());
+        assert!(pack(&[a], Some(bias), &Device::Cpu, DType::F32).is_err());
     }
 }
