@@ -80,7 +80,8 @@ def test_soak(demo_model: Path, figure: Any) -> None:
         after, files_after, still_open = settled()
         assert still_open <= 1
         assert files_after <= files + 4
-        assert after - memory < 16 << 20
+        # A short run still warms up between the rests.
+        assert after - memory < (16 if SECONDS >= 600 else 32) << 20
         grown = (after - memory) / (1 << 20)
         parts = [
             f"{SECONDS:.0f} s of {counts}: {grown:+.1f} MiB between two rests",
