@@ -52,7 +52,7 @@ def test_an_answered_request_leaves_nothing(demo_model: Path, scale: int, figure
         fill(live)
         bodies = [live.chat(f"Count to {n % 9}.", max_tokens=1, stream=n % 2 == 0) for n in range(count)]
 
-        async def main(bodies: list[dict[str, Any]]) -> None:
+        async def main() -> None:
             room = asyncio.Semaphore(8)
 
             async def one(body: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def test_an_answered_request_leaves_nothing(demo_model: Path, scale: int, figure
         left: list[float] = []
         for _ in range(4):
             before = live.memory()
-            asyncio.run(main(bodies))
+            asyncio.run(main())
             live.idle()
             left.append((live.memory() - before) / count)
         assert min(left) < 1024

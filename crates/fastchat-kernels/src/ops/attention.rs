@@ -77,8 +77,7 @@ pub(super) fn attention(q: &Tensor, spec: &AttentionSpec, cache: &KvCache, plan:
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
         }
         let mask = causal_mask(plan, range, context, spec.window);
-        let mask = Tensor::from_vec(mask, (1, tokens, context), q.device())?.to_dtype(q.dtype())?;
-        let scores = scores.reshape((heads, tokens, context))?.broadcast_add(&mask)?;
+        let scores = masked(&scores.reshape((heads, tokens, context))?, mask)?;
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
         let out = weights.reshape((kv_heads, heads / kv_heads * tokens, context))?.matmul(&v)?;
         let out = out.reshape((heads, tokens, spec.v_head_dim))?.transpose(0, 1)?;
@@ -134,6 +133,12 @@ fn causal_mask(plan: &Plan, tokens: Range<usize>, context: usize, window: Option
         mask.extend((0..context).map(|key| if (first..=last).contains(&key) { 0. } else { f32::NEG_INFINITY }));
     }
     mask
+}
+
+/// `scores [heads, tokens, context]` with `mask [tokens, context]` added.
+pub(super) fn masked(scores: &Tensor, mask: Vec<f32>) -> Result<Tensor> {
+    let (_, tokens, context) = scores.dims3()?;
+    scores.broadcast_add(&Tensor::from_vec(mask, (1, tokens, context), scores.device())?.to_dtype(scores.dtype())?)
 }
 
 /// Softmax over the last dimension of `[heads, tokens, context]`; a sink takes part in the maximum and the sum only.

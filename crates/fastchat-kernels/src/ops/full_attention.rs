@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Result, Tensor, bail};
 
-use super::attention::{AttentionSpec, softmax_with_sink};
+use super::attention::{AttentionSpec, masked, softmax_with_sink};
 use super::qkv::{QkvSpec, qk_norm_rope};
 use crate::Plan;
 
@@ -48,23 +48,17 @@ pub(crate) fn full_attention(
         scores = scores.reshape((heads, own, tokens))?;
         if let Some(window) = spec.window.filter(|window| *window < tokens) {
             let mask = window_mask(asked.start - all.start..asked.end - all.start, tokens, window);
-            scores = hidden(&scores, mask)?;
+            scores = masked(&scores, mask)?;
         }
         if !plan.batch.reach.is_empty() {
             let mask = reach_mask(&plan.batch.reach[asked], tokens);
-            scores = hidden(&scores, mask)?;
+            scores = masked(&scores, mask)?;
         }
         let weights = softmax_with_sink(&scores, spec.sinks.as_ref())?;
         let out = weights.reshape((kv_heads, group * own, tokens))?.matmul(&v)?;
         outputs.push(out.reshape((heads, own, dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?);
     }
     Tensor::cat(&outputs, 0)?.contiguous()
-}
-
-/// `scores [heads, own, tokens]` with `mask [own, tokens]` added.
-fn hidden(scores: &Tensor, mask: Vec<f32>) -> Result<Tensor> {
-    let (_, own, tokens) = scores.dims3()?;
-    scores.broadcast_add(&Tensor::from_vec(mask, (1, own, tokens), scores.device())?.to_dtype(scores.dtype())?)
 }
 
 /// Refuses rows that the batch has not.
