@@ -366,7 +366,7 @@ class Engine:
         *,
         device: str = "auto",
         cuda_libraries: Sequence[str] = ...,
-        bf16_products: bool = False,
+        bf16_products: bool | None = None,
         max_model_len: int | None = None,
         kv_memory: int | None = None,
         kv_dtype: Literal["f16", "bf16", "f32"] | None = None,
@@ -392,7 +392,8 @@ class Engine:
         `prefix_cache_dir` keeps blocks of the prefix cache over a restart, at most `prefix_cache_size` bytes of them.
         `enforce_eager` runs every step launch by launch, also where decode steps could become graphs.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
-        `bf16_products` rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are f32.
+        `bf16_products` rounds inputs of bf16 weights to bf16 where the device multiplies that, or does not; None does
+        on a GPU.
         """
     def submit(
         self,
@@ -435,7 +436,7 @@ class Embedder:
         *,
         device: str = "auto",
         cuda_libraries: Sequence[str] = ...,
-        bf16_products: bool = False,
+        bf16_products: bool | None = None,
         max_model_len: int | None = None,
         max_batch_tokens: int = 2048,
         max_queue: int = 65536,

@@ -65,8 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Annotated[
         DType,
         Meta(
-            description="bfloat16 rounds the inputs of bf16 weights to bf16 where the processor multiplies that, else "
-            "products are in f32; float16, bfloat16 and float32 are also the type of the KV cache"
+            description="bfloat16 rounds the inputs of bf16 weights to bf16 where the device multiplies that, as auto "
+            "does on a GPU; else products are in f32. float16, bfloat16 and float32 are also the type of the KV cache"
         ),
     ] = "auto"
     kv_dtype: Annotated[

@@ -33,12 +33,12 @@ class Placement(TypedDict):
 class Loading(Placement):
     """The same, and how it computes there."""
 
-    bf16_products: bool
+    bf16_products: bool | None
 
 
 def loading(device: str, dtype: DType) -> Loading:
     """On a device that exists somewhere; `dtype` as `LLM` takes it."""
-    return {**placement(device), "bf16_products": dtype == "bfloat16"}
+    return {**placement(device), "bf16_products": None if dtype == "auto" else dtype == "bfloat16"}
 
 
 def placement(device: str) -> Placement:

@@ -21,6 +21,13 @@ constexpr size_t STATIC_SHARED = 48 << 10, MOST_SHARED = 227 << 10, ARENA = STAT
 
 enum class State { Ready, Barrier, Warp, Done };
 
+/// Bytes on their way to shared memory; from nowhere come zeros.
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned group;
+};
+
 struct Fiber {
 #ifdef __x86_64__
     void* stack_pointer = nullptr;
@@ -35,6 +42,11 @@ struct Fiber {
     /// Warp operations begun, and what was brought to the last two.
     unsigned operations = 0;
     uint64_t value[2] = {};
+    /// Of the last two products of the warp: four registers of a, two of b.
+    unsigned fragments[2][6] = {};
+    std::vector<Copy> copies;
+    /// Groups of copies that were closed.
+    unsigned groups = 0;
 };
 
 /// Warp operations of one warp.
@@ -415,6 +427,54 @@ unsigned ballot(const char* site, unsigned mask, bool vote) {
     unsigned out = 0;
     for (unsigned lane = 0; lane < 32; ++lane) out |= unsigned(m.fibers[first + lane].value[now & 1]) << lane;
     return out;
+}
+
+void mma(const char* site, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    Machine& m = machine();
+    Fiber& own = m.fibers[m.current];
+    const unsigned now = (own.operations + 1) & 1;
+    memcpy(own.fragments[now], a, sizeof(a));
+    memcpy(own.fragments[now] + 4, b, sizeof(b));
+    exchange(site, 0xffffffffu, 0, 0);
+    const unsigned first = m.current / 32 * 32, lane = m.current % 32;
+    // Two bf16 to a register, the lower first.
+    const auto value = [&](unsigned holder, unsigned index, unsigned k) {
+        const unsigned bits = m.fibers[first + holder].fragments[now][index] >> (16 * (k % 2)) << 16;
+        float out;
+        memcpy(&out, &bits, sizeof(out));
+        return out;
+    };
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned upper = i / 2, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            const unsigned pair = k % 8 / 2;
+            d[i] += value(lane / 4 * 4 + pair, upper + 2 * (k / 8), k) * value(column * 4 + pair, 4 + k / 8, k);
+        }
+    }
+}
+
+void copy_later(void* to, const void* from, bool inside) {
+    const bool whole = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
+    if (!whole) report("copies 16 bytes that are not aligned");
+    if (inside) touch(from, 16, Access::Read);
+    // Whoever reads what lay there must be done by now.
+    touch(to, 16, Access::Write);
+    Fiber& fiber = machine().fibers[machine().current];
+    fiber.copies.push_back({to, inside ? from : nullptr, fiber.groups});
+}
+
+void close_group() { ++machine().fibers[machine().current].groups; }
+
+void wait_for_groups(int left) {
+    Fiber& fiber = machine().fibers[machine().current];
+    size_t come = 0;
+    for (; come < fiber.copies.size() && fiber.copies[come].group + unsigned(left) < fiber.groups; ++come) {
+        const Copy& copy = fiber.copies[come];
+        touch(copy.to, 16, Access::Write);
+        if (copy.from != nullptr) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+    }
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + long(come));
 }
 
 void fence() {

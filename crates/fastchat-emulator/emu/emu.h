@@ -65,6 +65,13 @@ void warp_barrier(const char* site);
 /// The bits that lane `source` of the warp brought; all lanes must come.
 uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source);
 unsigned ballot(const char* site, unsigned mask, bool vote);
+/// d += a . b, of 16 x 16 and 16 x 8 bf16: a lane holds what PTX's mma.m16n8k16 gives it.
+void mma(const char* site, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+/// Queues 16 bytes, or zeros, for shared memory; they come when their group is waited for.
+void copy_later(void* to, const void* from, bool inside);
+void close_group();
+/// Lets all groups but the last `left` come.
+void wait_for_groups(int left);
 /// What the block has written is seen by blocks that pass a fence later.
 void fence();
 /// Books an access of the current thread where the launch is checked.
@@ -114,6 +121,7 @@ __attribute__((noinline, no_sanitize("thread"))) static T atomic(T* at, F change
     emu::shuffle(EMU_SITE, mask, value, emu::lane() < int(step) ? emu::lane() : emu::lane() - int(step))
 #define __ballot_sync(mask, vote) emu::ballot(EMU_SITE, mask, vote)
 #define __any_sync(mask, vote) (emu::ballot(EMU_SITE, mask, vote) != 0)
+#define mma_bf16(d, a, b) emu::mma(EMU_SITE, d, a, b)
 
 #define SHARED(type, name, count) \
     type(&name)[count] = *reinterpret_cast<type(*)[count]>(emu::shared(sizeof(type) * (count)))
@@ -129,6 +137,7 @@ __attribute__((noinline, no_sanitize("thread"))) static T atomic(T* at, F change
     static_cast<void>(stream),                           \
         emu::launch(#kernel, grid, block, shared, EMU_IS_CHECKED, [&] { (kernel)(__VA_ARGS__); })
 #define UNROLL
+#define UNROLL_BY_4
 #define ALLOW_SHARED(kernel, bytes) \
     static_cast<void>((bytes) > 227 * 1024 ? emu::fail("more shared memory than a block can have") : void())
 
@@ -137,6 +146,12 @@ namespace {
 inline int launched() { return emu::status(); }
 
 inline void __threadfence() { emu::fence(); }
+inline void copy_async(void* to, const void* from, bool inside) { emu::copy_later(to, from, inside); }
+inline void close_copies() { emu::close_group(); }
+template <int LEFT>
+inline void wait_copies() {
+    emu::wait_for_groups(LEFT);
+}
 
 template <typename T>
 T atomicAdd(T* at, T value) {
@@ -192,6 +207,7 @@ struct __nv_bfloat16 {
     uint16_t bits;
 };
 
+inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline float __bfloat162float(__nv_bfloat16 x) { return bits_of<float>(unsigned(x.bits) << 16); }
 
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {

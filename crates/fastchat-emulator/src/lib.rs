@@ -28,6 +28,12 @@ pub fn kernels(checked: bool) -> CudaKernels {
     CudaKernels::new(Box::new(runtime::Emulator::new(checked)))
 }
 
+/// The same, with inputs of bf16 weights rounded to bf16.
+#[cfg(emulated)]
+pub fn bf16_kernels(checked: bool) -> CudaKernels {
+    CudaKernels::with_bf16_products(Box::new(runtime::Emulator::new(checked)))
+}
+
 /// `None` where no C++ compiler was found when this crate was built; for `checked` see [`kernels`].
 pub fn emulated(checked: bool) -> Option<Emulated> {
     #[cfg(emulated)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_core::DType;
-use fastchat_kernels::{CpuOptions, DeviceChoice};
+use fastchat_kernels::{DeviceChoice, KernelOptions};
 use fastchat_models::Quantize;
 
 use crate::constraint::MaskLimits;
@@ -44,8 +44,8 @@ pub struct EngineConfig {
     pub masks: MaskLimits,
     /// Threads of the CPU kernels; `None` is what the process may use.
     pub threads: Option<usize>,
-    /// Rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are computed in f32.
-    pub bf16_products: bool,
+    /// Rounds inputs of bf16 weights to bf16 where the device multiplies that, or does not; `None` does on a GPU.
+    pub bf16_products: Option<bool>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
@@ -73,7 +73,7 @@ impl Default for EngineConfig {
             enforce_eager: false,
             masks: MaskLimits::default(),
             threads: None,
-            bf16_products: false,
+            bf16_products: None,
             skip_tokenizer_init: false,
             quantize: None,
             mmproj: None,
@@ -85,8 +85,8 @@ impl Default for EngineConfig {
 
 impl EngineConfig {
     /// How the CPU computes, where it is the device.
-    pub fn cpu(&self) -> CpuOptions {
-        CpuOptions { threads: self.threads, bf16_products: self.bf16_products }
+    pub fn cpu(&self) -> KernelOptions {
+        KernelOptions { threads: self.threads, bf16_products: self.bf16_products }
     }
 
     /// # Errors

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fastchat_kernels::{CpuOptions, DeviceChoice, Fault, Kernels, device};
+use fastchat_kernels::{DeviceChoice, Fault, KernelOptions, Kernels, device};
 
 use crate::error::EngineError;
 
@@ -14,7 +14,7 @@ use crate::error::EngineError;
 /// What a device that was asked for by name lacks, and where it was looked for.
 pub fn open_device(
     choice: DeviceChoice,
-    cpu: CpuOptions,
+    cpu: KernelOptions,
     libraries: &[PathBuf],
 ) -> Result<Arc<dyn Kernels>, EngineError> {
     device::open(choice, cpu, libraries).map_err(|problem| EngineError::invalid("device", problem))

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fastchat_kernels::{CpuOptions, DeviceChoice, Kernels};
+use fastchat_kernels::{DeviceChoice, KernelOptions, Kernels};
 use fastchat_models::{Embedder, Encoder, LoadOptions, Quantize, load_encoder};
 use parking_lot::Mutex;
 
@@ -31,8 +31,8 @@ pub struct EmbeddingConfig {
     pub max_queue: usize,
     /// Threads of the CPU kernels; `None` is what the process may use.
     pub threads: Option<usize>,
-    /// Rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are computed in f32.
-    pub bf16_products: bool,
+    /// Rounds inputs of bf16 weights to bf16 where the device multiplies that, or does not; `None` does on a GPU.
+    pub bf16_products: Option<bool>,
     /// Serves token ids only.
     pub skip_tokenizer_init: bool,
     /// Rounds matrices stored as floats.
@@ -47,7 +47,7 @@ impl Default for EmbeddingConfig {
             max_batch_tokens: 2048,
             max_queue: 1 << 16,
             threads: None,
-            bf16_products: false,
+            bf16_products: None,
             skip_tokenizer_init: false,
             quantize: None,
         }
@@ -56,8 +56,8 @@ impl Default for EmbeddingConfig {
 
 impl EmbeddingConfig {
     /// How the CPU computes, where it is the device.
-    pub fn cpu(&self) -> CpuOptions {
-        CpuOptions { threads: self.threads, bf16_products: self.bf16_products }
+    pub fn cpu(&self) -> KernelOptions {
+        KernelOptions { threads: self.threads, bf16_products: self.bf16_products }
     }
 
     /// # Errors

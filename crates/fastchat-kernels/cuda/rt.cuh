@@ -27,8 +27,9 @@
     static_cast<void>(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
 /// Name of a launcher.
 #define EXPORT(name) fc_##name
-/// Before a loop over registers.
+/// Before a loop over registers, and before one whose loads should be under way together.
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_4 _Pragma("unroll 4")
 
 namespace {
 /// What a launcher returns: 0, or a cudaError_t.
@@ -39,6 +40,28 @@ __device__ __forceinline__ int dot4(unsigned a, int b, int sum) {
     int out;
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(sum));
     return out;
+}
+
+/// d += a . b, of 16 x 16 and 16 x 8 bf16 that the lanes of a warp hold as PTX's m16n8k16 lays them out.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// Starts a copy of 16 aligned bytes, or zeros where they are not inside, into shared memory; part of the open group.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
+    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+
+/// Closes the open group.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for this thread's groups but the last LEFT.
+template <int LEFT>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 }  // namespace
 

@@ -69,37 +69,39 @@ pub enum Fault {
     Sticky,
 }
 
-/// How the CPU computes, where it is the device.
+/// How a device computes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CpuOptions {
-    /// Threads; `None` is what affinity and cgroup quota allow.
+pub struct KernelOptions {
+    /// Threads of a CPU; `None` is what affinity and cgroup quota allow.
     pub threads: Option<usize>,
-    /// Rounds inputs of bf16 weights to bf16 where the processor multiplies that; else they are computed in f32.
-    pub bf16_products: bool,
+    /// Rounds inputs of bf16 weights to bf16 where the device multiplies that; else such products have the precision of
+    /// f32. `None` rounds on a GPU, where it is what every server does.
+    pub bf16_products: Option<bool>,
 }
 
 /// Opens the kernels of `choice`. `libraries` are folders to look for NVIDIA's libraries in before the system's.
 ///
 /// # Errors
 /// In one line, what a CUDA device that was asked for by name lacks.
-pub fn open(choice: DeviceChoice, cpu: CpuOptions, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
-    let kernels = if cpu.bf16_products { CpuKernels::with_bf16_products } else { CpuKernels::new };
-    let cpu = || -> Arc<dyn Kernels> { Arc::new(kernels(cpu.threads)) };
+pub fn open(choice: DeviceChoice, options: KernelOptions, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    let bf16 = options.bf16_products != Some(false);
+    let kernels = if options.bf16_products == Some(true) { CpuKernels::with_bf16_products } else { CpuKernels::new };
+    let cpu = || -> Arc<dyn Kernels> { Arc::new(kernels(options.threads)) };
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
-        DeviceChoice::Auto => Ok(cuda(0, libraries).unwrap_or_else(|_| cpu())),
+        DeviceChoice::Auto => Ok(cuda(0, bf16, libraries).unwrap_or_else(|_| cpu())),
         DeviceChoice::Cuda(ordinal) => {
-            cuda(ordinal, libraries).map_err(|problem| format!("device {choice} cannot be used: {problem}"))
+            cuda(ordinal, bf16, libraries).map_err(|problem| format!("device {choice} cannot be used: {problem}"))
         }
     }
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(ordinal: usize, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
-    crate::nvidia::open(ordinal, libraries)
+fn cuda(ordinal: usize, bf16: bool, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+    crate::nvidia::open(ordinal, bf16, libraries)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_ordinal: usize, _libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+fn cuda(_ordinal: usize, _bf16: bool, _libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
     Err("this build of fastchat-rs has no CUDA code; the wheel made by `make wheel-cuda` has".to_owned())
 }

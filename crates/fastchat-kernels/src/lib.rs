@@ -22,7 +22,7 @@ mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
-pub use device::{CpuOptions, DeviceChoice, DeviceMemory, Fault};
+pub use device::{DeviceChoice, DeviceMemory, Fault, KernelOptions};
 pub use graph::{Capture, Graph, StepRoom, Work};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};

@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use fastchat_kernels::cpu::CpuKernels;
-use fastchat_kernels::device::{CpuOptions, DeviceChoice, open};
+use fastchat_kernels::device::{DeviceChoice, KernelOptions, open};
 use fastchat_kernels::{DefaultKernels, Kernels, MoeSpec, MoeWeights, selftest};
 
 #[test]
@@ -21,13 +21,13 @@ fn reads_what_it_writes_and_nothing_else() {
 
 #[test]
 fn a_box_without_a_gpu_falls_back_only_when_it_may() {
-    if open(DeviceChoice::Cuda(0), CpuOptions::default(), &[]).is_ok() {
+    if open(DeviceChoice::Cuda(0), KernelOptions::default(), &[]).is_ok() {
         return;
     }
-    let auto = open(DeviceChoice::Auto, CpuOptions { threads: Some(1), ..CpuOptions::default() }, &[])
+    let auto = open(DeviceChoice::Auto, KernelOptions { threads: Some(1), ..KernelOptions::default() }, &[])
         .expect("the CPU is always there");
     assert!(auto.name().starts_with("cpu-"), "{}", auto.name());
-    let error = open(DeviceChoice::Cuda(3), CpuOptions::default(), &[]).expect_err("there is no such device");
+    let error = open(DeviceChoice::Cuda(3), KernelOptions::default(), &[]).expect_err("there is no such device");
     assert!(error.starts_with("device cuda:3 cannot be used: ") && !error.contains('\n'), "{error}");
 }
 

@@ -31,7 +31,7 @@ mod kernels {
     use candle_core::{Device, Error, Result, Tensor};
     use fastchat_engine::{DeviceChoice, EngineError};
     use fastchat_kernels::{
-        CpuOptions, DefaultKernels, Fault, ForwardBatch, Kernels, Linear, MoeSpec, MoeWeights, Plan, Rope,
+        DefaultKernels, Fault, ForwardBatch, KernelOptions, Kernels, Linear, MoeSpec, MoeWeights, Plan, Rope,
     };
 
     /// The reference kernels, and what to break.
@@ -45,7 +45,7 @@ mod kernels {
     #[allow(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "the twin's signature")]
     pub fn open_device(
         _: DeviceChoice,
-        _: CpuOptions,
+        _: KernelOptions,
         _: &[PathBuf],
     ) -> std::result::Result<Arc<dyn Kernels>, EngineError> {
         let order = std::env::var_os("FASTCHAT_FAULTY").map(PathBuf::from).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use fastchat_engine::EngineError;
-use fastchat_kernels::{CpuOptions, probe, selftest};
+use fastchat_kernels::{KernelOptions, probe, selftest};
 use pyo3::prelude::*;
 
 use crate::engine::device_choice;
@@ -20,7 +20,7 @@ type Findings = Vec<(String, f32, f32, Option<String>)>;
 pub fn check_kernels(py: Python<'_>, device: &str, cuda_libraries: Vec<PathBuf>) -> PyResult<(String, Findings)> {
     let choice = device_choice(device)?;
     py.detach(|| {
-        let kernels = open_device(choice, CpuOptions::default(), &cuda_libraries)?;
+        let kernels = open_device(choice, KernelOptions::default(), &cuda_libraries)?;
         let findings = selftest::run(kernels.as_ref()).into_iter();
         Ok((kernels.name(), findings.map(|f| (f.name, f.difference, f.bound, f.error)).collect()))
     })
@@ -37,7 +37,7 @@ type Probe = (String, f64, f64, Option<(u64, u64)>);
 pub fn probe_device(py: Python<'_>, device: &str, cuda_libraries: Vec<PathBuf>) -> PyResult<Probe> {
     let choice = device_choice(device)?;
     py.detach(|| {
-        let kernels = open_device(choice, CpuOptions::default(), &cuda_libraries)?;
+        let kernels = open_device(choice, KernelOptions::default(), &cuda_libraries)?;
         let memory = kernels.memory().map(|memory| (memory.free, memory.total));
         let rates =
             probe::rates(kernels.device()).map_err(|error| EngineError::Internal(format!("the probe: {error}")))?;

@@ -25,14 +25,14 @@ type Embedded<'py> = (Vec<Bound<'py, PyBytes>>, Vec<usize>);
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEmbedder {
     #[new]
-    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=false, max_model_len=None, max_batch_tokens=2048, max_queue=65536,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=None, max_model_len=None, max_batch_tokens=2048, max_queue=65536,
         threads=None, skip_tokenizer_init=false, quantize=None))]
     fn new(
         py: Python<'_>,
         model: &str,
         device: &str,
         cuda_libraries: Vec<PathBuf>,
-        bf16_products: bool,
+        bf16_products: Option<bool>,
         max_model_len: Option<usize>,
         max_batch_tokens: usize,
         max_queue: usize,

@@ -69,7 +69,7 @@ fn request(
 #[allow(clippy::needless_pass_by_value, reason = "sequences are converted into owned values")]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=false, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
+    #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=None, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, enforce_eager=false, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
         num_blocks=None, quantize=None, mmproj=None, prefix_cache_dir=None, prefix_cache_size=4 << 30))]
     fn new(
@@ -77,7 +77,7 @@ impl PyEngine {
         model: &str,
         device: &str,
         cuda_libraries: Vec<PathBuf>,
-        bf16_products: bool,
+        bf16_products: Option<bool>,
         max_model_len: Option<usize>,
         kv_memory: Option<u64>,
         kv_dtype: Option<&str>,

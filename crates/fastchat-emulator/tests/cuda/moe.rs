@@ -98,9 +98,33 @@ fn of_equal_experts_the_first_are_taken() {
     }
 }
 
-/// Rounded inputs make a quantised mixture differ from the default: it is compared with the same steps one by one.
+/// Experts of bf16 have larger chunks, which change no bit.
 #[test]
-fn quantised_experts_equal_their_products_one_by_one() {
+fn experts_by_tensor_cores_do_not_mind_company() {
+    let spec = MoeSpec {
+        num_experts: 3,
+        top_k: 2,
+        score: RouterScore::Sigmoid,
+        renormalize: true,
+        scaling: 1.,
+        groups: None,
+        act: Activation::Silu,
+    };
+    let sizes = (3, 264, 40);
+    let x: Tensor = Random(4).tensor(&[100, sizes.1], 1.);
+    for kernels in backends() {
+        let weights = weights(&kernels, WeightKind::BF16, sizes, true, 9);
+        let out = kernels.moe(&x, &spec, &weights).unwrap();
+        for (first, count) in [(0, 1), (93, 7), (60, 20)] {
+            let some = kernels.moe(&x.narrow(0, first, count).unwrap(), &spec, &weights).unwrap();
+            assert_same_bits(&kernels.name(), &some, &out.narrow(0, first, count).unwrap());
+        }
+    }
+}
+
+/// Rounded inputs make a quantised mixture differ from the default, and sums of bf16 are long: they are compared with the same steps one by one.
+#[test]
+fn experts_equal_their_products_one_by_one() {
     let spec = MoeSpec {
         num_experts: 6,
         top_k: 2,
@@ -110,7 +134,9 @@ fn quantised_experts_equal_their_products_one_by_one() {
         groups: None,
         act: Activation::SwigluOai { alpha: 1.7, limit: 7. },
     };
-    for (kind, inter) in [(WeightKind::MXFP4, 32), (WeightKind::Q4_K, 256), (WeightKind::Q8_0, 96)] {
+    for (kind, inter) in
+        [(WeightKind::MXFP4, 32), (WeightKind::Q4_K, 256), (WeightKind::Q8_0, 96), (WeightKind::BF16, 40)]
+    {
         for kernels in backends() {
             let weights = weights(&kernels, kind, (6, 256, inter), true, 11);
             for tokens in [1, 7, 40] {

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use super::CudaKernels;
 use super::launchers::ProductArgs;
 use super::plan::Arrays;
-use super::weights::{DeviceWeight, Stored, TILE_ROWS};
+use super::weights::{BF16, DeviceWeight, F32, Stored, TILE_ROWS};
 use crate::ops::embed::check_ids;
 use crate::{Activation, Linear, Plan};
 
@@ -17,7 +17,11 @@ const ROUNDED: usize = 48;
 /// Shared memory in which a block rounds its inputs itself; `OWN_ROUNDING` of linear.cu.
 const OWN_ROUNDING: usize = 40 << 10;
 
-/// Entries of a chunk for a product of `entries` rows.
+/// Tokens of a block of `many` in bf16.cu.
+const MIDDLE: usize = 64;
+const LARGE: usize = 128;
+
+/// Entries of a chunk for a product of `entries` rows with any weight.
 pub(super) fn chunk_size(entries: usize) -> usize {
     match entries {
         0 | 1 => 1,
@@ -26,33 +30,92 @@ pub(super) fn chunk_size(entries: usize) -> usize {
     }
 }
 
+impl DeviceWeight {
+    /// In how many bf16 numbers its products take an input; `None` where they do not go through tensor cores.
+    pub(super) fn terms(&self, kernels: &CudaKernels) -> Option<i32> {
+        // A row must start at a multiple of 16 bytes, as the device's allocations and those of its emulator do.
+        (matches!(self.stored, Stored::Dense(BF16)) && self.cols.is_multiple_of(8)).then_some(kernels.terms)
+    }
+
+    /// Entries of a chunk for `entries` rows.
+    fn chunk_size(&self, kernels: &CudaKernels, entries: usize) -> usize {
+        if entries <= 8 || self.terms(kernels).is_none() {
+            return chunk_size(entries);
+        }
+        let blocks = self.rows.div_ceil(LARGE) * entries.div_ceil(LARGE);
+        // Fewer large blocks than multiprocessors leave some without work.
+        if blocks < kernels.runtime.processors() { MIDDLE } else { LARGE }
+    }
+}
+
+/// The size for `entries` an expert, of weights that see the same chunks.
+pub(super) fn shared_chunk_size(kernels: &CudaKernels, weights: [&DeviceWeight; 2], entries: usize) -> usize {
+    if entries > 8 && weights.iter().all(|weight| weight.terms(kernels).is_some()) {
+        MIDDLE
+    } else {
+        chunk_size(entries)
+    }
+}
+
+/// What a product needs of its input beside the floats.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Floats,
+    /// Rounded to 8 bits.
+    Codes,
+    /// This many bf16 numbers for each.
+    Terms(i32),
+}
+
+impl Form {
+    /// For `rows` rows and chunks of `size` entries.
+    fn of(kernels: &CudaKernels, weight: &DeviceWeight, rows: usize, size: usize) -> Self {
+        match (weight.stored, weight.terms(kernels)) {
+            (_, Some(terms)) if size > 8 => Self::Terms(terms),
+            (Stored::Dense(_), _) => Self::Floats,
+            // Many chunks would each round what their tiles' neighbours have rounded.
+            (Stored::Tiles(_), _) if size * weight.cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING && rows <= size => {
+                Self::Floats
+            }
+            (Stored::Tiles(_), _) => Self::Codes,
+        }
+    }
+}
+
 /// Input rows as a product reads them.
 pub(super) struct Input {
     /// f32 `[rows, cols]`, contiguous.
     x: Tensor,
     cols: usize,
-    /// Rounded to 8 bits, for products whose blocks do not do that themselves.
+    form: Form,
+    /// Of products whose blocks do not make it themselves.
     rounded: Option<Tensor>,
 }
 
 impl Input {
-    /// Rows for chunks of `size` entries of a weight stored as `stored`.
-    pub(super) fn new(kernels: &CudaKernels, x: &Tensor, stored: Stored, size: usize) -> Result<Self> {
+    /// Rows for chunks of `size` entries of `weight`.
+    pub(super) fn new(kernels: &CudaKernels, x: &Tensor, weight: &DeviceWeight, size: usize) -> Result<Self> {
         let (x, (rows, cols)) = (x.contiguous()?, x.dims2()?);
-        let inside = size * cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING;
-        // Many chunks would each round what their tiles' neighbours have rounded.
-        if matches!(stored, Stored::Dense(_)) || (inside && rows <= size) {
-            return Ok(Self { x, cols, rounded: None });
-        }
-        let bytes = rows * cols.div_ceil(256) * 8 * ROUNDED;
+        let form = Form::of(kernels, weight, rows, size);
+        let bytes = match form {
+            Form::Floats => return Ok(Self { x, cols, form, rounded: None }),
+            Form::Codes => rows * cols.div_ceil(256) * 8 * ROUNDED,
+            Form::Terms(terms) => rows * cols * 2 * terms as usize,
+        };
         let rounded = kernels.runtime.empty(&[bytes], DType::U8)?;
         let (from, to) = (kernels.floats(&x)?, kernels.elements::<c_void>(&rounded, DType::U8)?);
         let cols_i32 = i32::try_from(cols)?;
-        kernels.launch("round_rows", |launchers, stream| {
-            // SAFETY: `rows` rows of `cols`, and as many of rounded groups padded to 256 columns.
-            unsafe { (launchers.round_rows)(from, to, rows as i64, cols_i32, stream) }
-        })?;
-        Ok(Self { x, cols, rounded: Some(rounded) })
+        match form {
+            Form::Terms(terms) => kernels.launch("split_rows", |launchers, stream| {
+                // SAFETY: `rows` rows of `cols`, and `terms` times as many of bf16.
+                unsafe { (launchers.split_rows)(from, to, terms, rows as i64, cols_i32, stream) }
+            })?,
+            _ => kernels.launch("round_rows", |launchers, stream| {
+                // SAFETY: `rows` rows of `cols`, and as many of rounded groups padded to 256 columns.
+                unsafe { (launchers.round_rows)(from, to, rows as i64, cols_i32, stream) }
+            })?,
+        }
+        Ok(Self { x, cols, form, rounded: Some(rounded) })
     }
 }
 
@@ -128,13 +191,22 @@ impl Product<'_> {
             chunks = experts.count;
         }
         let (chunks, tokens) = (i32::try_from(chunks)?, size as i32);
+        if let Some(terms) = weight.terms(kernels) {
+            if entries > 0 && [weight_bytes.addr(), x.addr()].iter().any(|address| !address.is_multiple_of(16)) {
+                bail!("rows at no multiple of 16 bytes");
+            }
+            return kernels.launch("dense_bf16", |launchers, stream| {
+                // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
+                unsafe { (launchers.dense_bf16)(&raw const args, terms, chunks, tokens, stream) }
+            });
+        }
         match weight.stored {
             Stored::Tiles(format) => kernels.launch("multiply", |launchers, stream| {
-                // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
+                // SAFETY: as above.
                 unsafe { (launchers.multiply)(&raw const args, &raw const format, chunks, tokens, stream) }
             }),
             Stored::Dense(element) => {
-                let bytes = if element == 0 { 4 } else { 2 };
+                let bytes = if element == F32 { 4 } else { 2 };
                 let lies = |address: usize, row: usize| address.is_multiple_of(16) && row.is_multiple_of(16);
                 let aligned = weight.cols.is_multiple_of(8)
                     && lies(weight_bytes.addr(), weight.cols * bytes)
@@ -160,16 +232,18 @@ pub(super) fn linear(kernels: &CudaKernels, x: &Tensor, layer: &Linear) -> Resul
     let entries = rows_of(x, layer)?;
     let out = kernels.empty(&[entries, layer.out_features])?;
     let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
-    let size = chunk_size(entries);
-    let mut input = None;
+    let mut inputs: Vec<Input> = Vec::new();
     let mut column = 0;
     for part in &layer.parts {
         let weight = part.on_device()?;
-        // Tiled parts share the rounded rows, dense parts need none.
-        if input.as_ref().is_none_or(|input: &Input| input.rounded.is_none()) {
-            input = Some(Input::new(kernels, x, weight.stored, size)?);
+        let size = weight.chunk_size(kernels, entries);
+        let form = Form::of(kernels, weight, entries, size);
+        // Parts share what they need alike.
+        let place = inputs.iter().position(|input| input.form == form).unwrap_or(inputs.len());
+        if place == inputs.len() {
+            inputs.push(Input::new(kernels, x, weight, size)?);
         }
-        let Some(input) = &input else { continue };
+        let input = &inputs[place];
         let bias = bias.as_ref().map(|bias| (bias, column));
         let product =
             Product { input, weight, experts: None, entries, size, bias, gated: None, out: &out, out_column: column };
@@ -198,8 +272,8 @@ pub(super) fn gated_linear(
     }
     let entries = rows_of(x, layer)?;
     let out = kernels.empty(&[entries, weight.rows / 2])?;
-    let size = chunk_size(entries);
-    let input = &Input::new(kernels, x, weight.stored, size)?;
+    let size = weight.chunk_size(kernels, entries);
+    let input = &Input::new(kernels, x, weight, size)?;
     let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
     let bias = bias.as_ref().map(|bias| (bias, 0));
     let gated = Some(act);

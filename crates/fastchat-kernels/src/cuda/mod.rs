@@ -37,6 +37,8 @@ pub struct CudaKernels {
     /// u32 zeros by which blocks find out that they are the last; kernels leave them zero.
     counters: Mutex<Option<Tensor>>,
     launches: Arc<AtomicU64>,
+    /// In how many bf16 numbers bf16 weights meet an input: 3 are the float itself, 1 rounds it.
+    terms: i32,
 }
 
 impl CudaKernels {
@@ -49,7 +51,13 @@ impl CudaKernels {
             tables: moe::Tables::default(),
             counters: Mutex::default(),
             launches: Arc::default(),
+            terms: 3,
         }
+    }
+
+    /// As `new`, but inputs of bf16 weights are rounded to bf16.
+    pub fn with_bf16_products(runtime: Box<dyn Runtime>) -> Self {
+        Self { terms: 1, ..Self::new(runtime) }
     }
 
     /// Counts the calls of launchers.
@@ -62,8 +70,9 @@ impl CudaKernels {
     /// # Errors
     /// The driver's, in one line.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on_gpu(gpu: crate::nvidia::Gpu) -> std::result::Result<Self, String> {
-        Ok(Self::new(Box::new(runtime::GpuRuntime::new(gpu)?)))
+    pub(crate) fn on_gpu(gpu: crate::nvidia::Gpu, bf16: bool) -> std::result::Result<Self, String> {
+        let kernels = if bf16 { Self::with_bf16_products } else { Self::new };
+        Ok(kernels(Box::new(runtime::GpuRuntime::new(gpu)?)))
     }
 }
 
@@ -113,7 +122,8 @@ impl Kernels for CudaKernels {
     }
 
     fn name(&self) -> String {
-        self.runtime.name()
+        let name = self.runtime.name();
+        if self.terms == 1 { format!("{name}-bf16") } else { name }
     }
 
     fn memory(&self) -> Option<DeviceMemory> {

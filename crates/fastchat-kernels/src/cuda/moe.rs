@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
 use super::launchers::RoutingArgs;
-use super::linear::{Experts, Input, Product, chunk_size, pairs};
+use super::linear::{Experts, Input, Product, pairs, shared_chunk_size};
 use super::weights::{DeviceWeight, Stored};
 use crate::linear::Packed;
 use crate::ops::moe::{check, moe as plain};
@@ -115,7 +115,7 @@ struct Sorted {
     size: usize,
 }
 
-fn route(kernels: &CudaKernels, logits: &Tensor, spec: &MoeSpec, weights: &MoeWeights) -> Result<Sorted> {
+fn route(kernels: &CudaKernels, logits: &Tensor, spec: &MoeSpec, weights: &MoeWeights, size: usize) -> Result<Sorted> {
     let (tokens, experts) = logits.dims2()?;
     let entries = tokens * spec.top_k;
     let whole = |count: usize| kernels.runtime.empty(&[count], DType::U32);
@@ -146,8 +146,6 @@ fn route(kernels: &CudaKernels, logits: &Tensor, spec: &MoeSpec, weights: &MoeWe
         // SAFETY: logits are [tokens, experts], the results [tokens, top_k].
         unsafe { (launchers.route)(&raw const args, stream) }
     })?;
-    // As many entries per expert as there would be if the choice were even.
-    let size = chunk_size(entries.div_ceil(experts));
     let count = entries / size + experts.min(entries);
     let (tokens_of, place_of, chunks) = (whole(entries)?, whole(entries)?, whole(3 * count)?);
     let from = kernels.elements(&experts_of, DType::U32)?;
@@ -179,8 +177,11 @@ pub(super) fn moe(kernels: &CudaKernels, x: &Tensor, spec: &MoeSpec, weights: &M
         bail!("experts from {} to {}, expected {hidden}", gate_up.first().cols, down.first().rows);
     }
     let logits = kernels.linear(x, &weights.router)?;
-    let sorted = route(kernels, &logits, spec, weights)?;
     let entries = tokens * spec.top_k;
+    // As many entries per expert as there would be if the choice were even.
+    let even = entries.div_ceil(spec.num_experts);
+    let size = shared_chunk_size(kernels, [gate_up.first(), down.first()], even);
+    let sorted = route(kernels, &logits, spec, weights, size)?;
     let paired = pairs(gate_up.first());
     let inter = gate_up.first().rows / 2;
     let run = |input: &Input, table: &Table, gather: Option<&Tensor>, gated, out: &Tensor| {
@@ -197,14 +198,14 @@ pub(super) fn moe(kernels: &CudaKernels, x: &Tensor, spec: &MoeSpec, weights: &M
             Product { input, weight, experts: Some(experts), entries, size, bias: None, gated, out, out_column: 0 };
         product.run(kernels)
     };
-    let input = Input::new(kernels, x, gate_up.first().stored, sorted.size)?;
+    let input = Input::new(kernels, x, gate_up.first(), size)?;
     let mut inner = kernels.empty(&[entries, if paired { inter } else { 2 * inter }])?;
     run(&input, &gate_up, Some(&sorted.tokens_of), paired.then_some(spec.act), &inner)?;
     if !paired {
         inner = kernels.gated_act(&inner, spec.act)?;
     }
     let y = kernels.empty(&[entries, hidden])?;
-    run(&Input::new(kernels, &inner, down.first().stored, sorted.size)?, &down, None, None, &y)?;
+    run(&Input::new(kernels, &inner, down.first(), size)?, &down, None, None, &y)?;
     let out = kernels.empty(&[tokens, hidden])?;
     let (from, places) = (kernels.floats(&y)?, kernels.elements(&sorted.place_of, DType::U32)?);
     let (factors, to) = (kernels.floats(&sorted.factors)?, kernels.floats(&out)?);

@@ -12,6 +12,11 @@ use crate::{Linear, Weight, WeightKind};
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
 
+/// The launchers' numbers of element types.
+pub(super) const F32: i32 = 0;
+pub(super) const F16: i32 = 1;
+pub(super) const BF16: i32 = 2;
+
 /// How a weight's bytes are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stored {
@@ -50,9 +55,9 @@ impl From<&Format> for FormatArgs {
 /// The launchers' number of an element type.
 pub(super) fn element(dtype: DType) -> Result<i32> {
     match dtype {
-        DType::F32 => Ok(0),
-        DType::F16 => Ok(1),
-        DType::BF16 => Ok(2),
+        DType::F32 => Ok(F32),
+        DType::F16 => Ok(F16),
+        DType::BF16 => Ok(BF16),
         other => bail!("f32, f16 and bf16 are known, not {other:?}"),
     }
 }
@@ -76,10 +81,10 @@ fn upload(kernels: &CudaKernels, weight: &Weight) -> Result<DeviceWeight> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let (stored, bytes) = match (weight.kind(), tiles(weight, &kernels.pool)?) {
         (_, Some((format, bytes))) => (Stored::Tiles(format.into()), bytes),
-        (WeightKind::F32, None) => (Stored::Dense(0), weight.bytes().to_vec()),
-        (WeightKind::F16, None) => (Stored::Dense(1), weight.bytes().to_vec()),
-        (WeightKind::BF16, None) => (Stored::Dense(2), weight.bytes().to_vec()),
-        _ => (Stored::Dense(0), weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        (WeightKind::F32, None) => (Stored::Dense(F32), weight.bytes().to_vec()),
+        (WeightKind::F16, None) => (Stored::Dense(F16), weight.bytes().to_vec()),
+        (WeightKind::BF16, None) => (Stored::Dense(BF16), weight.bytes().to_vec()),
+        _ => (Stored::Dense(F32), weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect()),
     };
     let len = bytes.len();
     Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, kernels.runtime.device())? })

@@ -23,9 +23,9 @@ const OLDEST: (i32, i32) = (8, 0);
 ///
 /// # Errors
 /// In one line, what is missing and where it was looked for.
-pub fn open(ordinal: usize, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
+pub fn open(ordinal: usize, bf16: bool, libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
     loader::load(libraries)?;
-    Ok(Arc::new(CudaKernels::on_gpu(Gpu::open(ordinal)?)?))
+    Ok(Arc::new(CudaKernels::on_gpu(Gpu::open(ordinal)?, bf16)?))
 }
 
 /// One GPU.

@@ -1,0 +1,300 @@
+// Products with bf16 weights by tensor cores. Inputs are taken as TERMS bf16 numbers: one rounds them, three add up to
+// the float. What is added in which order depends on neither the number of tokens nor the launch: a span of 256 columns
+// is summed by itself, 16 columns an instruction, and spans are added in order. Columns come in multiples of 8, rows at
+// multiples of 16 bytes.
+#include "linear.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / WARP;
+/// Columns of a span, and of a step of two instructions, of which a lane has eight neighbours.
+constexpr int SPAN = 256, STEP = 32, WIDE = 8;
+/// Rows of the weight and tokens of an instruction.
+constexpr int ROWS = 16, TOKENS = 8;
+
+/// Parts of x, the largest first; three leave nothing of it.
+template <int TERMS>
+__device__ __forceinline__ void split(float x, bf16_t (&parts)[TERMS]) {
+    UNROLL
+    for (int i = 0; i < TERMS; ++i) {
+        parts[i] = from_float<bf16_t>(x);
+        const float part = to_float(parts[i]);
+        // Infinity and NaN are one part: what they leave is no number.
+        x = fabsf(part) < INFINITY ? x - part : 0.f;
+    }
+}
+
+/// Eight floats in parts, as a lane holds them for a step.
+template <int TERMS>
+__device__ __forceinline__ void split_wide(const float* at, uint4 (&out)[TERMS]) {
+    const float4 low = reinterpret_cast<const float4*>(at)[0], high = reinterpret_cast<const float4*>(at)[1];
+    const float x[WIDE] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    unsigned words[TERMS][WIDE / 2];
+    UNROLL
+    for (int i = 0; i < WIDE / 2; ++i) {
+        bf16_t first[TERMS], second[TERMS];
+        split(x[2 * i], first);
+        split(x[2 * i + 1], second);
+        UNROLL
+        for (int term = 0; term < TERMS; ++term) {
+            words[term][i] = __bfloat16_as_ushort(first[term]) | static_cast<unsigned>(__bfloat16_as_ushort(second[term])) << 16;
+        }
+    }
+    UNROLL
+    for (int term = 0; term < TERMS; ++term) out[term] = {words[term][0], words[term][1], words[term][2], words[term][3]};
+}
+
+/// Half of a step: which columns an instruction takes is the lanes' affair, as long as weights and inputs agree.
+template <int TERMS>
+__device__ __forceinline__ void multiply(float (&sums)[4], const uint4 (&weights)[2], const uint4 (&inputs)[TERMS], int half) {
+    const unsigned a[4] = {
+        half ? weights[0].z : weights[0].x,
+        half ? weights[1].z : weights[1].x,
+        half ? weights[0].w : weights[0].y,
+        half ? weights[1].w : weights[1].y,
+    };
+    UNROLL
+    for (int term = 0; term < TERMS; ++term) {
+        const unsigned b[2] = {half ? inputs[term].z : inputs[term].x, half ? inputs[term].w : inputs[term].y};
+        mma_bf16(sums, a, b);
+    }
+}
+
+/// Up to 8 tokens: a warp has 16 rows, or 16 pairs of rows, and every span of the `sharing` warps that share them. The
+/// first of those adds their sums.
+template <int TERMS, int PARTS>
+__global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing) {
+    SHARED(float4, partial, 2 * PARTS * THREADS);
+    const Chunk chunk = chunk_at(p, blockIdx.x, most);
+    if (chunk.count <= 0) return;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, share = warp % sharing;
+    const int rows = p.rows / PARTS, first_row = (blockIdx.y * (WARPS / sharing) + warp / sharing) * ROWS + lane / 4;
+    const int column = lane % 4 * WIDE;
+    const bf16_t* w[PARTS][2];
+    UNROLL
+    for (int part = 0; part < PARTS; ++part) {
+        UNROLL
+        for (int i = 0; i < 2; ++i) {
+            const size_t row = part * rows + min(first_row + 8 * i, rows - 1);
+            w[part][i] = static_cast<const bf16_t*>(chunk.weight) + row * p.cols + column;
+        }
+    }
+    const float* const x = p.x + source_row(p, chunk, lane / 4) * p.cols + column;
+    const int spans = (p.cols + SPAN - 1) / SPAN;
+    float totals[PARTS][4] = {};
+    int turn = 0;
+    for (int first = 0; first < spans; first += sharing, turn ^= 1) {
+        float sums[PARTS][4] = {};
+        const int from = (first + share) * SPAN, until = min(from + SPAN, p.cols);
+        UNROLL_BY_4
+        for (int at = from; at < until; at += STEP) {
+            const bool inside = at + column < p.cols;
+            uint4 inputs[TERMS] = {};
+            if (inside) split_wide(x + at, inputs);
+            UNROLL
+            for (int part = 0; part < PARTS; ++part) {
+                uint4 weights[2] = {};
+                UNROLL
+                for (int i = 0; i < 2; ++i) {
+                    if (inside) weights[i] = *reinterpret_cast<const uint4*>(w[part][i] + at);
+                }
+                multiply(sums[part], weights, inputs, 0);
+                multiply(sums[part], weights, inputs, 1);
+            }
+        }
+        UNROLL
+        for (int part = 0; part < PARTS; ++part) {
+            const float4 own = {sums[part][0], sums[part][1], sums[part][2], sums[part][3]};
+            partial[(turn * PARTS + part) * THREADS + threadIdx.x] = own;
+        }
+        // Two turns have places of their own, so one barrier a turn is enough.
+        __syncthreads();
+        if (share != 0) continue;
+        UNROLL
+        for (int part = 0; part < PARTS; ++part) {
+            for (int other = 0; other < min(sharing, spans - first); ++other) {
+                const float4 sum = partial[(turn * PARTS + part) * THREADS + threadIdx.x + other * WARP];
+                totals[part][0] += sum.x, totals[part][1] += sum.y, totals[part][2] += sum.z, totals[part][3] += sum.w;
+            }
+        }
+    }
+    if (share != 0) return;
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const int row = first_row + 8 * (i / 2), token = lane % 4 * 2 + i % 2;
+        if (row < rows && token < chunk.count) finish(p, chunk, token, row, totals[0][i], totals[PARTS - 1][i]);
+    }
+}
+
+/// What a block of `many` has: warps DOWN the rows and the others across the tokens, each with HIGH by LONG instructions,
+/// and STAGES steps of inputs and weights in shared memory.
+template <int TERMS, int DOWN_, int HIGH_, int LONG_, int STAGES_>
+struct Tile {
+    static constexpr int DOWN = DOWN_, HIGH = HIGH_, LONG = LONG_, STAGES = STAGES_;
+    static constexpr int ROWS_OF = ROWS * HIGH * DOWN, TOKENS_OF = TOKENS * LONG * (WARPS / DOWN);
+    /// Rows of weights, then of every part of the inputs, each of four pieces of 16 bytes.
+    static constexpr int PIECES = 4 * (ROWS_OF + TERMS * TOKENS_OF);
+    static constexpr size_t BYTES = STAGES * PIECES * sizeof(uint4);
+};
+
+template <int TERMS>
+using Middle = Tile<TERMS, 1, 2, 1, 4>;
+template <int TERMS>
+using Large = Tile<TERMS, 2, 4, 4, TERMS == 1 ? 4 : 3>;
+
+/// Many tokens, whose parts lie in `rounded`: a block has a tile of rows by tokens. Where results are gated, the upper half
+/// of a warp's rows are the partners of the lower.
+template <int TERMS, typename T>
+__global__ void __launch_bounds__(THREADS) many(Product p) {
+    DYNAMIC_SHARED(uint4, stages);
+    const Chunk chunk = chunk_at(p, blockIdx.x, T::TOKENS_OF);
+    if (chunk.count <= 0) return;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, down = warp % T::DOWN, across = warp / T::DOWN;
+    const int rows = p.gated ? p.rows / 2 : p.rows, own_rows = ROWS * T::HIGH / (p.gated ? 2 : 1);
+    // Row of the results for row `line` of a warp.
+    const auto row_of = [&](int warp_down, int line) {
+        return (static_cast<int>(blockIdx.y) * T::DOWN + warp_down) * own_rows + line % own_rows;
+    };
+    constexpr int COPIES = (T::PIECES + THREADS - 1) / THREADS;
+    const int column = threadIdx.x % 4 * WIDE;
+    const bf16_t* from[COPIES];
+    UNROLL
+    for (int i = 0; i < COPIES; ++i) {
+        const int line = (threadIdx.x + i * THREADS) / 4;
+        if (line < T::ROWS_OF) {
+            const int within = line % (ROWS * T::HIGH);
+            const size_t row = min(row_of(line / (ROWS * T::HIGH), within), rows - 1) + (within < own_rows ? 0 : rows);
+            from[i] = static_cast<const bf16_t*>(chunk.weight) + row * p.cols + column;
+        } else {
+            const int term = (line - T::ROWS_OF) / T::TOKENS_OF, token = (line - T::ROWS_OF) % T::TOKENS_OF;
+            const size_t row = source_row(p, chunk, token) * TERMS + min(term, TERMS - 1);
+            from[i] = static_cast<const bf16_t*>(p.rounded) + row * p.cols + column;
+        }
+    }
+    const int steps = (p.cols + STEP - 1) / STEP;
+    const auto fetch = [&](int step) {
+        uint4* const to = stages + step % T::STAGES * T::PIECES + threadIdx.x;
+        const bool inside = step * STEP + column < p.cols;
+        UNROLL
+        for (int i = 0; i < COPIES; ++i) {
+            const bool mine = step < steps && static_cast<int>(threadIdx.x) + i * THREADS < T::PIECES;
+            if (mine) copy_async(to + i * THREADS, from[i] + (inside ? step * STEP : 0), inside);
+        }
+        close_copies();
+    };
+    float sums[T::HIGH][T::LONG][4] = {}, totals[T::HIGH][T::LONG][4] = {};
+    for (int step = 0; step < T::STAGES - 1; ++step) fetch(step);
+    for (int step = 0; step < steps; ++step) {
+        wait_copies<T::STAGES - 2>();
+        // All copies of this step have come, and nobody reads the stage that is fetched next.
+        __syncthreads();
+        fetch(step + T::STAGES - 1);
+        const uint4* const stage = stages + step % T::STAGES * T::PIECES + lane;
+        uint4 inputs[T::LONG][TERMS];
+        UNROLL
+        for (int n = 0; n < T::LONG; ++n) {
+            UNROLL
+            for (int term = 0; term < TERMS; ++term) {
+                inputs[n][term] = stage[4 * (T::ROWS_OF + term * T::TOKENS_OF + (across * T::LONG + n) * TOKENS)];
+            }
+        }
+        UNROLL
+        for (int m = 0; m < T::HIGH; ++m) {
+            const uint4* const at = stage + 4 * ROWS * (down * T::HIGH + m);
+            const uint4 weights[2] = {at[0], at[4 * 8]};
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                UNROLL
+                for (int n = 0; n < T::LONG; ++n) multiply(sums[m][n], weights, inputs[n], half);
+            }
+        }
+        if ((step + 1) % (SPAN / STEP) != 0 && step + 1 < steps) continue;
+        UNROLL
+        for (int m = 0; m < T::HIGH; ++m) {
+            UNROLL
+            for (int n = 0; n < T::LONG; ++n) {
+                UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    totals[m][n][i] += sums[m][n][i];
+                    sums[m][n][i] = 0.f;
+                }
+            }
+        }
+    }
+    UNROLL
+    for (int m = 0; m < T::HIGH; ++m) {
+        if (p.gated && m >= T::HIGH / 2) break;
+        UNROLL
+        for (int n = 0; n < T::LONG; ++n) {
+            UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const int row = row_of(down, m * ROWS + lane / 4 + 8 * (i / 2));
+                const int token = (across * T::LONG + n) * TOKENS + lane % 4 * 2 + i % 2;
+                // The index of a register must be known here, gated or not.
+                const float other = m < T::HIGH / 2 ? totals[(m + T::HIGH / 2) % T::HIGH][n][i] : 0.f;
+                if (row < rows && token < chunk.count) finish(p, chunk, token, row, totals[m][n][i], other);
+            }
+        }
+    }
+}
+
+/// A thread per eight columns of a row; the parts of a row follow one another.
+template <int TERMS>
+__global__ void split_rows(const float* x, uint4* out, long long rows, int cols) {
+    const long long item = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
+    const int pieces = cols / WIDE;
+    if (item >= rows * pieces) return;
+    const long long row = item / pieces, piece = item % pieces;
+    uint4 parts[TERMS];
+    split_wide(x + item * WIDE, parts);
+    UNROLL
+    for (int term = 0; term < TERMS; ++term) out[(row * TERMS + term) * pieces + piece] = parts[term];
+}
+
+template <int TERMS>
+int start(const Product& p, int chunks, int tokens, void* stream) {
+    if (tokens <= TOKENS) {
+        const int spans = ceil_div(p.cols, SPAN), rows = p.gated ? p.rows / 2 : p.rows;
+        int sharing = 1;
+        while (sharing < spans && sharing < WARPS) sharing *= 2;
+        const dim3 grid(chunks, ceil_div(rows, ROWS * (WARPS / sharing)));
+        if (p.gated) LAUNCH((few<TERMS, 2>), grid, THREADS, 0, stream, p, tokens, sharing);
+        else LAUNCH((few<TERMS, 1>), grid, THREADS, 0, stream, p, tokens, sharing);
+        return launched();
+    }
+    if (p.rounded == nullptr) return INVALID_VALUE;
+    const auto run = [&](auto tile) {
+        using T = decltype(tile);
+        const dim3 grid(chunks, ceil_div(p.rows, T::ROWS_OF));
+        ALLOW_SHARED((many<TERMS, T>), T::BYTES);
+        LAUNCH((many<TERMS, T>), grid, THREADS, T::BYTES, stream, p);
+        return launched();
+    };
+    if (tokens == Middle<TERMS>::TOKENS_OF) return run(Middle<TERMS>());
+    if (tokens == Large<TERMS>::TOKENS_OF) return run(Large<TERMS>());
+    return INVALID_VALUE;
+}
+
+}  // namespace
+
+/// `terms` parts (1 or 3) of every row.
+extern "C" int EXPORT(split_rows)(const float* x, void* out, int terms, long long rows, int cols, void* stream) {
+    if (cols % WIDE != 0) return INVALID_VALUE;
+    const long long items = rows * (cols / WIDE);
+    if (items == 0) return launched();
+    uint4* const to = static_cast<uint4*>(out);
+    if (terms == 1) LAUNCH(split_rows<1>, ceil_div(items, THREADS), THREADS, 0, stream, x, to, rows, cols);
+    else if (terms == 3) LAUNCH(split_rows<3>, ceil_div(items, THREADS), THREADS, 0, stream, x, to, rows, cols);
+    else return INVALID_VALUE;
+    return launched();
+}
+
+/// `chunks` blocks of up to `tokens` entries each: up to 8, which a block splits itself, or 64 or 128 that were split.
+extern "C" int EXPORT(dense_bf16)(const Product* p, int terms, int chunks, int tokens, void* stream) {
+    if (p->cols % WIDE != 0 || (p->gated && p->rows % 2 != 0)) return INVALID_VALUE;
+    if (chunks == 0 || p->rows == 0) return launched();
+    if (terms == 1) return start<1>(*p, chunks, tokens, stream);
+    if (terms == 3) return start<3>(*p, chunks, tokens, stream);
+    return INVALID_VALUE;
+}
