@@ -429,7 +429,7 @@ unsigned ballot(const char* site, unsigned mask, bool vote) {
     return out;
 }
 
-void mma(const char* site, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+void mma(const char* site, float (*value)(unsigned bits), float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     Machine& m = machine();
     Fiber& own = m.fibers[m.current];
     const unsigned now = (own.operations + 1) & 1;
@@ -437,19 +437,24 @@ void mma(const char* site, float (&d)[4], const unsigned (&a)[4], const unsigned
     memcpy(own.fragments[now] + 4, b, sizeof(b));
     exchange(site, 0xffffffffu, 0, 0);
     const unsigned first = m.current / 32 * 32, lane = m.current % 32;
-    // Two bf16 to a register, the lower first.
-    const auto value = [&](unsigned holder, unsigned index, unsigned k) {
-        const unsigned bits = m.fibers[first + holder].fragments[now][index] >> (16 * (k % 2)) << 16;
-        float out;
-        memcpy(&out, &bits, sizeof(out));
-        return out;
-    };
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned upper = i / 2, column = lane % 4 * 2 + i % 2;
-        for (unsigned k = 0; k < 16; ++k) {
-            const unsigned pair = k % 8 / 2;
-            d[i] += value(lane / 4 * 4 + pair, upper + 2 * (k / 8), k) * value(column * 4 + pair, 4 + k / 8, k);
+    // Two numbers to a register, the lower first; a lane of a quad holds neighbours, and again eight further on.
+    const auto take = [&](unsigned holder, unsigned index, float (&out)[16]) {
+        for (unsigned quarter = 0; quarter < 4; ++quarter) {
+            const unsigned* const held = m.fibers[first + 4 * holder + quarter].fragments[now];
+            for (unsigned upper = 0; upper < 2; ++upper) {
+                const unsigned bits = held[index < 4 ? index + 2 * upper : 4 + upper];
+                out[8 * upper + 2 * quarter] = value(bits & 0xffff);
+                out[8 * upper + 2 * quarter + 1] = value(bits >> 16);
+            }
         }
+    };
+    float rows[2][16], columns[2][16];
+    for (unsigned i = 0; i < 2; ++i) {
+        take(lane / 4, i, rows[i]);
+        take(lane % 4 * 2 + i, 4, columns[i]);
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+        for (unsigned k = 0; k < 16; ++k) d[i] += rows[i / 2][k] * columns[i % 2][k];
     }
 }
 

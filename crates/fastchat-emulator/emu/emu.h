@@ -65,8 +65,8 @@ void warp_barrier(const char* site);
 /// The bits that lane `source` of the warp brought; all lanes must come.
 uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source);
 unsigned ballot(const char* site, unsigned mask, bool vote);
-/// d += a . b, of 16 x 16 and 16 x 8 bf16: a lane holds what PTX's mma.m16n8k16 gives it.
-void mma(const char* site, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+/// d += a . b, of 16 x 16 and 16 x 8 numbers of 16 bits: a lane holds what PTX's mma.m16n8k16 gives it.
+void mma(const char* site, float (*value)(unsigned bits), float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 /// Queues 16 bytes, or zeros, for shared memory; they come when their group is waited for.
 void copy_later(void* to, const void* from, bool inside);
 void close_group();
@@ -121,7 +121,8 @@ __attribute__((noinline, no_sanitize("thread"))) static T atomic(T* at, F change
     emu::shuffle(EMU_SITE, mask, value, emu::lane() < int(step) ? emu::lane() : emu::lane() - int(step))
 #define __ballot_sync(mask, vote) emu::ballot(EMU_SITE, mask, vote)
 #define __any_sync(mask, vote) (emu::ballot(EMU_SITE, mask, vote) != 0)
-#define mma_bf16(d, a, b) emu::mma(EMU_SITE, d, a, b)
+#define mma_bf16(d, a, b) emu::mma(EMU_SITE, [](unsigned bits) { return __bfloat162float({uint16_t(bits)}); }, d, a, b)
+#define mma_f16(d, a, b) emu::mma(EMU_SITE, [](unsigned bits) { return __half2float({uint16_t(bits)}); }, d, a, b)
 
 #define SHARED(type, name, count) \
     type(&name)[count] = *reinterpret_cast<type(*)[count]>(emu::shared(sizeof(type) * (count)))
@@ -208,6 +209,7 @@ struct __nv_bfloat16 {
 };
 
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+inline uint16_t __half_as_ushort(__half x) { return x.bits; }
 inline float __bfloat162float(__nv_bfloat16 x) { return bits_of<float>(unsigned(x.bits) << 16); }
 
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {

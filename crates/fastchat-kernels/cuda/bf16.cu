@@ -3,63 +3,16 @@
 // is summed by itself, 16 columns an instruction, and spans are added in order. Columns come in multiples of 8, rows at
 // multiples of 16 bytes.
 #include "linear.cuh"
+#include "tensor.cuh"
 
 namespace {
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
-/// Columns of a span, and of a step of two instructions, of which a lane has eight neighbours.
-constexpr int SPAN = 256, STEP = 32, WIDE = 8;
+/// Columns of a span, and of a step of two instructions.
+constexpr int SPAN = 256, STEP = 32;
 /// Rows of the weight and tokens of an instruction.
 constexpr int ROWS = 16, TOKENS = 8;
-
-/// Parts of x, the largest first; three leave nothing of it.
-template <int TERMS>
-__device__ __forceinline__ void split(float x, bf16_t (&parts)[TERMS]) {
-    UNROLL
-    for (int i = 0; i < TERMS; ++i) {
-        parts[i] = from_float<bf16_t>(x);
-        const float part = to_float(parts[i]);
-        // Infinity and NaN are one part: what they leave is no number.
-        x = fabsf(part) < INFINITY ? x - part : 0.f;
-    }
-}
-
-/// Eight floats in parts, as a lane holds them for a step.
-template <int TERMS>
-__device__ __forceinline__ void split_wide(const float* at, uint4 (&out)[TERMS]) {
-    const float4 low = reinterpret_cast<const float4*>(at)[0], high = reinterpret_cast<const float4*>(at)[1];
-    const float x[WIDE] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    unsigned words[TERMS][WIDE / 2];
-    UNROLL
-    for (int i = 0; i < WIDE / 2; ++i) {
-        bf16_t first[TERMS], second[TERMS];
-        split(x[2 * i], first);
-        split(x[2 * i + 1], second);
-        UNROLL
-        for (int term = 0; term < TERMS; ++term) {
-            words[term][i] = __bfloat16_as_ushort(first[term]) | static_cast<unsigned>(__bfloat16_as_ushort(second[term])) << 16;
-        }
-    }
-    UNROLL
-    for (int term = 0; term < TERMS; ++term) out[term] = {words[term][0], words[term][1], words[term][2], words[term][3]};
-}
-
-/// Half of a step: which columns an instruction takes is the lanes' affair, as long as weights and inputs agree.
-template <int TERMS>
-__device__ __forceinline__ void multiply(float (&sums)[4], const uint4 (&weights)[2], const uint4 (&inputs)[TERMS], int half) {
-    const unsigned a[4] = {
-        half ? weights[0].z : weights[0].x,
-        half ? weights[1].z : weights[1].x,
-        half ? weights[0].w : weights[0].y,
-        half ? weights[1].w : weights[1].y,
-    };
-    UNROLL
-    for (int term = 0; term < TERMS; ++term) {
-        const unsigned b[2] = {half ? inputs[term].z : inputs[term].x, half ? inputs[term].w : inputs[term].y};
-        mma_bf16(sums, a, b);
-    }
-}
 
 /// Up to 8 tokens: a warp has 16 rows, or 16 pairs of rows, and every span of the `sharing` warps that share them. The
 /// first of those adds their sums.
@@ -91,7 +44,7 @@ __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing)
         for (int at = from; at < until; at += STEP) {
             const bool inside = at + column < p.cols;
             uint4 inputs[TERMS] = {};
-            if (inside) split_wide(x + at, inputs);
+            if (inside) split_wide<bf16_t>(x + at, inputs);
             UNROLL
             for (int part = 0; part < PARTS; ++part) {
                 uint4 weights[2] = {};
@@ -99,8 +52,8 @@ __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing)
                 for (int i = 0; i < 2; ++i) {
                     if (inside) weights[i] = *reinterpret_cast<const uint4*>(w[part][i] + at);
                 }
-                multiply(sums[part], weights, inputs, 0);
-                multiply(sums[part], weights, inputs, 1);
+                multiply<bf16_t>(sums[part], weights, inputs, 0);
+                multiply<bf16_t>(sums[part], weights, inputs, 1);
             }
         }
         UNROLL
@@ -206,7 +159,7 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 UNROLL
-                for (int n = 0; n < T::LONG; ++n) multiply(sums[m][n], weights, inputs[n], half);
+                for (int n = 0; n < T::LONG; ++n) multiply<bf16_t>(sums[m][n], weights, inputs[n], half);
             }
         }
         if ((step + 1) % (SPAN / STEP) != 0 && step + 1 < steps) continue;
@@ -247,7 +200,7 @@ __global__ void split_rows(const float* x, uint4* out, long long rows, int cols)
     if (item >= rows * pieces) return;
     const long long row = item / pieces, piece = item % pieces;
     uint4 parts[TERMS];
-    split_wide(x + item * WIDE, parts);
+    split_wide<bf16_t>(x + item * WIDE, parts);
     UNROLL
     for (int term = 0; term < TERMS; ++term) out[(row * TERMS + term) * pieces + piece] = parts[term];
 }

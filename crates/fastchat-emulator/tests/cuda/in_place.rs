@@ -45,9 +45,16 @@ fn outputs(kernels: &CudaKernels, layer: &Layer, qkv: &Tensor, cache: &KvCache, 
     [rows, q, out, turned, latent.k, cache.k].into_iter().chain(cache.v).collect()
 }
 
-fn check(seed: u64, steps: [&[usize]; 3], interleaved: bool, window: Option<usize>, backends: &[CudaKernels]) {
+fn check(
+    seed: u64,
+    (dtype, dim): (DType, usize),
+    steps: [&[usize]; 3],
+    interleaved: bool,
+    window: Option<usize>,
+    backends: &[CudaKernels],
+) {
     let mut random = Random(seed);
-    let (kv_heads, group, dim) = (2, 3, 10);
+    let (kv_heads, group) = (2, 3);
     let layout = if interleaved { RopeLayout::Interleaved } else { RopeLayout::HalfSplit };
     let rope = Rope { index: 0, layout, inv_freq: random.floats(4, 1.), axes: vec![], attention_factor: 1. };
     let bytes: Vec<u8> = random.floats(10 * 8, 1.).iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -68,7 +75,7 @@ fn check(seed: u64, steps: [&[usize]; 3], interleaved: bool, window: Option<usiz
             softcap: None,
             sinks: None,
         },
-        layout: KvLayout { num_kv_heads: kv_heads, head_dim: dim, v_head_dim: dim, dtype: DType::F32 },
+        layout: KvLayout { num_kv_heads: kv_heads, head_dim: dim, v_head_dim: dim, dtype },
     };
     let most = steps.iter().map(|step| step.len()).max().unwrap();
     let batches = steps.map(|lengths| decode(lengths, &mut random));
@@ -100,14 +107,17 @@ proptest! {
         lengths in prop::collection::vec(prop_oneof![4 => 1..60usize, 1 => 250..800usize], 6..7),
         interleaved: bool,
         window in prop_oneof![Just(None), (1..400usize).prop_map(Some)],
+        // The second is for tensor cores.
+        (dtype, dim) in prop_oneof![Just((DType::F32, 10)), Just((DType::F16, 24))],
     ) {
-        check(seed, [&lengths[..3], &lengths[3..4], &lengths[4..]], interleaved, window, &[fastchat_emulator::kernels(false)]);
+        check(seed, (dtype, dim), [&lengths[..3], &lengths[3..4], &lengths[4..]], interleaved, window, &[fastchat_emulator::kernels(false)]);
     }
 }
 
 #[test]
 fn chosen_lengths_are_right_with_every_access_checked() {
-    check(1, [&[600, 3], &[17], &[16, 257]], false, None, &backends());
+    check(1, (DType::F32, 10), [&[600, 3], &[17], &[16, 257]], false, None, &backends());
+    check(1, (DType::BF16, 72), [&[600, 3], &[17], &[16, 257]], false, None, &backends());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ptr::{null, null_mut};
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
 use super::launchers::AttentionArgs;
@@ -11,8 +11,13 @@ use super::weights::element;
 use crate::ops::attention::check;
 use crate::{AttentionSpec, BLOCK_SIZE, KvCache, Plan};
 
-/// Keys of a span; `SPAN` of attention.cu.
+/// Keys of a span; `SPAN` of attention.cuh.
 const SPAN: usize = 256;
+/// Elements of a row of the cache that flash.cu has registers for, and of which it takes multiples.
+const MOST_ELEMENTS: usize = 256;
+const WIDE: usize = 8;
+/// Warps of a block of flash.cu, each with a tile of 16 rows.
+const WARPS: usize = 4;
 /// Bytes of a tile's queries and values above which tiles get fewer rows, so that two blocks fit a multiprocessor.
 const TILE_BYTES: usize = 64 << 10;
 
@@ -44,6 +49,8 @@ pub(super) struct Sizes {
     pub(super) dim: usize,
     pub(super) v_dim: usize,
     pub(super) processors: usize,
+    /// Whether a warp has a tile, or a block.
+    pub(super) by_warp: bool,
 }
 
 pub(super) fn cut(sizes: &Sizes) -> Cut {
@@ -53,12 +60,14 @@ pub(super) fn cut(sizes: &Sizes) -> Cut {
         _ => 16,
     };
     let fits = |rows: usize| 4 * rows * (sizes.dim + 2 * sizes.v_dim) <= TILE_BYTES;
-    let rows = [16, 8].into_iter().find(|&rows| rows <= wanted && fits(rows)).unwrap_or(4);
+    let fitting = || [16, 8].into_iter().find(|&rows| rows <= wanted && fits(rows)).unwrap_or(4);
+    let rows = if sizes.by_warp { 16 } else { fitting() };
     let tiles = sizes.tokens * sizes.group / rows + sizes.sequences;
     let spans = sizes.longest_context.div_ceil(SPAN).max(1);
     // Two blocks per multiprocessor hide each other's waits.
-    let blocks = tiles * sizes.kv_heads;
-    let splits = (2 * sizes.processors).div_ceil(blocks.max(1)).min(spans);
+    let (walks, most) = (tiles * sizes.kv_heads, 2 * sizes.processors);
+    let wanted = if sizes.by_warp { WARPS * most } else { most };
+    let splits = if walks < most { wanted.div_ceil(walks.max(1)).min(spans) } else { 1 };
     Cut { rows, tiles, spans, splits }
 }
 
@@ -80,6 +89,8 @@ pub(super) fn attention(
     }
     let (tokens, v_dim) = (batch.num_tokens(), spec.v_head_dim);
     let lengths = batch.query_start.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+    let wide = [layout.head_dim, v_dim].iter().all(|dim| dim.is_multiple_of(WIDE) && *dim <= MOST_ELEMENTS);
+    let by_warp = wide && cache.v.is_some() && layout.dtype != DType::F32;
     let longest_context = || batch.context_lens.iter().copied().max().unwrap_or(0) as usize;
     let cut = cut(&Sizes {
         tokens,
@@ -91,6 +102,7 @@ pub(super) fn attention(
         dim: layout.head_dim,
         v_dim,
         processors: kernels.runtime.processors(),
+        by_warp,
     });
     let q = q.contiguous()?;
     let out = kernels.empty(&[tokens, spec.num_heads * v_dim])?;
@@ -133,6 +145,18 @@ pub(super) fn attention(
         spans: i32::try_from(cut.spans)?,
     };
     let (element, rows) = (element(layout.dtype)?, cut.rows as i32);
+    if by_warp {
+        if [args.q.addr(), args.k_cache.addr(), args.v_cache.addr()].iter().any(|address| address % 16 != 0)
+            && tokens > 0
+        {
+            bail!("queries or a cache at no multiple of 16 bytes");
+        }
+        kernels.launch("flash_attention", |launchers, stream| {
+            // SAFETY: as below; rows have multiples of 16 bytes.
+            unsafe { (launchers.flash_attention)(&raw const args, element, kernels.terms, stream) }
+        })?;
+        return Ok(out);
+    }
     kernels.launch("attention", |launchers, stream| {
         // SAFETY: the tables lie in the cache and cover every position; all shapes were checked against one another.
         unsafe { (launchers.attention)(&raw const args, element, rows, stream) }
@@ -166,6 +190,7 @@ mod tests {
                             dim,
                             v_dim,
                             processors: 132,
+                            by_warp: dim <= 256 && tokens % 3 == 1,
                         };
                         let Cut { rows, tiles, spans, splits } = cut(&sizes);
                         assert!(tiles <= MOST_X && kv_heads <= MOST_YZ && splits <= MOST_YZ, "{sizes:?}");
@@ -173,7 +198,7 @@ mod tests {
                         assert!(tiles * rows >= tokens * group, "{sizes:?}");
                         assert!((1..=spans).contains(&splits), "{sizes:?}");
                         assert!(spans * SPAN >= sizes.longest_context);
-                        assert!(4 * rows * (dim + 2 * v_dim) <= TILE_BYTES || rows == 4);
+                        assert!(4 * rows * (dim + 2 * v_dim) <= TILE_BYTES || rows == 4 || sizes.by_warp);
                         if splits > 1 {
                             // One counter per tile and head, and parts that a small part of a card's memory holds.
                             assert!(tiles * kv_heads < 2 * sizes.processors, "{sizes:?}");
@@ -200,9 +225,13 @@ mod tests {
             dim: 128,
             v_dim: 128,
             processors: 132,
+            by_warp: false,
         };
         assert_eq!(cut(&sizes), Cut { rows: 4, tiles: 2, spans: 16, splits: 16 });
+        assert_eq!(cut(&Sizes { by_warp: true, ..sizes }), Cut { rows: 16, tiles: 1, spans: 16, splits: 16 });
         let many = Sizes { tokens: 64, sequences: 64, ..sizes };
-        assert_eq!(cut(&many).splits, 1);
+        for by_warp in [false, true] {
+            assert_eq!(cut(&Sizes { by_warp, ..many }).splits, 1);
+        }
     }
 }

@@ -30,6 +30,7 @@ macro_rules! each_launcher {
                 dim: i32, half: i32, start: i32, interleaved: i32);
             write_kv(x: *const f32, slots: *const u32, cache: *mut c_void, element: i32, tokens: i32, kv_heads: i32, dim: i32);
             attention(args: *const AttentionArgs, element: i32, rows: i32);
+            flash_attention(args: *const AttentionArgs, element: i32, terms: i32);
             route(args: *const RoutingArgs);
             sort_entries(experts_of: *const i32, entries: i32, experts: i32, top_k: i32, most: i32, tokens_of: *mut u32,
                 place_of: *mut i32, chunks: *mut i32, room: i32);
@@ -143,7 +144,7 @@ pub struct QkvArgs {
     pub interleaved: i32,
 }
 
-/// `Attention` of attention.cu.
+/// `Attention` of attention.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionArgs {
