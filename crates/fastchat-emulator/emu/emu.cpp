@@ -458,6 +458,25 @@ void mma(const char* site, float (*value)(unsigned bits), float (&d)[4], const u
     }
 }
 
+void mma(const char* site, int halves, int (&d)[4], const unsigned* a, const unsigned* b) {
+    Machine& m = machine();
+    Fiber& own = m.fibers[m.current];
+    const unsigned now = (own.operations + 1) & 1;
+    memcpy(own.fragments[now], a, 8u * unsigned(halves));
+    memcpy(own.fragments[now] + 4, b, 4u * unsigned(halves));
+    exchange(site, 0xffffffffu, 0, 0);
+    const unsigned first = m.current / 32 * 32, lane = m.current % 32;
+    // Four bytes to a register; a lane of a quad holds neighbours, and again sixteen further on.
+    for (unsigned i = 0; i < 4; ++i) {
+        for (unsigned k = 0; k < 16u * unsigned(halves); ++k) {
+            const unsigned quarter = k % 16 / 4, half = k / 16, shift = 8 * (k % 4);
+            const unsigned row = m.fibers[first + lane / 4 * 4 + quarter].fragments[now][i / 2 + 2 * half];
+            const unsigned column = m.fibers[first + (lane % 4 * 2 + i % 2) * 4 + quarter].fragments[now][4 + half];
+            d[i] += int(row >> shift & 255) * int(int8_t(column >> shift));
+        }
+    }
+}
+
 void copy_later(void* to, const void* from, bool inside) {
     const bool whole = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
     if (!whole) report("copies 16 bytes that are not aligned");

@@ -67,6 +67,8 @@ uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source);
 unsigned ballot(const char* site, unsigned mask, bool vote);
 /// d += a . b, of 16 x 16 and 16 x 8 numbers of 16 bits: a lane holds what PTX's mma.m16n8k16 gives it.
 void mma(const char* site, float (*value)(unsigned bits), float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+/// The same of 16 x 16 * halves unsigned and 16 * halves x 8 signed bytes, as m16n8k16 and m16n8k32 lay them out.
+void mma(const char* site, int halves, int (&d)[4], const unsigned* a, const unsigned* b);
 /// Queues 16 bytes, or zeros, for shared memory; they come when their group is waited for.
 void copy_later(void* to, const void* from, bool inside);
 void close_group();
@@ -122,6 +124,7 @@ __attribute__((noinline, no_sanitize("thread"))) static T atomic(T* at, F change
 #define __ballot_sync(mask, vote) emu::ballot(EMU_SITE, mask, vote)
 #define __any_sync(mask, vote) (emu::ballot(EMU_SITE, mask, vote) != 0)
 #define mma_bf16(d, a, b) emu::mma(EMU_SITE, [](unsigned bits) { return __bfloat162float({uint16_t(bits)}); }, d, a, b)
+#define mma_u8(d, a, b) emu::mma(EMU_SITE, sizeof(b) / sizeof(unsigned), d, a, b)
 #define mma_f16(d, a, b) emu::mma(EMU_SITE, [](unsigned bits) { return __half2float({uint16_t(bits)}); }, d, a, b)
 
 #define SHARED(type, name, count) \

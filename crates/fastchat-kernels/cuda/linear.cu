@@ -1,7 +1,8 @@
 // Products with GGML's quantised weights, in the tiles that cpu/linear/format.rs describes: 16 rows, groups of 32 columns,
-// unsigned codes in quads of four columns. A half-warp has a lane per row; sixteen half-warps share a tile's groups.
+// unsigned codes in quads of four columns. For few tokens a half-warp has a lane per row, and sixteen of them share a
+// tile's groups; for many, tensor cores multiply.
 // Inputs are rounded to 8 bits per group, dot products are exact, and what is added in which order depends on neither
-// the number of tokens nor the launch: half-warp h adds groups h, h + 16, .., then the half-warps are added in order.
+// the number of tokens nor the launch: the two groups of a span are added, then the spans in order.
 #include "linear.cuh"
 
 namespace {
@@ -10,6 +11,10 @@ constexpr int THREADS = 256;
 constexpr int ROWS = 16;
 constexpr int GROUP = 32;
 constexpr int HALF_WARPS = THREADS / ROWS;
+/// Groups of a span.
+constexpr int SPAN = 2;
+/// Tokens of an instruction, times LONG of a warp; warps of a block along the rows; tokens of a block.
+constexpr int TOKENS = 8, LONG = 2, DOWN = 2, MANY = TOKENS * LONG * (THREADS / WARP / DOWN);
 /// Dynamic shared memory that a block may use to round its inputs itself; Rust knows it too.
 constexpr size_t OWN_ROUNDING = 40 << 10;
 
@@ -56,6 +61,13 @@ __host__ __device__ constexpr size_t tile_bytes(int plane, int scales, int cols)
     const int wide = GROUP * groups_of(scales);
     const size_t block = header_bytes(scales) + groups_of(scales) * group_bytes(plane);
     return (cols + wide - 1) / wide * block;
+}
+
+/// The header of the block in which group `group` of a tile lies.
+template <int PLANE, int SCALES>
+__device__ __forceinline__ const uint8_t* header_at(const uint8_t* tile, int group) {
+    constexpr size_t BLOCK = header_bytes(SCALES) + groups_of(SCALES) * group_bytes(PLANE);
+    return tile + group / groups_of(SCALES) * BLOCK;
 }
 
 /// Half of 2^(exponent - 127): the table of FP4 is doubled. The two smallest are subnormal.
@@ -162,10 +174,30 @@ __global__ void round_rows(const float* x, Rounded* out, long long rows, int col
     round_group(x + row * cols, cols, static_cast<int>(item % groups), out[item]);
 }
 
+/// What a group adds to a product: `dots` of either half, of a weight with `scale` and an input of `scale_of_input` and
+/// `totals`. Nothing may be contracted, so that every kernel rounds alike.
+template <int SCALES>
+__device__ __forceinline__ float value_of(const int (&dots)[2], const int (&totals)[2], float scale_of_input, const Scale& scale,
+                                          int offset) {
+    float value = 0.f;
+    UNROLL
+    for (int half = 0; half < halves_of(SCALES); ++half) {
+        const bool both = halves_of(SCALES) == 1;
+        const int total = both ? totals[0] + totals[1] : totals[half], dot = both ? dots[0] + dots[1] : dots[half];
+        const float product = static_cast<float>(dot - offset * total);
+        value = __fadd_rn(value, __fmul_rn(product, __fmul_rn(scale.scale[half], scale_of_input)));
+        if constexpr (has_shift(SCALES)) {
+            value = __fadd_rn(value, __fmul_rn(scale.shift[half], __fmul_rn(scale_of_input, static_cast<float>(total))));
+        }
+    }
+    return value;
+}
+
+/// Up to T tokens: a block has a tile of rows, or a pair of them, a half-warp every sixteenth span.
 template <int PLANE, int SCALES, int T>
 __global__ void __launch_bounds__(THREADS) multiply(Product p, Format format) {
     DYNAMIC_SHARED(Rounded, own);
-    SHARED(float, partial, THREADS * T);
+    SHARED(float, partial, 2 * THREADS * T);
     const Chunk chunk = chunk_at(p, blockIdx.x, T);
     if (chunk.count <= 0) return;
     const int lane = threadIdx.x % ROWS, half_warp = threadIdx.x / ROWS, stride = padded_groups(p.cols);
@@ -184,54 +216,170 @@ __global__ void __launch_bounds__(THREADS) multiply(Product p, Format format) {
         UNROLL
         for (int t = 0; t < T; ++t) x[t] = rounded + source_row(p, chunk, t) * stride;
     }
-    constexpr int BLOCK = header_bytes(SCALES) + groups_of(SCALES) * group_bytes(PLANE);
     // This thread's result, where it has one: of the tile itself, and of its pair.
     float results[2] = {0.f, 0.f};
     const int parts = p.gated ? 2 : 1, tiles_apart = p.rows / 2 / ROWS;
-    for (int part = 0; part < parts; ++part) {
+    int turn = 0;
+    UNROLL
+    for (int part = 0; part < 2; ++part) {
+        if (part >= parts) break;
         const uint8_t* const tile = static_cast<const uint8_t*>(chunk.weight) +
                                     (blockIdx.y + static_cast<size_t>(part) * tiles_apart) * tile_bytes(PLANE, SCALES, p.cols);
-        float sums[T] = {};
-        for (int group = half_warp; group < groups; group += HALF_WARPS) {
-            const int within = group % groups_of(SCALES);
-            const uint8_t* const header = tile + static_cast<size_t>(group / groups_of(SCALES)) * BLOCK;
-            const Scale scale = scales_of<SCALES>(header, within, lane, format.unit);
-            unsigned quads[8];
-            quads_of<PLANE>(header + header_bytes(SCALES) + within * group_bytes(PLANE), lane, format, quads);
+        for (int first = 0; first < groups; first += SPAN * HALF_WARPS, turn ^= 1) {
+            float sums[T] = {};
+            const int from = first + half_warp * SPAN;
             UNROLL
-            for (int t = 0; t < T; ++t) {
-                const Rounded& input = x[t][group];
-                int dots[2] = {0, 0};
+            for (int group = from; group < from + SPAN; ++group) {
+                if (group >= groups) continue;
+                const uint8_t* const header = header_at<PLANE, SCALES>(tile, group);
+                const int within = group % groups_of(SCALES);
+                const Scale scale = scales_of<SCALES>(header, within, lane, format.unit);
+                unsigned quads[8];
+                quads_of<PLANE>(header + header_bytes(SCALES) + within * group_bytes(PLANE), lane, format, quads);
                 UNROLL
-                for (int i = 0; i < 8; ++i) dots[i / 4] = dot4(quads[i], input.codes[i], dots[i / 4]);
-                int totals[2] = {input.sums[0], input.sums[1]};
-                if constexpr (halves_of(SCALES) == 1) {
-                    dots[0] += dots[1];
-                    totals[0] += totals[1];
-                }
-                UNROLL
-                for (int half = 0; half < halves_of(SCALES); ++half) {
-                    const int dot = dots[half] - format.offset * totals[half];
-                    sums[t] += static_cast<float>(dot) * (scale.scale[half] * input.scale);
-                    if constexpr (has_shift(SCALES)) {
-                        sums[t] += scale.shift[half] * (input.scale * static_cast<float>(totals[half]));
-                    }
+                for (int t = 0; t < T; ++t) {
+                    const Rounded& input = x[t][group];
+                    int dots[2] = {0, 0};
+                    UNROLL
+                    for (int i = 0; i < 8; ++i) dots[i / 4] = dot4(quads[i], input.codes[i], dots[i / 4]);
+                    sums[t] = __fadd_rn(sums[t], value_of<SCALES>(dots, input.sums, input.scale, scale, format.offset));
                 }
             }
-        }
-        if (part > 0) __syncthreads();
-        UNROLL
-        for (int t = 0; t < T; ++t) partial[(t * HALF_WARPS + half_warp) * ROWS + lane] = sums[t];
-        __syncthreads();
-        if (half_warp < T) {
-            float sum = 0.f;
-            for (int h = 0; h < HALF_WARPS; ++h) sum += partial[(half_warp * HALF_WARPS + h) * ROWS + lane];
-            results[part] = sum;
+            float* const to = partial + turn * THREADS * T;
+            UNROLL
+            for (int t = 0; t < T; ++t) to[(t * HALF_WARPS + half_warp) * ROWS + lane] = sums[t];
+            // Two turns have places of their own, so one barrier a turn is enough.
+            __syncthreads();
+            if (half_warp >= T) continue;
+            const int present = min(HALF_WARPS, (groups - first + SPAN - 1) / SPAN);
+            for (int h = 0; h < present; ++h) results[part] = __fadd_rn(results[part], to[(half_warp * HALF_WARPS + h) * ROWS + lane]);
         }
     }
     const int row = blockIdx.y * ROWS + lane;
     if (half_warp < chunk.count && row < (p.gated ? p.rows / 2 : p.rows)) {
         finish(p, chunk, half_warp, row, results[0], results[1]);
+    }
+}
+
+/// Codes of a row as a lane of an instruction takes them: quads `quarter` and four further on.
+template <int PLANE>
+__device__ __forceinline__ void quads_at(const uint8_t* codes, int row, int quarter, const Format& format, unsigned (&quads)[2]) {
+    const unsigned* const lines = reinterpret_cast<const unsigned*>(codes) + row;
+    if constexpr (PLANE == EIGHT) {
+        quads[0] = lines[ROWS * quarter];
+        quads[1] = lines[ROWS * (4 + quarter)];
+    } else {
+        const unsigned line = lines[ROWS * quarter];
+        quads[0] = line & 0x0f0f0f0f;
+        quads[1] = line >> 4 & 0x0f0f0f0f;
+        UNROLL
+        for (int i = 0; i < 2; ++i) {
+            if constexpr (PLANE == FIVE) {
+                quads[i] |= (lines[ROWS * 4] >> (quarter + 4 * i) & 0x01010101) << 4;
+            } else if constexpr (PLANE == SIX) {
+                quads[i] |= (lines[ROWS * (4 + i)] >> (2 * quarter) & 0x03030303) << 4;
+            } else if (format.has_table) {
+                quads[i] = look_up(format.table, quads[i]);
+            }
+        }
+    }
+}
+
+/// Many tokens by tensor cores: a warp has two tiles of rows, or one and its pair, by LONG times 8 tokens; a block two
+/// warps along the rows, four across the tokens.
+template <int PLANE, int SCALES>
+__global__ void __launch_bounds__(THREADS) multiply_many(Product p, Format format) {
+    const Chunk chunk = chunk_at(p, blockIdx.x, MANY);
+    if (chunk.count <= 0) return;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, quarter = lane % 4;
+    const int down = blockIdx.y * DOWN + warp % DOWN, across = warp / DOWN;
+    const int rows = p.gated ? p.rows / 2 : p.rows, tiles = (rows + ROWS - 1) / ROWS;
+    const int groups = (p.cols + GROUP - 1) / GROUP, stride = padded_groups(p.cols);
+    int tile_of[2];
+    const uint8_t* tile[2];
+    UNROLL
+    for (int m = 0; m < 2; ++m) {
+        tile_of[m] = p.gated ? down : 2 * down + m;
+        const size_t stored = min(tile_of[m], tiles - 1) + (p.gated ? m * tiles : 0);
+        tile[m] = static_cast<const uint8_t*>(chunk.weight) + stored * tile_bytes(PLANE, SCALES, p.cols);
+    }
+    // A lane multiplies one token of every eight, and gets results of two.
+    const Rounded* const rounded = static_cast<const Rounded*>(p.rounded);
+    const Rounded* x[LONG];
+    const Rounded* of_results[LONG][2];
+    UNROLL
+    for (int n = 0; n < LONG; ++n) {
+        const int first = (across * LONG + n) * TOKENS;
+        x[n] = rounded + source_row(p, chunk, first + quad) * stride;
+        UNROLL
+        for (int i = 0; i < 2; ++i) of_results[n][i] = rounded + source_row(p, chunk, first + 2 * quarter + i) * stride;
+    }
+    float sums[2][LONG][4] = {}, totals[2][LONG][4] = {};
+    for (int group = 0; group < groups; ++group) {
+        const int within = group % groups_of(SCALES);
+        unsigned inputs[LONG][2];
+        UNROLL
+        for (int n = 0; n < LONG; ++n) {
+            inputs[n][0] = x[n][group].codes[quarter];
+            inputs[n][1] = x[n][group].codes[4 + quarter];
+        }
+        UNROLL
+        for (int m = 0; m < 2; ++m) {
+            const uint8_t* const header = header_at<PLANE, SCALES>(tile[m], group);
+            unsigned quads[2][2];
+            Scale scale[2];
+            UNROLL
+            for (int r = 0; r < 2; ++r) {
+                quads_at<PLANE>(header + header_bytes(SCALES) + within * group_bytes(PLANE), quad + 8 * r, quarter, format, quads[r]);
+                scale[r] = scales_of<SCALES>(header, within, quad + 8 * r, format.unit);
+            }
+            UNROLL
+            for (int n = 0; n < LONG; ++n) {
+                int halves[2][4] = {};
+                if constexpr (halves_of(SCALES) == 1) {
+                    const unsigned a[4] = {quads[0][0], quads[1][0], quads[0][1], quads[1][1]};
+                    mma_u8(halves[0], a, inputs[n]);
+                } else {
+                    UNROLL
+                    for (int half = 0; half < 2; ++half) {
+                        const unsigned a[2] = {quads[0][half], quads[1][half]}, b[1] = {inputs[n][half]};
+                        mma_u8(halves[half], a, b);
+                    }
+                }
+                UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    const Rounded& input = of_results[n][i % 2][group];
+                    const int dots[2] = {halves[0][i], halves[1][i]};
+                    const float value = value_of<SCALES>(dots, input.sums, input.scale, scale[i / 2], format.offset);
+                    sums[m][n][i] = __fadd_rn(sums[m][n][i], value);
+                }
+            }
+        }
+        if ((group + 1) % SPAN != 0 && group + 1 < groups) continue;
+        UNROLL
+        for (int m = 0; m < 2; ++m) {
+            UNROLL
+            for (int n = 0; n < LONG; ++n) {
+                UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    totals[m][n][i] = __fadd_rn(totals[m][n][i], sums[m][n][i]);
+                    sums[m][n][i] = 0.f;
+                }
+            }
+        }
+    }
+    UNROLL
+    for (int m = 0; m < 2; ++m) {
+        if (p.gated && m > 0) break;
+        UNROLL
+        for (int n = 0; n < LONG; ++n) {
+            UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const int row = tile_of[m] * ROWS + quad + 8 * (i / 2);
+                const int token = (across * LONG + n) * TOKENS + 2 * quarter + i % 2;
+                if (row < rows && token < chunk.count) finish(p, chunk, token, row, totals[m][n][i], totals[1][n][i]);
+            }
+        }
     }
 }
 
@@ -244,10 +392,9 @@ __global__ void decode(const uint8_t* table, const unsigned* ids, float* out, in
     if (which >= count) return;
     const int k = threadIdx.x % WARP, column = group * GROUP + k;
     const unsigned id = ids[which];
-    constexpr int BLOCK = header_bytes(SCALES) + groups_of(SCALES) * group_bytes(PLANE);
     const int within = group % groups_of(SCALES), row = id % ROWS;
-    const uint8_t* const header = table + static_cast<size_t>(id / ROWS) * tile_bytes(PLANE, SCALES, cols) +
-                                  static_cast<size_t>(group / groups_of(SCALES)) * BLOCK;
+    const uint8_t* const tile = table + static_cast<size_t>(id / ROWS) * tile_bytes(PLANE, SCALES, cols);
+    const uint8_t* const header = header_at<PLANE, SCALES>(tile, group);
     const Scale scale = scales_of<SCALES>(header, within, row, format.unit);
     unsigned quads[8];
     quads_of<PLANE>(header + header_bytes(SCALES) + within * group_bytes(PLANE), row, format, quads);
@@ -285,6 +432,8 @@ bool dispatch(const Format& format, const Run& run) {
 template <int PLANE, int SCALES, int T>
 void start(const Product& p, const Format& format, int chunks, size_t own, void* stream) {
     const dim3 grid(chunks, ceil_div(p.gated ? p.rows / 2 : p.rows, ROWS));
+    // Together with the static part this may be more than a block has unasked.
+    ALLOW_SHARED((multiply<PLANE, SCALES, T>), own);
     LAUNCH((multiply<PLANE, SCALES, T>), grid, THREADS, own, stream, p, format);
 }
 
@@ -297,16 +446,19 @@ extern "C" int EXPORT(round_rows)(const float* x, void* out, long long rows, int
     return launched();
 }
 
-/// `chunks` blocks of up to `tokens` (1, 4 or 8) entries each.
+/// `chunks` blocks of up to `tokens` (1, 4, 8 or 64) entries each; 64 are rounded before.
 extern "C" int EXPORT(multiply)(const Product* p, const Format* format, int chunks, int tokens, void* stream) {
     const size_t groups = (p->cols + GROUP - 1) / GROUP;
     const size_t own = p->rounded == nullptr ? tokens * groups * sizeof(Rounded) : 0;
-    if (own > OWN_ROUNDING || (p->gated && p->rows % (2 * ROWS) != 0)) return INVALID_VALUE;
+    const int warp_rows = p->gated ? ROWS : 2 * ROWS, rows = p->gated ? p->rows / 2 : p->rows;
+    const dim3 many(chunks, ceil_div(rows, DOWN * warp_rows));
+    if (own > OWN_ROUNDING || (tokens == MANY && own > 0) || (p->gated && p->rows % (2 * ROWS) != 0)) return INVALID_VALUE;
     if (chunks == 0 || p->rows == 0) return launched();
     const bool known = dispatch(*format, [&](auto plane, auto scales) {
         if (tokens == 1) start<plane(), scales(), 1>(*p, *format, chunks, own, stream);
         if (tokens == 4) start<plane(), scales(), 4>(*p, *format, chunks, own, stream);
         if (tokens == 8) start<plane(), scales(), 8>(*p, *format, chunks, own, stream);
+        if (tokens == MANY) LAUNCH((multiply_many<plane(), scales()>), many, THREADS, 0, stream, *p, *format);
     });
     return known ? launched() : INVALID_VALUE;
 }

@@ -56,6 +56,18 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const unsigned (&a)[4], c
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// d += a . b, of 16 x 32 unsigned and 32 x 8 signed bytes as PTX's m16n8k32 lays them out, and of half as many columns.
+__device__ __forceinline__ void mma_u8(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_u8(int (&d)[4], const unsigned (&a)[2], const unsigned (&b)[1]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+
 /// Starts a copy of 16 aligned bytes, or zeros where they are not inside, into shared memory; part of the open group.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
     const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));

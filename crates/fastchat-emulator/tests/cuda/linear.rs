@@ -11,10 +11,12 @@ use crate::weights::{DENSE, QUANTISED, check_embed, check_linear, weight};
 #[test]
 fn every_kind_equals_the_default() {
     for (i, kind) in QUANTISED.into_iter().chain(DENSE).enumerate() {
-        for tokens in [1, 3, 9] {
-            check_linear(&fastchat_emulator::kernels(false), &[kind], (tokens, 512, 50), i as u64);
+        for (tokens, rows) in [(1, 50), (3, 50), (9, 50), (70, 71)] {
+            check_linear(&fastchat_emulator::kernels(false), &[kind], (tokens, 512, rows), i as u64);
         }
-        check_linear(&fastchat_emulator::kernels(true), &[kind], (2, 256, 17), i as u64);
+        for tokens in [2, 11] {
+            check_linear(&fastchat_emulator::kernels(true), &[kind], (tokens, 256, 17), i as u64);
+        }
     }
 }
 
@@ -65,6 +67,7 @@ fn parts_of_different_kinds_share_an_input() {
 fn rows_too_long_for_a_block_are_rounded_before() {
     check_linear(&fastchat_emulator::kernels(false), &[WeightKind::Q8_0], (3, 10_016, 3), 6);
     check_linear(&fastchat_emulator::kernels(false), &[WeightKind::Q4_0], (1, 28_000, 3), 7);
+    check_linear(&fastchat_emulator::kernels(true), &[WeightKind::Q4_1], (1, 3232, 3), 7);
 }
 
 #[test]
@@ -77,7 +80,7 @@ fn gated_products_equal_product_and_activation() {
             let mut random = Random(8);
             let halves = [0; 2].map(|_| weight(kind, inter, 256, &mut random));
             let layer = kernels.pack(&halves, Some(random.tensor(&[2 * inter], 1.))).unwrap();
-            for tokens in [0, 1, 6, 12, 130] {
+            for tokens in [0, 1, 6, 12, 70, 130] {
                 if tokens > 100 && kind != WeightKind::BF16 {
                     continue;
                 }

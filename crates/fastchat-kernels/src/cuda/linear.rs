@@ -17,7 +17,7 @@ const ROUNDED: usize = 48;
 /// Shared memory in which a block rounds its inputs itself; `OWN_ROUNDING` of linear.cu.
 const OWN_ROUNDING: usize = 40 << 10;
 
-/// Tokens of a block of `many` in bf16.cu.
+/// Tokens of a block that multiplies many of them: of any size, and of the larger one of bf16.cu.
 const MIDDLE: usize = 64;
 const LARGE: usize = 128;
 
@@ -37,10 +37,18 @@ impl DeviceWeight {
         (matches!(self.stored, Stored::Dense(BF16)) && self.cols.is_multiple_of(8)).then_some(kernels.terms)
     }
 
+    /// Whether there is a kernel for chunks of more than 8 entries.
+    fn takes_many(&self, kernels: &CudaKernels) -> bool {
+        matches!(self.stored, Stored::Tiles(_)) || self.terms(kernels).is_some()
+    }
+
     /// Entries of a chunk for `entries` rows.
     fn chunk_size(&self, kernels: &CudaKernels, entries: usize) -> usize {
-        if entries <= 8 || self.terms(kernels).is_none() {
+        if entries <= 8 || !self.takes_many(kernels) {
             return chunk_size(entries);
+        }
+        if self.terms(kernels).is_none() {
+            return MIDDLE;
         }
         let blocks = self.rows.div_ceil(LARGE) * entries.div_ceil(LARGE);
         // Fewer large blocks than multiprocessors leave some without work.
@@ -50,11 +58,7 @@ impl DeviceWeight {
 
 /// The size for `entries` an expert, of weights that see the same chunks.
 pub(super) fn shared_chunk_size(kernels: &CudaKernels, weights: [&DeviceWeight; 2], entries: usize) -> usize {
-    if entries > 8 && weights.iter().all(|weight| weight.terms(kernels).is_some()) {
-        MIDDLE
-    } else {
-        chunk_size(entries)
-    }
+    if entries > 8 && weights.iter().all(|weight| weight.takes_many(kernels)) { MIDDLE } else { chunk_size(entries) }
 }
 
 /// What a product needs of its input beside the floats.
@@ -74,7 +78,9 @@ impl Form {
             (_, Some(terms)) if size > 8 => Self::Terms(terms),
             (Stored::Dense(_), _) => Self::Floats,
             // Many chunks would each round what their tiles' neighbours have rounded.
-            (Stored::Tiles(_), _) if size * weight.cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING && rows <= size => {
+            (Stored::Tiles(_), _)
+                if size <= 8 && size * weight.cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING && rows <= size =>
+            {
                 Self::Floats
             }
             (Stored::Tiles(_), _) => Self::Codes,
