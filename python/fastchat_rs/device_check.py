@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastchat_rs.checks import Check, FailedError, check
+from fastchat_rs.config import DType
 from fastchat_rs.device import kernel_findings
 from fastchat_rs.llm import LLM, SamplingParams
 
@@ -44,7 +45,9 @@ def examine_device(device: str, parity: str | None) -> list[Check]:
     for folder in folders:
         parts: list[tuple[str, Callable[[], str]]] = [
             (f"family {folder.name}", lambda folder=folder: _family(folder, device, bound)),
-            (f"company {folder.name}", lambda folder=folder: _company(folder, device)),
+            (f"company {folder.name}", lambda folder=folder: _company(folder, device, "float32")),
+            # Another kernel of attention, and what a server rounds.
+            (f"company {folder.name} in bf16", lambda folder=folder: _company(folder, device, "bfloat16")),
         ]
         checks += [check(title, work) for title, work in parts]
     return checks
@@ -59,15 +62,15 @@ def _kernels(device: str) -> tuple[str, list[Check]]:
     return name, checks
 
 
-def _load(folder: Path, device: str, **more: Any) -> LLM:
-    return LLM(folder, device=device, dtype="float32", kv_memory="64MiB", skip_tokenizer_init=True, **more)
+def _load(folder: Path, device: str, dtype: DType, **more: Any) -> LLM:
+    return LLM(folder, device=device, dtype=dtype, kv_memory="64MiB", skip_tokenizer_init=True, **more)
 
 
 def _family(folder: Path, device: str, bound: float) -> str:
     """Log-probabilities of every row against the reference's."""
     ids = [int(token) for token in _golden(folder, "input_ids")]
     logits = _golden(folder, "logits").astype(np.float64)
-    with _load(folder, device) as llm:
+    with _load(folder, device, "float32") as llm:
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, ignore_eos=True)
         matrix = llm.generate(ids, params, use_tqdm=False)[0].prompt_logprobs
     if not isinstance(matrix, np.ndarray):
@@ -79,7 +82,7 @@ def _family(folder: Path, device: str, bound: float) -> str:
     return f"{matrix.shape[0]} rows within {off:.1g} of the reference"
 
 
-def _company(folder: Path, device: str) -> str:
+def _company(folder: Path, device: str, dtype: DType) -> str:
     """The same tokens alone and together, in whole and in cut prompts, from a cold and a warm cache, without graphs."""
     ids = [int(token) for token in _golden(folder, "input_ids")]
     prompts = [ids[:_PROMPT], ids[5:_PROMPT], ids[:17]]
@@ -90,16 +93,16 @@ def _company(folder: Path, device: str) -> str:
         outputs = llm.generate(prompts[which], params[which], use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    with _load(folder, device) as llm:
+    with _load(folder, device, dtype) as llm:
         runs["alone"] = [tokens(llm, slice(i, i + 1))[0] for i in range(3)]
         runs["cached"] = [tokens(llm, slice(i, i + 1))[0] for i in range(3)]
         runs["together"] = tokens(llm, slice(0, 3))
         stats = llm.stats()
     if stats.graph_failure is not None:
         raise FailedError(f"graphs: {stats.graph_failure}")
-    with _load(folder, device, enforce_eager=True) as llm:
+    with _load(folder, device, dtype, enforce_eager=True) as llm:
         runs["eager"] = tokens(llm, slice(0, 3))
-    with _load(folder, device, max_num_batched_tokens=16, enable_prefix_caching=False) as llm:
+    with _load(folder, device, dtype, max_num_batched_tokens=16, enable_prefix_caching=False) as llm:
         runs["in pieces of 16"] = tokens(llm, slice(0, 3))
     for name, found in runs.items():
         if found != runs["alone"]:
