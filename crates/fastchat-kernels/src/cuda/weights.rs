@@ -62,38 +62,47 @@ pub(super) fn element(dtype: DType) -> Result<i32> {
     }
 }
 
-/// Joins neighbours of the same kind, so that one launch serves them.
-fn joined(weights: &[Weight]) -> Result<Vec<Weight>> {
-    let mut out: Vec<Weight> = Vec::with_capacity(weights.len());
-    for weight in weights {
-        match out.last_mut() {
-            Some(last) if last.kind() == weight.kind() => {
-                let bytes = [last.bytes(), weight.bytes()].concat();
-                *last = Weight::new(weight.kind(), last.rows() + weight.rows(), weight.cols(), bytes.into())?;
-            }
-            _ => out.push(weight.clone()),
-        }
+/// Weights of one kind, stacked.
+fn joined(weights: &[Weight]) -> Result<Weight> {
+    if let [one] = weights {
+        return Ok(one.clone());
     }
-    Ok(out)
+    let bytes = weights.iter().map(Weight::bytes).collect::<Vec<_>>().concat();
+    let rows = weights.iter().map(Weight::rows).sum();
+    Weight::new(weights[0].kind(), rows, weights[0].cols(), bytes.into())
 }
 
-fn upload(kernels: &CudaKernels, weight: &Weight) -> Result<DeviceWeight> {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let (stored, bytes) = match (weight.kind(), tiles(weight, &kernels.pool)?) {
-        (_, Some((format, bytes))) => (Stored::Tiles(format.into()), bytes),
-        (WeightKind::F32, None) => (Stored::Dense(F32), weight.bytes().to_vec()),
-        (WeightKind::F16, None) => (Stored::Dense(F16), weight.bytes().to_vec()),
-        (WeightKind::BF16, None) => (Stored::Dense(BF16), weight.bytes().to_vec()),
-        _ => (Stored::Dense(F32), weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect()),
+/// Uploads weights of one kind as one, so that one launch serves them.
+fn upload(kernels: &CudaKernels, weights: &[Weight]) -> Result<DeviceWeight> {
+    let device = kernels.runtime.device();
+    let (rows, cols) = (weights.iter().map(Weight::rows).sum(), weights[0].cols());
+    let dense = match weights[0].kind() {
+        WeightKind::F32 => Some(F32),
+        WeightKind::F16 => Some(F16),
+        WeightKind::BF16 => Some(BF16),
+        _ => None,
+    };
+    if let Some(element) = dense {
+        // Straight from the mapped file; they meet on the device.
+        let there = |weight: &Weight| Tensor::from_slice(weight.bytes(), weight.bytes().len(), device);
+        let parts = weights.iter().map(there).collect::<Result<Vec<_>>>()?;
+        let bytes = if let [one] = &parts[..] { one.clone() } else { Tensor::cat(&parts, 0)? };
+        return Ok(DeviceWeight { rows, cols, stored: Stored::Dense(element), bytes });
+    }
+    let weight = joined(weights)?;
+    let (stored, bytes) = match tiles(&weight, &kernels.pool)? {
+        Some((format, bytes)) => (Stored::Tiles(format.into()), bytes),
+        None => (Stored::Dense(F32), weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect()),
     };
     let len = bytes.len();
-    Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, kernels.runtime.device())? })
+    Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, device)? })
 }
 
 pub(super) fn pack(kernels: &CudaKernels, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {
     let (in_features, out_features) = stacked_shape(weights, bias.as_ref())?;
-    let part = |weight: &Weight| Ok(Part { packed: Packed::Device(upload(kernels, weight)?.into()) });
-    let parts = joined(weights)?.iter().map(part).collect::<Result<_>>()?;
+    let alike = weights.chunk_by(|a, b| a.kind() == b.kind());
+    let part = |weights: &[Weight]| Ok(Part { packed: Packed::Device(upload(kernels, weights)?.into()) });
+    let parts = alike.map(part).collect::<Result<_>>()?;
     Ok(Linear { in_features, out_features, parts, bias })
 }
 
