@@ -14,8 +14,8 @@ constexpr int SPAN = 256, STEP = 32;
 /// Rows of the weight and tokens of an instruction.
 constexpr int ROWS = 16, TOKENS = 8;
 
-/// Up to 8 tokens: a warp has 16 rows, or 16 pairs of rows, and every span of the `sharing` warps that share them. The
-/// first of those adds their sums.
+/// Up to 8 tokens: a warp has 16 rows, or 16 pairs of rows, and of their spans every `sharing`th; the first of the warps
+/// that share rows adds their sums.
 template <int TERMS, int PARTS>
 __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing) {
     SHARED(float4, partial, 2 * PARTS * THREADS);
