@@ -84,8 +84,8 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
-    /// How the CPU computes, where it is the device.
-    pub fn cpu(&self) -> KernelOptions {
+    /// How the device computes.
+    pub fn kernel_options(&self) -> KernelOptions {
         KernelOptions { threads: self.threads, bf16_products: self.bf16_products }
     }
 

@@ -14,10 +14,10 @@ use crate::error::EngineError;
 /// What a device that was asked for by name lacks, and where it was looked for.
 pub fn open_device(
     choice: DeviceChoice,
-    cpu: KernelOptions,
+    options: KernelOptions,
     libraries: &[PathBuf],
 ) -> Result<Arc<dyn Kernels>, EngineError> {
-    device::open(choice, cpu, libraries).map_err(|problem| EngineError::invalid("device", problem))
+    device::open(choice, options, libraries).map_err(|problem| EngineError::invalid("device", problem))
 }
 
 /// Why a step gave nothing, and what that says about the device.

@@ -55,8 +55,8 @@ impl Default for EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// How the CPU computes, where it is the device.
-    pub fn cpu(&self) -> KernelOptions {
+    /// How the device computes.
+    pub fn kernel_options(&self) -> KernelOptions {
         KernelOptions { threads: self.threads, bf16_products: self.bf16_products }
     }
 
@@ -118,7 +118,7 @@ impl EmbeddingEngine {
     /// What is wrong with the configuration or the model, or missing of the device.
     pub fn load(path: &Path, config: EmbeddingConfig) -> Result<Self, EngineError> {
         config.check()?;
-        Self::load_with(path, config, open_device(config.device, config.cpu(), &[])?)
+        Self::load_with(path, config, open_device(config.device, config.kernel_options(), &[])?)
     }
 
     /// As `load`, on the given kernels.

@@ -53,7 +53,7 @@ impl Engine {
     /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        let kernels = open_device(config.device, config.cpu(), &[])?;
+        let kernels = open_device(config.device, config.kernel_options(), &[])?;
         Self::load_with(path, config, kernels)
     }
 

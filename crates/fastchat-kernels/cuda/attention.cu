@@ -42,36 +42,19 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
     float* const span_values = queries + ROWS * a.dim;
     float* const values = span_values + ROWS * a.v_dim;
 
-    const int tile = blockIdx.x, head = blockIdx.y, split = blockIdx.z, group = a.heads / a.kv_heads;
-    const int sequence = sequence_of(a, group, ROWS, tile);
-    const int start = a.query_start[sequence], length = a.query_start[sequence + 1] - start;
-    const int first_row = (tile - static_cast<int>(static_cast<long long>(start) * group / ROWS) - sequence) * ROWS;
-    const int rows = min(ROWS, length * group - first_row);
-    if (rows <= 0) return;
-    const unsigned* const table = a.tables + a.table_start[sequence];
-    const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
-    const auto token_of = [&](int row) { return start + (first_row + row) / group; };
-    const auto head_of = [&](int row) { return head * group + (first_row + row) % group; };
-    // Keys that some row of the tile sees.
-    int until = 0;
-    for (int row = 0; row < rows; ++row) until = max(until, static_cast<int>(a.last_seen[token_of(row)]) + 1);
-    const int oldest = static_cast<int>(a.positions[token_of(0)]) + 1 - a.window;
-    const int from = a.window > 0 ? max(oldest, 0) : 0;
-    const int first_span = from / SPAN, end_span = (until + SPAN - 1) / SPAN;
-    const size_t part = a.v_dim + 2;
-    const auto part_at = [&](int row, int span) {
-        return a.parts + ((static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.spans + span) * part;
-    };
+    const int tile = blockIdx.x, head = blockIdx.y, split = blockIdx.z;
+    const Walk walk = walk_of(a, tile, head, ROWS);
+    if (walk.rows <= 0) return;
+    const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP, rows = walk.rows, from = walk.from, until = walk.until;
 
     for (int i = thread; i < ROWS * a.dim; i += THREADS) {
         const int row = i / a.dim;
-        const size_t at = (static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.dim + i % a.dim;
-        queries[i] = row < rows ? a.q[at] : 0.f;
+        queries[i] = row < rows ? a.q[walk.row_of(a, row) * a.dim + i % a.dim] : 0.f;
     }
     for (int i = thread; i < ROWS * a.v_dim; i += THREADS) values[i] = 0.f;
     if (thread < ROWS) soft[thread] = {-INFINITY, 0.f};
 
-    for (int span = first_span + split; span < end_span; span += a.splits) {
+    for (int span = walk.first_span + split; span < walk.end_span; span += a.splits) {
         for (int i = thread; i < ROWS * a.v_dim; i += THREADS) span_values[i] = 0.f;
         if (thread < ROWS) span_soft[thread] = {-INFINITY, 0.f};
         const int span_end = min(until, (span + 1) * SPAN);
@@ -83,7 +66,7 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
             float dots[OWN] = {};
             for (int element = 0; element < a.dim; element += SLICE) {
                 __syncthreads();
-                load_slice(static_cast<const E*>(a.k_cache), table, head, a.kv_heads, a.dim, element, a.dim, first, from, until,
+                load_slice(static_cast<const E*>(a.k_cache), walk.table, head, a.kv_heads, a.dim, element, a.dim, first, from, until,
                            slice);
                 __syncthreads();
                 const int width = min(SLICE, a.dim - element);
@@ -98,8 +81,8 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
                 const int row = 2 * r + odd;
                 float score = dots[r] * a.scale;
                 if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
-                const int position = row < rows ? static_cast<int>(a.positions[token_of(row)]) : -1;
-                const int last = row < rows ? static_cast<int>(a.last_seen[token_of(row)]) : -1;
+                const int position = row < rows ? static_cast<int>(a.positions[walk.token_of(row)]) : -1;
+                const int last = row < rows ? static_cast<int>(a.last_seen[walk.token_of(row)]) : -1;
                 const bool seen = first + key <= last && (a.window == 0 || first + key > position - a.window);
                 scores[row * TILE + key] = seen ? score : -INFINITY;
             }
@@ -125,7 +108,7 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
             for (int element = 0; element < a.v_dim; element += SLICE) {
                 __syncthreads();
                 const bool latent = a.v_cache == nullptr;
-                load_slice(static_cast<const E*>(latent ? a.k_cache : a.v_cache), table, head, a.kv_heads,
+                load_slice(static_cast<const E*>(latent ? a.k_cache : a.v_cache), walk.table, head, a.kv_heads,
                            latent ? a.dim : a.v_dim, element, a.v_dim, first, from, until, slice);
                 __syncthreads();
                 if (element + lane >= a.v_dim) continue;
@@ -140,11 +123,11 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
         __syncthreads();
         if (a.splits > 1) {
             for (int i = thread; i < rows * a.v_dim; i += THREADS) {
-                part_at(i / a.v_dim, span)[i % a.v_dim] = span_values[i];
+                part_at(a, walk, i / a.v_dim, span)[i % a.v_dim] = span_values[i];
             }
             if (thread < rows) {
-                part_at(thread, span)[a.v_dim] = span_soft[thread].top;
-                part_at(thread, span)[a.v_dim + 1] = span_soft[thread].sum;
+                part_at(a, walk, thread, span)[a.v_dim] = span_soft[thread].top;
+                part_at(a, walk, thread, span)[a.v_dim + 1] = span_soft[thread].sum;
             }
         } else {
             for (int i = thread; i < rows * a.v_dim; i += THREADS) {
@@ -172,35 +155,10 @@ __global__ void __launch_bounds__(THREADS) attend(Attention a) {
         if (!last[0]) return;
         __threadfence();
         if (thread == 0) *done = 0;
-        for (int row = 0; row < rows; ++row) {
-            for (int d = thread; d < a.v_dim; d += THREADS) {
-                Soft merged = {-INFINITY, 0.f};
-                float value = 0.f;
-                for (int span = first_span; span < end_span; ++span) {
-                    const float* const from_part = part_at(row, span);
-                    float top, before, now;
-                    meet(merged.top, from_part[a.v_dim], top, before, now);
-                    value = value * before + from_part[d] * now;
-                    merged = {top, merged.sum * before + from_part[a.v_dim + 1] * now};
-                }
-                values[row * a.v_dim + d] = value;
-                if (d == 0) soft[row] = merged;
-            }
-        }
-        __syncthreads();
+        for (int i = thread; i < rows * a.v_dim; i += THREADS) merge(a, walk, i / a.v_dim, i % a.v_dim);
+        return;
     }
-    for (int i = thread; i < rows * a.v_dim; i += THREADS) {
-        const int row = i / a.v_dim;
-        float value = values[i], sum = soft[row].sum;
-        if (a.sinks != nullptr) {
-            // One more key, without a value.
-            float top, before, now;
-            meet(soft[row].top, a.sinks[head_of(row)], top, before, now);
-            value *= before;
-            sum = sum * before + now;
-        }
-        a.out[(static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.v_dim + i % a.v_dim] = value / sum;
-    }
+    for (int i = thread; i < rows * a.v_dim; i += THREADS) store(a, walk, i / a.v_dim, i % a.v_dim, values[i], soft[i / a.v_dim]);
 }
 
 size_t dynamic_bytes(const Attention& a, int rows) {

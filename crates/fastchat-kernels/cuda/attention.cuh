@@ -66,4 +66,72 @@ __device__ __forceinline__ int sequence_of(const Attention& a, int group, int ro
     return low;
 }
 
+/// The rows of a tile, and the keys that some of them sees.
+struct Walk {
+    int head, group;
+    /// First token of the sequence; first row of the tile in it, and how many there are; none where that is not positive.
+    int start, first_row, rows;
+    int from, until, first_span, end_span;
+    const unsigned* table;
+
+    __device__ __forceinline__ int token_of(int row) const { return start + (first_row + row) / group; }
+    __device__ __forceinline__ int head_of(int row) const { return head * group + (first_row + row) % group; }
+    /// Of all rows of queries and results.
+    __device__ __forceinline__ size_t row_of(const Attention& a, int row) const {
+        return static_cast<size_t>(token_of(row)) * a.heads + head_of(row);
+    }
+};
+
+/// Tile `tile` of up to `most` rows for cached head `head`.
+__device__ __forceinline__ Walk walk_of(const Attention& a, int tile, int head, int most) {
+    Walk walk = {};
+    walk.head = head;
+    walk.group = a.heads / a.kv_heads;
+    const int sequence = sequence_of(a, walk.group, most, tile);
+    walk.start = a.query_start[sequence];
+    const int length = a.query_start[sequence + 1] - walk.start;
+    walk.first_row = (tile - static_cast<int>(static_cast<long long>(walk.start) * walk.group / most) - sequence) * most;
+    walk.rows = min(most, length * walk.group - walk.first_row);
+    if (walk.rows <= 0) return walk;
+    walk.table = a.tables + a.table_start[sequence];
+    for (int row = 0; row < walk.rows; ++row) {
+        walk.until = max(walk.until, static_cast<int>(a.last_seen[walk.token_of(row)]) + 1);
+    }
+    const int oldest = static_cast<int>(a.positions[walk.token_of(0)]) + 1 - a.window;
+    walk.from = a.window > 0 ? max(oldest, 0) : 0;
+    walk.first_span = walk.from / SPAN;
+    walk.end_span = (walk.until + SPAN - 1) / SPAN;
+    return walk;
+}
+
+/// Where a row's part of a span lies when several walk: values, maximum, sum.
+__device__ __forceinline__ float* part_at(const Attention& a, const Walk& walk, int row, int span) {
+    return a.parts + (walk.row_of(a, row) * a.spans + span) * (a.v_dim + 2);
+}
+
+/// Element `element` of a row's result, with one more key without a value where there are sinks.
+__device__ __forceinline__ void store(const Attention& a, const Walk& walk, int row, int element, float value, Soft soft) {
+    if (a.sinks != nullptr) {
+        float top, before, now;
+        meet(soft.top, a.sinks[walk.head_of(row)], top, before, now);
+        value *= before;
+        soft.sum = soft.sum * before + now;
+    }
+    a.out[walk.row_of(a, row) * a.v_dim + element] = value / soft.sum;
+}
+
+/// Merges an element of all spans of a row, in order, and stores it.
+__device__ __forceinline__ void merge(const Attention& a, const Walk& walk, int row, int element) {
+    Soft merged = {-INFINITY, 0.f};
+    float value = 0.f;
+    for (int span = walk.first_span; span < walk.end_span; ++span) {
+        const float* const part = part_at(a, walk, row, span);
+        float top, before, now;
+        meet(merged.top, part[a.v_dim], top, before, now);
+        value = value * before + part[element] * now;
+        merged = {top, merged.sum * before + part[a.v_dim + 1] * now};
+    }
+    store(a, walk, row, element, value, merged);
+}
+
 }  // namespace

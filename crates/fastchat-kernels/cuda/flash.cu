@@ -32,35 +32,19 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
     constexpr int TILE = GROUPS > 2 ? 32 : 64;
     constexpr int OWN = GROUPS * GROUP / 8;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quad = lane / 4, quarter = lane % 4;
-    const int head = blockIdx.y, split = blockIdx.z, group = a.heads / a.kv_heads;
-    const int tile = blockIdx.x * WARPS + warp;
-    const int sequence = sequence_of(a, group, ROWS, tile);
-    const int start = a.query_start[sequence], length = a.query_start[sequence + 1] - start;
-    const int first_row = (tile - static_cast<int>(static_cast<long long>(start) * group / ROWS) - sequence) * ROWS;
-    const int rows = min(ROWS, length * group - first_row);
+    const int head = blockIdx.y, split = blockIdx.z, tile = blockIdx.x * WARPS + warp;
+    const Walk walk = walk_of(a, tile, head, ROWS);
     // Warps leave as a whole, those past the last tile too.
-    if (rows <= 0) return;
-    const unsigned* const table = a.tables + a.table_start[sequence];
-    const auto token_of = [&](int row) { return start + (first_row + row) / group; };
-    const auto head_of = [&](int row) { return head * group + (first_row + row) % group; };
+    if (walk.rows <= 0) return;
+    const int rows = walk.rows, from = walk.from, until = walk.until;
     // This lane's rows are `quad` and eight further on; the last stands in for those past the end.
     int position[2], last[2];
     UNROLL
     for (int r = 0; r < 2; ++r) {
-        const int token = token_of(min(quad + 8 * r, rows - 1));
+        const int token = walk.token_of(min(quad + 8 * r, rows - 1));
         position[r] = a.positions[token];
         last[r] = a.last_seen[token];
     }
-    // Keys that some row sees.
-    int until = 0;
-    for (int row = 0; row < rows; ++row) until = max(until, static_cast<int>(a.last_seen[token_of(row)]) + 1);
-    const int oldest = static_cast<int>(a.positions[token_of(0)]) + 1 - a.window;
-    const int from = a.window > 0 ? max(oldest, 0) : 0;
-    const int first_span = from / SPAN, end_span = (until + SPAN - 1) / SPAN;
-    const size_t part = a.v_dim + 2;
-    const auto part_at = [&](int row, int span) {
-        return a.parts + ((static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.spans + span) * part;
-    };
     // Row and element of this lane's result `i` of tile `n`.
     const auto row_at = [&](int i) { return quad + 8 * (i / 2); };
     const auto element_at = [&](int n, int i) { return n / 8 * GROUP + 8 * (2 * quarter + i % 2) + n % 8; };
@@ -73,7 +57,7 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
         for (int r = 0; r < 2; ++r) {
             const int row = min(quad + 8 * r, rows - 1), element = step * STEP + quarter * WIDE;
             uint4 parts[TERMS] = {};
-            const size_t at = (static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.dim + element;
+            const size_t at = walk.row_of(a, row) * a.dim + element;
             if (element < a.dim) split_wide<E>(a.q + at, parts);
             UNROLL
             for (int term = 0; term < TERMS; ++term) queries[((step * TERMS + term) * 2 + r) * WARP] = parts[term];
@@ -84,7 +68,7 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
     const E* const keys = static_cast<const E*>(a.k_cache);
     const E* const values_of = static_cast<const E*>(a.v_cache);
 
-    for (int span = first_span + split; span < end_span; span += a.splits) {
+    for (int span = walk.first_span + split; span < walk.end_span; span += a.splits) {
         float sums[OWN][4] = {};
         Soft own[2] = {{-INFINITY, 0.f}, {-INFINITY, 0.f}};
         const int span_end = min(until, (span + 1) * SPAN);
@@ -96,7 +80,7 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
             UNROLL
             for (int j = 0; j < TILE / BLOCK_SIZE; ++j) {
                 const int at = first / BLOCK_SIZE + j;
-                const size_t block = at * BLOCK_SIZE < until ? table[at] : 0;
+                const size_t block = at * BLOCK_SIZE < until ? walk.table[at] : 0;
                 block_rows[j] = (block * a.kv_heads + head) * BLOCK_SIZE;
             }
             float scores[TILE / 8][4] = {};
@@ -204,7 +188,7 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
         for (int r = 0; r < 2; ++r) {
             const bool mine = quad + 8 * r < rows;
             if (a.splits > 1 && mine && quarter == 0) {
-                float* const to = part_at(quad + 8 * r, span) + a.v_dim;
+                float* const to = part_at(a, walk, quad + 8 * r, span) + a.v_dim;
                 to[0] = own[r].top, to[1] = own[r].sum;
             }
             float top, before, now;
@@ -218,29 +202,19 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
                         float& value = values[(4 * n + i) * WARP];
                         value = value * before + sums[n][i] * now;
                     } else if (mine && element_at(n, i) < a.v_dim) {
-                        part_at(quad + 8 * r, span)[element_at(n, i)] = sums[n][i];
+                        part_at(a, walk, quad + 8 * r, span)[element_at(n, i)] = sums[n][i];
                     }
                 }
             }
         }
     }
 
-    const auto store = [&](int row, int element, float value, Soft total) {
-        if (a.sinks != nullptr) {
-            // One more key, without a value.
-            float top, before, now;
-            meet(total.top, a.sinks[head_of(row)], top, before, now);
-            value *= before;
-            total.sum = total.sum * before + now;
-        }
-        a.out[(static_cast<size_t>(token_of(row)) * a.heads + head_of(row)) * a.v_dim + element] = value / total.sum;
-    };
     if (a.splits == 1) {
         UNROLL
         for (int i = 0; i < 4; ++i) {
             if (row_at(i) >= rows) continue;
             for (int n = 0; n < OWN; ++n) {
-                if (element_at(n, i) < a.v_dim) store(row_at(i), element_at(n, i), values[(4 * n + i) * WARP], soft[i / 2]);
+                if (element_at(n, i) < a.v_dim) store(a, walk, row_at(i), element_at(n, i), values[(4 * n + i) * WARP], soft[i / 2]);
             }
         }
         return;
@@ -255,18 +229,7 @@ __global__ void __launch_bounds__(THREADS) flash(Attention a) {
     __threadfence();
     if (lane == 0) *done = 0;
     for (int row = 0; row < rows; ++row) {
-        for (int d = lane; d < a.v_dim; d += WARP) {
-            Soft merged = {-INFINITY, 0.f};
-            float value = 0.f;
-            for (int span = first_span; span < end_span; ++span) {
-                const float* const from_part = part_at(row, span);
-                float top, before, now;
-                meet(merged.top, from_part[a.v_dim], top, before, now);
-                value = value * before + from_part[d] * now;
-                merged = {top, merged.sum * before + from_part[a.v_dim + 1] * now};
-            }
-            store(row, d, value, merged);
-        }
+        for (int element = lane; element < a.v_dim; element += WARP) merge(a, walk, row, element);
     }
 }
 

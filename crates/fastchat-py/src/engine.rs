@@ -128,7 +128,7 @@ impl PyEngine {
         };
         let engine = py.detach(|| {
             config.check()?;
-            let kernels = open_device(config.device, config.cpu(), &cuda_libraries)?;
+            let kernels = open_device(config.device, config.kernel_options(), &cuda_libraries)?;
             Engine::load_with(Path::new(model), config, kernels)
         });
         engine.map(Self).map_err(|error| to_py(&error))
