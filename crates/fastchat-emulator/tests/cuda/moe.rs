@@ -60,7 +60,9 @@ proptest! {
         for kernels in backends() {
             let weights = weights(&kernels, WeightKind::F32, sizes, bias, seed);
             let out = kernels.moe(&x, &spec, &weights).unwrap();
-            assert_close(&kernels.name(), &out, &expected, 2e-5);
+            // An element may be the small rest of large terms, whose size the largest element tells.
+            let size = f64::from(floats(&expected).into_iter().fold(1f32, |most, value| most.max(value.abs())));
+            assert_close(&kernels.name(), &(&out / size).unwrap(), &(&expected / size).unwrap(), 2e-5);
             if tokens > 0 {
                 let last = kernels.moe(&x.narrow(0, tokens - 1, 1).unwrap(), &spec, &weights).unwrap();
                 assert_same_bits(&kernels.name(), &last, &out.narrow(0, tokens - 1, 1).unwrap());
