@@ -78,17 +78,24 @@ class Wire:
 
     async def head(self) -> Answer:
         """Status and headers."""
+        return await asyncio.wait_for(self._head(), SECONDS)
+
+    async def _head(self) -> Answer:
         began = time.monotonic()
-        raw = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), SECONDS)
+        raw = await self.reader.readuntil(b"\r\n\r\n")
         first, *lines = raw.decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
         return Answer(int(first.split()[1]), headers, seconds=time.monotonic() - began)
 
     async def answer(self) -> Answer:
         """A whole response. A connection that ends too soon leaves `whole` False."""
-        found = await self.head()
+        # One limit for all of it: one for each piece would be a task each, and the client would load the machine.
+        return await asyncio.wait_for(self._answer(), SECONDS)
+
+    async def _answer(self) -> Answer:
+        found = await self._head()
         try:
-            async for piece in self.pieces(found):
+            async for piece in self._pieces(found):
                 found.body += piece
                 found.times.append(time.monotonic())
             found.whole = True
@@ -98,16 +105,14 @@ class Wire:
             found.reset = True
         return found
 
-    async def pieces(self, answer: Answer) -> AsyncIterator[bytes]:
+    async def _pieces(self, answer: Answer) -> AsyncIterator[bytes]:
         """The body as it comes."""
         if answer.headers.get("transfer-encoding") != "chunked":
-            yield await asyncio.wait_for(
-                self.reader.readexactly(int(answer.headers.get("content-length", "0"))), SECONDS
-            )
+            yield await self.reader.readexactly(int(answer.headers.get("content-length", "0")))
             return
         while True:
-            size = int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), SECONDS), 16)
-            piece = await asyncio.wait_for(self.reader.readexactly(size + 2), SECONDS)
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            piece = await self.reader.readexactly(size + 2)
             if size == 0:
                 return
             yield piece[:-2]
@@ -135,3 +140,34 @@ async def ask(port: int, path: str, body: Any, **headers: str) -> Answer:
         return found
     finally:
         wire.close()
+
+
+class Pool:
+    """Requests over connections that are kept, as those of an HTTP library or of a proxy."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[Wire] = []
+
+    async def ask(self, request: bytes) -> Answer:
+        """One request. A kept connection that the server has closed meanwhile is replaced once."""
+        began = time.monotonic()
+        kept = bool(self._idle)
+        wire = self._idle.pop() if kept else await Wire.open(self._port)
+        wire.send(request)
+        try:
+            found = await wire.answer()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if not kept:
+                raise
+            wire = await Wire.open(self._port)
+            wire.send(request)
+            found = await wire.answer()
+        found.seconds = time.monotonic() - began
+        self._idle.append(wire) if found.whole else wire.close()
+        return found
+
+    def close(self) -> None:
+        """Leaves with FIN."""
+        while self._idle:
+            self._idle.pop().close()

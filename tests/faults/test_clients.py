@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from live import Live, serving
-from wire import Answer, Wire, ask, request_bytes
+from wire import Answer, Pool, Wire, ask, request_bytes
 
 CHAT = "/v1/chat/completions"
 
@@ -179,65 +179,79 @@ def test_stalled_readers(demo_model: Path, scale: int, figure: Any) -> None:
 
 @pytest.mark.timeout(600)
 def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
-    seconds = min(6 * scale, 60)
     options = ("--max-model-len", "512", "--max-num-seqs", "4", "--max-queue", "4")
     with serving(demo_model, *options) as live:
         body = live.chat(stream=True, max_tokens=24, ignore_eos=True)
+        request = request_bytes(CHAT, body)
 
-        def pace(answer: Answer) -> float:
-            return statistics.mean(b - a for a, b in zip(answer.times, answer.times[1:], strict=False))
+        def pace(answers: list[Answer]) -> float:
+            """The median of the streams' mean times between tokens."""
+            assert all(answer.done for answer in answers)
+            spans = [(answer.times[-1] - answer.times[0]) / (len(answer.times) - 1) for answer in answers]
+            return statistics.median(spans)
 
-        async def calm() -> float:
-            answers = await asyncio.gather(*(ask(live.port, CHAT, body) for _ in range(4)))
-            return statistics.median(pace(answer) for answer in answers)
-
-        async def capacity() -> tuple[float, float]:
-            """Requests a second with as many clients as may run, and their time between tokens: prompts of others are
-            read meanwhile, which calm streams do not see."""
-            found: list[Answer] = []
-            until = time.monotonic() + seconds / 4
+        async def calm(seconds: float, pause: bool) -> tuple[float, list[Answer]]:
+            """As many clients as may run, together or each on its own: then the prompts of others are read meanwhile.
+            Requests a second too."""
+            pool, found = Pool(live.port), list[Answer]()
+            began = time.monotonic()
 
             async def one() -> None:
-                while time.monotonic() < until:
-                    found.append(await ask(live.port, CHAT, body))
+                while time.monotonic() < began + seconds:
+                    found.append(await pool.ask(request))
 
-            began = time.monotonic()
-            await asyncio.gather(*(one() for _ in range(4)))
-            return len(found) / (time.monotonic() - began), statistics.median(pace(answer) for answer in found)
+            if pause:
+                while time.monotonic() < began + seconds:
+                    found += await asyncio.gather(*(pool.ask(request) for _ in range(4)))
+            else:
+                await asyncio.gather(*(one() for _ in range(4)))
+            pool.close()
+            return len(found) / (time.monotonic() - began), found
 
-        async def flood(rate: float) -> list[Answer]:
+        async def flood(rate: float, seconds: float, seed: int) -> list[Answer]:
             """Requests that come when they come, whatever became of the earlier ones."""
             arrivals: list[asyncio.Task[Answer]] = []
-            rng = random.Random(1)
+            rng, pool = random.Random(seed), Pool(live.port)
             at = time.monotonic()
             until = at + seconds
             while (at := at + rng.expovariate(rate)) < until:
                 await asyncio.sleep(max(at - time.monotonic(), 0))
-                arrivals.append(asyncio.ensure_future(ask(live.port, CHAT, body)))
-            return await asyncio.gather(*arrivals)
+                arrivals.append(asyncio.ensure_future(pool.ask(request)))
+            try:
+                return await asyncio.gather(*arrivals)
+            finally:
+                pool.close()
 
-        asyncio.run(calm())
-        unloaded = asyncio.run(calm())
-        most, busy = asyncio.run(capacity())
-        rate = 10 * most
-        answers = asyncio.run(flood(rate))
-        began = time.monotonic()
-        live.idle(20)
-        assert asyncio.run(ask(live.port, CHAT, body)).done
-        recovered = time.monotonic() - began
+        asyncio.run(calm(1, True))
+        most, _ = asyncio.run(calm(2, False))
+        answers: list[Answer] = []
+        ratios: list[tuple[float, float]] = []
+        recovered = 0.0
+        # In turns, because the machine's own pace changes.
+        for turn in range(scale):
+            _, together = asyncio.run(calm(1, True))
+            _, following = asyncio.run(calm(1, False))
+            flooded = asyncio.run(flood(10 * most, 6, turn))
+            began = time.monotonic()
+            live.idle(20)
+            assert asyncio.run(ask(live.port, CHAT, body)).done
+            recovered = max(recovered, time.monotonic() - began)
+            paced = pace([answer for answer in flooded if answer.status == 200])
+            ratios.append((paced / pace(together), paced / pace(following)))
+            answers += flooded
         good = [answer for answer in answers if answer.status == 200]
         bad = [answer for answer in answers if answer.status != 200]
         assert good and bad and {answer.status for answer in bad} == {503}
-        assert all(answer.done for answer in good)
         assert all(answer.headers["retry-after"] and b'"overloaded"' in answer.body for answer in bad)
-        late = percentile([answer.seconds for answer in bad], 0.99)
-        paces = statistics.median(pace(answer) for answer in good)
+        times = [answer.seconds for answer in bad]
+        unloaded, followed = ([ratio[of] for ratio in ratios] for of in (0, 1))
         figure(
-            f"{rate:.0f} requests a second, ten times what it can: {len(good)} answered, {len(bad)} refused in "
-            f"{seconds} s; refusals p50 "
-            f"{percentile([answer.seconds for answer in bad], 0.5) * 1000:.0f} ms, p99 {late * 1000:.0f} ms; "
-            f"answered ones at {paces / unloaded:.2f} times the unloaded time between tokens, {paces / busy:.2f} times "
-            f"that of as many streams which follow one another; recovered in {recovered:.1f} s"
+            f"{10 * most:.0f} requests a second, ten times what it can: {len(good)} answered, {len(bad)} refused in "
+            f"{6 * scale} s; refusals p50 {percentile(times, 0.5) * 1000:.0f} ms, "
+            f"p99 {percentile(times, 0.99) * 1000:.0f} ms; answered ones at {statistics.median(unloaded):.2f} "
+            f"({min(unloaded):.2f} to {max(unloaded):.2f}) times the unloaded time between tokens, "
+            f"{statistics.median(followed):.2f} times that of as many streams which follow one another; "
+            f"recovered in {recovered:.1f} s"
         )
 
 

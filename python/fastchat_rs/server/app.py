@@ -3,8 +3,8 @@
 import ipaddress
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ class App:
     async def __rsgi__(self, scope: Scope, proto: HTTPProtocol) -> None:
         """One request, whatever comes."""
         given = scope.headers.get("x-request-id", "")
-        request = Request(scope, proto, given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
+        request_id = given if _CLIENT_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+        request = Request(scope, proto, request_id)
         route = route_of(scope.path)
         for start, wording in _WORDINGS.items():
             if route in ROUTES and route.startswith(start):
@@ -206,7 +207,8 @@ class App:
         self.metrics.requests.labels(path=path, status=str(request.status)).inc()
         if self.tracer is not None:
             self.tracer.record(request, path)
-        access.info("request", extra={"fields": _log_line(request)})
+        if access.isEnabledFor(logging.INFO):
+            access.info("request", extra={"fields": _log_line(request)})
 
 
 def _credentials(request: Request) -> str:
