@@ -145,6 +145,20 @@ def test_a_body_that_is_announced_too_large_is_not_read(live: Live) -> None:
     assert b'"code":"body_too_large"' in answer
 
 
+def test_a_refusal_that_leaves_a_body_ends_the_connection(live: Live) -> None:
+    kept: list[bool] = []
+    with live.client() as client:
+        for size in (100, 300_000) * 30:
+            # Without its name the connection would be used again, and the next request be lost.
+            refused = client.post("/v1/nowhere", content=b" " * size, headers={"content-type": "application/json"})
+            assert refused.status_code == 404
+            kept.append("connection" not in refused.headers)
+            assert refused.headers.get("connection", "close") == "close"
+        whole = client.post(CHAT, content=b" " * 300_000, headers={"content-type": "application/json"})
+        assert error(whole, 400) and "connection" not in whole.headers
+    assert kept == [True, False] * 30
+
+
 def test_a_body_that_grows_too_large_is_stopped(demo_model: Path) -> None:
     with serving(demo_model, "--max-body", "1000B", "--body-timeout", "0.5", "--max-model-len", "512") as small:
         with small.client() as client:

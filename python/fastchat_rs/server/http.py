@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 JSON = "application/json"
+# A body up to this size has come by the time that it is refused unread, and the connection can be kept.
+_DROPPED_BYTES = 16 << 10
 encode_json = msgspec.json.Encoder().encode
 
 
@@ -106,6 +108,7 @@ class Request:
         self.status = 0
         self.tokens: tuple[int, int] = (0, 0)
         """Read and written for it, when it is over."""
+        self._read_whole = False
         self.raw = b""
         """The body, where it is needed again."""
         self.unknown_fields: list[str] = []
@@ -152,12 +155,24 @@ class Request:
             if size > max_bytes:
                 raise _too_large(max_bytes)
             parts.append(part)
+        self._read_whole = True
         return b"".join(parts)
+
+    @property
+    def _leaves_body(self) -> bool:
+        """Some of the body may be under way still. The server closes the connection then, and a client that does not
+        know loses its next request."""
+        if self._read_whole or self.scope.method not in ("POST", "PUT", "PATCH"):
+            return False
+        announced = self.header("content-length") or ("" if self.header("transfer-encoding") else "0")
+        return not announced.isdecimal() or int(announced) > _DROPPED_BYTES
 
     def send(self, reply: Reply) -> None:
         """Sends a whole answer; HEAD gets its headers only."""
         self.status = reply.status if 200 <= reply.status <= 599 else 500
         headers = [*self.headers_out, *reply.headers]
+        if self._leaves_body and ("connection", "close") not in headers:
+            headers.append(("connection", "close"))
         if reply.body:
             headers.append(("content-type", reply.content_type))
         if self.scope.method == "HEAD":
