@@ -25,6 +25,7 @@ enum class State { Ready, Barrier, Warp, Done };
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
     unsigned group;
 };
 
@@ -477,14 +478,14 @@ void mma(const char* site, int halves, int (&d)[4], const unsigned* a, const uns
     }
 }
 
-void copy_later(void* to, const void* from, bool inside) {
-    const bool whole = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
-    if (!whole) report("copies 16 bytes that are not aligned");
-    if (inside) touch(from, 16, Access::Read);
+void copy_later(void* to, const void* from, size_t bytes, bool inside) {
+    const bool whole = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & (bytes - 1)) == 0;
+    if (!whole) report("copies bytes that are not aligned");
+    if (inside) touch(from, bytes, Access::Read);
     // Whoever reads what lay there must be done by now.
-    touch(to, 16, Access::Write);
+    touch(to, bytes, Access::Write);
     Fiber& fiber = machine().fibers[machine().current];
-    fiber.copies.push_back({to, inside ? from : nullptr, fiber.groups});
+    fiber.copies.push_back({to, inside ? from : nullptr, bytes, fiber.groups});
 }
 
 void close_group() { ++machine().fibers[machine().current].groups; }
@@ -494,9 +495,9 @@ void wait_for_groups(int left) {
     size_t come = 0;
     for (; come < fiber.copies.size() && fiber.copies[come].group + unsigned(left) < fiber.groups; ++come) {
         const Copy& copy = fiber.copies[come];
-        touch(copy.to, 16, Access::Write);
-        if (copy.from != nullptr) memcpy(copy.to, copy.from, 16);
-        else memset(copy.to, 0, 16);
+        touch(copy.to, copy.bytes, Access::Write);
+        if (copy.from != nullptr) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
     }
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + long(come));
 }

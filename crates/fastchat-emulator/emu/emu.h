@@ -70,7 +70,7 @@ void mma(const char* site, float (*value)(unsigned bits), float (&d)[4], const u
 /// The same of 16 x 16 * halves unsigned and 16 * halves x 8 signed bytes, as m16n8k16 and m16n8k32 lay them out.
 void mma(const char* site, int halves, int (&d)[4], const unsigned* a, const unsigned* b);
 /// Queues 16 bytes, or zeros, for shared memory; they come when their group is waited for.
-void copy_later(void* to, const void* from, bool inside);
+void copy_later(void* to, const void* from, size_t bytes, bool inside);
 void close_group();
 /// Lets all groups but the last `left` come.
 void wait_for_groups(int left);
@@ -150,7 +150,10 @@ namespace {
 inline int launched() { return emu::status(); }
 
 inline void __threadfence() { emu::fence(); }
-inline void copy_async(void* to, const void* from, bool inside) { emu::copy_later(to, from, inside); }
+template <int BYTES>
+inline void copy_async(void* to, const void* from, bool inside) {
+    emu::copy_later(to, from, BYTES, inside);
+}
 inline void close_copies() { emu::close_group(); }
 template <int LEFT>
 inline void wait_copies() {
@@ -219,6 +222,14 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const unsigned bits = bits_of<unsigned>(x);
     if (x != x) return {uint16_t(bits >> 16 | 0x40)};
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+inline unsigned scale_pair(unsigned pair, unsigned factors) {
+    const auto half = [=](int shift) {
+        const float x = __bfloat162float({uint16_t(pair >> shift)}), factor = __bfloat162float({uint16_t(factors >> shift)});
+        return unsigned(__float2bfloat16_rn(x * factor).bits) << shift;
+    };
+    return half(0) | half(16);
 }
 
 inline float __half2float(__half x) {

@@ -1,7 +1,7 @@
-// Products with bf16 weights by tensor cores. Inputs are taken as TERMS bf16 numbers: one rounds them, three add up to
-// the float. What is added in which order depends on neither the number of tokens nor the launch: a span of 256 columns
-// is summed by itself, 16 columns an instruction, and spans are added in order. Columns come in multiples of 8, rows at
-// multiples of 16 bytes.
+// Products by tensor cores with weights that are bf16, or become that in registers. Inputs are taken as TERMS bf16
+// numbers: one rounds them, three add up to the float. What is added in which order depends on neither the number of
+// tokens nor the launch: a span of columns is summed by itself, 16 columns an instruction, and spans are added in order.
+// Columns come in multiples of 8, rows at multiples of 16 bytes.
 #include "linear.cuh"
 #include "tensor.cuh"
 
@@ -9,14 +9,47 @@ namespace {
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
-/// Columns of a span, and of a step of two instructions.
-constexpr int SPAN = 256, STEP = 32;
+/// Columns of a step of two instructions.
+constexpr int STEP = 32;
 /// Rows of the weight and tokens of an instruction.
 constexpr int ROWS = 16, TOKENS = 8;
 
+/// How weights lie: the columns of a span, the bytes of a weight, and what a lane holds of eight neighbours.
+struct Plain {
+    static constexpr int SPAN = 256, BYTES = 2;
+    static constexpr bool SCALED = false;
+    using Piece = uint4;
+
+    static __device__ __forceinline__ uint4 widen(const Piece& piece) { return piece; }
+};
+
+/// E4M3 codes, of four neighbours in the order 0, 2, 1, 3; behind all rows f32 [rows, cols / 128] of scales.
+struct Scaled {
+    static constexpr int SPAN = 128, BYTES = 1;
+    static constexpr bool SCALED = true;
+    using Piece = uint2;
+
+    /// Two neighbours, each in the low bits of a bf16's exponent and the high ones of its fraction, which is 2^-120 of it.
+    static __device__ __forceinline__ unsigned pair(unsigned signs, unsigned magnitudes) {
+        constexpr unsigned FACTORS = (127u + 120u) << 7 | (127u + 120u) << 23;
+        return scale_pair((signs & 0x80008000u) | (magnitudes & 0x07f007f0u), FACTORS);
+    }
+
+    static __device__ __forceinline__ uint4 widen(const Piece& piece) {
+        return {pair(piece.x << 8, piece.x << 4), pair(piece.x, piece.x >> 4), pair(piece.y << 8, piece.y << 4),
+                pair(piece.y, piece.y >> 4)};
+    }
+
+    static __device__ __forceinline__ float scale(const Product& p, const Chunk& chunk, size_t row, int span) {
+        const auto codes = static_cast<const unsigned char*>(chunk.weight);
+        const auto scales = reinterpret_cast<const float*>(codes + static_cast<size_t>(p.rows) * p.cols);
+        return scales[row * (p.cols / SPAN) + span];
+    }
+};
+
 /// Up to 8 tokens: a warp has 16 rows, or 16 pairs of rows, and of their spans every `sharing`th; the first of the warps
 /// that share rows adds their sums.
-template <int TERMS, int PARTS>
+template <typename W, int TERMS, int PARTS>
 __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing) {
     SHARED(float4, partial, 2 * PARTS * THREADS);
     const Chunk chunk = chunk_at(p, blockIdx.x, most);
@@ -24,22 +57,22 @@ __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing)
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, share = warp % sharing;
     const int rows = p.rows / PARTS, first_row = (blockIdx.y * (WARPS / sharing) + warp / sharing) * ROWS + lane / 4;
     const int column = lane % 4 * WIDE;
-    const bf16_t* w[PARTS][2];
+    const auto row_of = [&](int part, int i) -> size_t { return part * rows + min(first_row + 8 * i, rows - 1); };
+    const unsigned char* w[PARTS][2];
     UNROLL
     for (int part = 0; part < PARTS; ++part) {
         UNROLL
         for (int i = 0; i < 2; ++i) {
-            const size_t row = part * rows + min(first_row + 8 * i, rows - 1);
-            w[part][i] = static_cast<const bf16_t*>(chunk.weight) + row * p.cols + column;
+            w[part][i] = static_cast<const unsigned char*>(chunk.weight) + (row_of(part, i) * p.cols + column) * W::BYTES;
         }
     }
     const float* const x = p.x + source_row(p, chunk, lane / 4) * p.cols + column;
-    const int spans = (p.cols + SPAN - 1) / SPAN;
+    const int spans = (p.cols + W::SPAN - 1) / W::SPAN;
     float totals[PARTS][4] = {};
     int turn = 0;
     for (int first = 0; first < spans; first += sharing, turn ^= 1) {
         float sums[PARTS][4] = {};
-        const int from = (first + share) * SPAN, until = min(from + SPAN, p.cols);
+        const int from = (first + share) * W::SPAN, until = min(from + W::SPAN, p.cols);
         UNROLL_BY_4
         for (int at = from; at < until; at += STEP) {
             const bool inside = at + column < p.cols;
@@ -50,10 +83,17 @@ __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing)
                 uint4 weights[2] = {};
                 UNROLL
                 for (int i = 0; i < 2; ++i) {
-                    if (inside) weights[i] = *reinterpret_cast<const uint4*>(w[part][i] + at);
+                    if (inside) weights[i] = W::widen(*reinterpret_cast<const typename W::Piece*>(w[part][i] + at * W::BYTES));
                 }
                 multiply<bf16_t>(sums[part], weights, inputs, 0);
                 multiply<bf16_t>(sums[part], weights, inputs, 1);
+            }
+        }
+        if constexpr (W::SCALED) {
+            UNROLL
+            for (int i = 0; i < 2 * PARTS && from < p.cols; ++i) {
+                const float scale = W::scale(p, chunk, row_of(i / 2, i % 2), first + share);
+                sums[i / 2][2 * (i % 2)] *= scale, sums[i / 2][2 * (i % 2) + 1] *= scale;
             }
         }
         UNROLL
@@ -98,7 +138,7 @@ using Large = Tile<TERMS, 2, 4, 4, TERMS == 1 ? 4 : 3>;
 
 /// Many tokens, whose parts lie in `rounded`: a block has a tile of rows by tokens. Where results are gated, the upper half
 /// of a warp's rows are the partners of the lower.
-template <int TERMS, typename T>
+template <typename W, int TERMS, typename T>
 __global__ void __launch_bounds__(THREADS) many(Product p) {
     DYNAMIC_SHARED(uint4, stages);
     const Chunk chunk = chunk_at(p, blockIdx.x, T::TOKENS_OF);
@@ -111,18 +151,21 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
     };
     constexpr int COPIES = (T::PIECES + THREADS - 1) / THREADS;
     const int column = threadIdx.x % 4 * WIDE;
-    const bf16_t* from[COPIES];
+    // Row of the weight for row `line` of a warp.
+    const auto weight_row = [&](int warp_down, int line) -> size_t {
+        return min(row_of(warp_down, line), rows - 1) + (line < own_rows ? 0 : rows);
+    };
+    const unsigned char* from[COPIES];
     UNROLL
     for (int i = 0; i < COPIES; ++i) {
         const int line = (threadIdx.x + i * THREADS) / 4;
         if (line < T::ROWS_OF) {
-            const int within = line % (ROWS * T::HIGH);
-            const size_t row = min(row_of(line / (ROWS * T::HIGH), within), rows - 1) + (within < own_rows ? 0 : rows);
-            from[i] = static_cast<const bf16_t*>(chunk.weight) + row * p.cols + column;
+            const size_t row = weight_row(line / (ROWS * T::HIGH), line % (ROWS * T::HIGH));
+            from[i] = static_cast<const unsigned char*>(chunk.weight) + (row * p.cols + column) * W::BYTES;
         } else {
             const int term = (line - T::ROWS_OF) / T::TOKENS_OF, token = (line - T::ROWS_OF) % T::TOKENS_OF;
             const size_t row = source_row(p, chunk, token) * TERMS + min(term, TERMS - 1);
-            from[i] = static_cast<const bf16_t*>(p.rounded) + row * p.cols + column;
+            from[i] = static_cast<const unsigned char*>(p.rounded) + (row * p.cols + column) * sizeof(bf16_t);
         }
     }
     const int steps = (p.cols + STEP - 1) / STEP;
@@ -131,8 +174,12 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
         const bool inside = step * STEP + column < p.cols;
         UNROLL
         for (int i = 0; i < COPIES; ++i) {
-            const bool mine = step < steps && static_cast<int>(threadIdx.x) + i * THREADS < T::PIECES;
-            if (mine) copy_async(to + i * THREADS, from[i] + (inside ? step * STEP : 0), inside);
+            const int piece = static_cast<int>(threadIdx.x) + i * THREADS;
+            if (step >= steps || piece >= T::PIECES) continue;
+            const int at = inside ? step * STEP : 0;
+            // A place has room for the longest piece.
+            if (piece < 4 * T::ROWS_OF) copy_async<sizeof(typename W::Piece)>(to + i * THREADS, from[i] + at * W::BYTES, inside);
+            else copy_async<16>(to + i * THREADS, from[i] + at * sizeof(bf16_t), inside);
         }
         close_copies();
     };
@@ -155,22 +202,32 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
         UNROLL
         for (int m = 0; m < T::HIGH; ++m) {
             const uint4* const at = stage + 4 * ROWS * (down * T::HIGH + m);
-            const uint4 weights[2] = {at[0], at[4 * 8]};
+            uint4 weights[2];
+            UNROLL
+            for (int i = 0; i < 2; ++i) weights[i] = W::widen(*reinterpret_cast<const typename W::Piece*>(at + 4 * 8 * i));
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 UNROLL
                 for (int n = 0; n < T::LONG; ++n) multiply<bf16_t>(sums[m][n], weights, inputs[n], half);
             }
         }
-        if ((step + 1) % (SPAN / STEP) != 0 && step + 1 < steps) continue;
+        if ((step + 1) % (W::SPAN / STEP) != 0 && step + 1 < steps) continue;
         UNROLL
         for (int m = 0; m < T::HIGH; ++m) {
             UNROLL
-            for (int n = 0; n < T::LONG; ++n) {
+            for (int half = 0; half < 2; ++half) {
+                float scale = 1.f;
+                if constexpr (W::SCALED) {
+                    scale = W::scale(p, chunk, weight_row(down, m * ROWS + lane / 4 + 8 * half), step / (W::SPAN / STEP));
+                }
                 UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    totals[m][n][i] += sums[m][n][i];
-                    sums[m][n][i] = 0.f;
+                for (int n = 0; n < T::LONG; ++n) {
+                    UNROLL
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+                        // Not contracted: few tokens are scaled before their spans are added.
+                        totals[m][n][i] = __fadd_rn(totals[m][n][i], __fmul_rn(sums[m][n][i], scale));
+                        sums[m][n][i] = 0.f;
+                    }
                 }
             }
         }
@@ -205,23 +262,35 @@ __global__ void split_rows(const float* x, uint4* out, long long rows, int cols)
     for (int term = 0; term < TERMS; ++term) out[(row * TERMS + term) * pieces + piece] = parts[term];
 }
 
-template <int TERMS>
+/// A thread per column of a row of codes.
+__global__ void gather_codes(const unsigned char* table, const unsigned* ids, float* out, int rows, int cols) {
+    const size_t row = ids[blockIdx.x];
+    const auto scales = reinterpret_cast<const float*>(table + static_cast<size_t>(rows) * cols);
+    for (int k = threadIdx.x; k < cols; k += THREADS) {
+        const int within = (k & 1) << 1 | (k >> 1 & 1);
+        const unsigned code = table[row * cols + (k & ~3) + within];
+        const float value = __uint_as_float((code & 0x80u) << 24 | (code & 0x7fu) << 20) * 0x1p120f;
+        out[static_cast<size_t>(blockIdx.x) * cols + k] = value * scales[row * (cols / Scaled::SPAN) + k / Scaled::SPAN];
+    }
+}
+
+template <typename W, int TERMS>
 int start(const Product& p, int chunks, int tokens, void* stream) {
     if (tokens <= TOKENS) {
-        const int spans = ceil_div(p.cols, SPAN), rows = p.gated ? p.rows / 2 : p.rows;
+        const int spans = ceil_div(p.cols, W::SPAN), rows = p.gated ? p.rows / 2 : p.rows;
         int sharing = 1;
         while (sharing < spans && sharing < WARPS) sharing *= 2;
         const dim3 grid(chunks, ceil_div(rows, ROWS * (WARPS / sharing)));
-        if (p.gated) LAUNCH((few<TERMS, 2>), grid, THREADS, 0, stream, p, tokens, sharing);
-        else LAUNCH((few<TERMS, 1>), grid, THREADS, 0, stream, p, tokens, sharing);
+        if (p.gated) LAUNCH((few<W, TERMS, 2>), grid, THREADS, 0, stream, p, tokens, sharing);
+        else LAUNCH((few<W, TERMS, 1>), grid, THREADS, 0, stream, p, tokens, sharing);
         return launched();
     }
     if (p.rounded == nullptr) return INVALID_VALUE;
     const auto run = [&](auto tile) {
         using T = decltype(tile);
         const dim3 grid(chunks, ceil_div(p.rows, T::ROWS_OF));
-        ALLOW_SHARED((many<TERMS, T>), T::BYTES);
-        LAUNCH((many<TERMS, T>), grid, THREADS, T::BYTES, stream, p);
+        ALLOW_SHARED((many<W, TERMS, T>), T::BYTES);
+        LAUNCH((many<W, TERMS, T>), grid, THREADS, T::BYTES, stream, p);
         return launched();
     };
     if (tokens == Middle<TERMS>::TOKENS_OF) return run(Middle<TERMS>());
@@ -244,10 +313,20 @@ extern "C" int EXPORT(split_rows)(const float* x, void* out, int terms, long lon
 }
 
 /// `chunks` blocks of up to `tokens` entries each: up to 8, which a block splits itself, or 64 or 128 that were split.
-extern "C" int EXPORT(dense_bf16)(const Product* p, int terms, int chunks, int tokens, void* stream) {
-    if (p->cols % WIDE != 0 || (p->gated && p->rows % 2 != 0)) return INVALID_VALUE;
+/// `scaled`: the weights are E4M3 codes and scales.
+extern "C" int EXPORT(dense_bf16)(const Product* p, int scaled, int terms, int chunks, int tokens, void* stream) {
+    if (p->cols % (scaled ? Scaled::SPAN : WIDE) != 0 || (p->gated && p->rows % 2 != 0)) return INVALID_VALUE;
     if (chunks == 0 || p->rows == 0) return launched();
-    if (terms == 1) return start<1>(*p, chunks, tokens, stream);
-    if (terms == 3) return start<3>(*p, chunks, tokens, stream);
+    if (terms == 1) return scaled ? start<Scaled, 1>(*p, chunks, tokens, stream) : start<Plain, 1>(*p, chunks, tokens, stream);
+    if (terms == 3) return scaled ? start<Scaled, 3>(*p, chunks, tokens, stream) : start<Plain, 3>(*p, chunks, tokens, stream);
     return INVALID_VALUE;
+}
+
+/// Rows `ids` of a table of `rows` rows of E4M3 codes.
+extern "C" int EXPORT(gather_codes)(const void* table, const unsigned* ids, float* out, int count, int rows, int cols,
+                                    void* stream) {
+    if (cols % Scaled::SPAN != 0) return INVALID_VALUE;
+    if (count == 0) return launched();
+    LAUNCH(gather_codes, count, THREADS, 0, stream, static_cast<const unsigned char*>(table), ids, out, rows, cols);
+    return launched();
 }

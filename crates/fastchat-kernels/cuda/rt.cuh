@@ -68,10 +68,25 @@ __device__ __forceinline__ void mma_u8(int (&d)[4], const unsigned (&a)[2], cons
         : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
-/// Starts a copy of 16 aligned bytes, or zeros where they are not inside, into shared memory; part of the open group.
+/// Two bf16 times a power of two or another number that rounds none of them.
+__device__ __forceinline__ unsigned scale_pair(unsigned pair, unsigned factors) {
+    unsigned out;
+    // Plus -0 keeps the sign of a zero; sm_80 has no multiplication alone.
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(factors), "r"(0x80008000u));
+    return out;
+}
+
+/// Starts a copy of 16 or 8 aligned bytes, or zeros where they are not inside, into shared memory; part of the open group.
+template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
+    static_assert(BYTES == 16 || BYTES == 8, "what one instruction copies");
     const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0) : "memory");
+    const int bytes = inside ? BYTES : 0;
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+    }
 }
 
 /// Closes the open group.

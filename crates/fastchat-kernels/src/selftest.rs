@@ -40,7 +40,7 @@ const HALF: f32 = 1e-2;
 pub fn run(kernels: &dyn Kernels) -> Vec<Finding> {
     let bench = Bench { kernels, default: DefaultKernels(Device::Cpu) };
     let mut findings = Vec::new();
-    for kind in [WeightKind::F32, WeightKind::BF16, WeightKind::Q8_0, WeightKind::Q4_K] {
+    for kind in [WeightKind::F32, WeightKind::BF16, WeightKind::F8_E4M3, WeightKind::Q8_0, WeightKind::Q4_K] {
         findings.push(bench.compare(&format!("linear {kind:?}"), ROUNDED, |on| linear(on, kind)));
         findings.push(bench.compare(&format!("embed {kind:?}"), EXACT, |on| embed(on, kind)));
     }
@@ -135,10 +135,17 @@ impl On<'_> {
         let weight = match kind {
             WeightKind::F32 => dense(values.iter().flat_map(|x| x.to_le_bytes()).collect())?,
             WeightKind::BF16 => dense(values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect())?,
+            WeightKind::F8_E4M3 => dense(values.chunks_exact(128).flat_map(eight_bits).collect())?,
             _ => crate::quantize(kind, rows, cols, &values)?,
         };
         self.kernels.pack(&[weight], None)
     }
+}
+
+/// A block of `F8_E4M3` with some bits of 128 floats for its codes, and a scale that f16 holds together with any.
+fn eight_bits(values: &[f32]) -> Vec<u8> {
+    let code = |x: &f32| if x.to_bits() & 0x7f == 0x7f { 0 } else { x.to_bits() as u8 };
+    (1f32 / 1024.).to_le_bytes().into_iter().chain(values.iter().map(code)).collect()
 }
 
 /// splitmix64.

@@ -2,16 +2,19 @@
 //! `Kernels::pack` turns the result into what the hardware likes. Knows no tensor names.
 
 use candle_core::{Result, bail};
+use half::f16;
 
 use crate::mapped::Bytes;
 
-/// How the elements of a [`Weight`] are stored. The quantised kinds are GGML's, block for block.
+/// How the elements of a [`Weight`] are stored. The quantised kinds are GGML's, block for block; `F8_E4M3` has a scale in
+/// f32, then 128 floats of 8 bits (arXiv 2209.05433, E4M3 without infinities).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)] // the names are the formats' own
 pub enum WeightKind {
     F32,
     F16,
     BF16,
+    F8_E4M3,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -43,6 +46,7 @@ impl WeightKind {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::BF16 => (1, 2),
+            Self::F8_E4M3 => (128, 132),
             Self::Q4_0 | Self::IQ4_NL => (32, 18),
             Self::Q4_1 => (32, 20),
             Self::Q5_0 => (32, 22),
@@ -70,6 +74,11 @@ impl WeightKind {
     pub const fn is_dense(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
+
+    /// Whether elements are floats, if with a scale for many: whoever asks for fewer bits means these.
+    pub const fn is_float(self) -> bool {
+        self.is_dense() || matches!(self, Self::F8_E4M3)
+    }
 }
 
 /// A row-major matrix `[rows, cols]` as stored; a row is one output feature of a linear layer.
@@ -96,6 +105,19 @@ impl Weight {
             bail!("{kind:?} [{rows}, {cols}] needs {expected:?} bytes, got {}", bytes.len());
         }
         Ok(Self { kind, rows, cols, bytes })
+    }
+
+    /// `values` as f16, whose step is far below that of any code; as f32 where one is too large for it.
+    ///
+    /// # Errors
+    /// When there are not `rows * cols` of them.
+    pub fn halves(rows: usize, cols: usize, values: &[f32]) -> Result<Self> {
+        let (kind, bytes) = if values.iter().all(|x| x.abs() <= f16::MAX.to_f32()) {
+            (WeightKind::F16, values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect::<Vec<_>>())
+        } else {
+            (WeightKind::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        };
+        Self::new(kind, rows, cols, bytes.into())
     }
 
     /// Element kind.

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use fastchat_kernels::quant::{e4m3, is_nan_e4m3};
 use fastchat_kernels::{Bytes, Weight, WeightKind};
 use half::f16;
 
@@ -87,14 +88,9 @@ impl Groups {
     }
 }
 
-/// f16, whose step is far below that of any code; f32 where a number is too large for it.
-pub(crate) fn dense(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, String> {
-    let (kind, bytes) = if values.iter().all(|x| x.abs() <= f16::MAX.to_f32()) {
-        (WeightKind::F16, values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect::<Vec<_>>())
-    } else {
-        (WeightKind::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    };
-    Weight::new(kind, rows, cols, bytes.into()).map_err(|error| error.to_string())
+/// f16, or f32 where that is too small.
+fn dense(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, String> {
+    Weight::halves(rows, cols, values).map_err(|error| error.to_string())
 }
 
 /// Floats of 8 bits (arXiv 2209.05433, E4M3 without infinities) with a scale per tile.
@@ -120,24 +116,23 @@ impl Coded for Fp8 {
     }
 
     fn matrix(&self, _part: usize) -> Result<Weight, String> {
-        let table: Vec<f32> = (0..=255).map(e4m3).collect();
         let across = self.cols.div_ceil(self.tile.1);
-        let value = |(at, &code): (usize, &u8)| {
-            let (row, col) = (at / self.cols, at % self.cols);
-            table[code as usize] * self.scales[row / self.tile.0 * across + col / self.tile.1]
-        };
+        let scale_of = |row: usize, col: usize| self.scales[row / self.tile.0 * across + col / self.tile.1];
+        let (elements, size) = WeightKind::F8_E4M3.block();
+        // A block has one scale, and no kernel looks for codes that are no numbers.
+        let one_scale = self.tile.1.is_multiple_of(elements) || self.tile.1 >= self.cols;
+        if one_scale && self.cols.is_multiple_of(elements) && !self.codes.iter().any(|&code| is_nan_e4m3(code)) {
+            let mut bytes = Vec::with_capacity(self.codes.len() / elements * size);
+            for (block, codes) in self.codes.chunks_exact(elements).enumerate() {
+                let at = block * elements;
+                bytes.extend_from_slice(&scale_of(at / self.cols, at % self.cols).to_le_bytes());
+                bytes.extend_from_slice(codes);
+            }
+            let weight = Weight::new(WeightKind::F8_E4M3, self.rows, self.cols, bytes.into());
+            return weight.map_err(|error| error.to_string());
+        }
+        let value = |(at, &code): (usize, &u8)| e4m3(code) * scale_of(at / self.cols, at % self.cols);
         dense(self.rows, self.cols, &self.codes.iter().enumerate().map(value).collect::<Vec<_>>())
-    }
-}
-
-/// The float behind an E4M3 code.
-fn e4m3(code: u8) -> f32 {
-    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    match (exponent, code & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * mantissa / 8.0 * 2f32.powi(-6),
-        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
     }
 }
 
@@ -284,5 +279,42 @@ impl Integers {
         let bytes = &words[4 * word..4 * word + 4];
         let value = u32::from_le_bytes(bytes.try_into().expect("four bytes; this is a bug"));
         (value >> (place as u32 * self.bits) & ((1 << self.bits) - 1)) as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `rows` of 256 codes, with tiles of two rows.
+    fn fp8(across: usize, codes: Vec<u8>) -> Fp8 {
+        let rows = codes.len() / 256;
+        let scales: Vec<f32> = (0..rows.div_ceil(2) * 256usize.div_ceil(across)).map(|i| 0.3 + i as f32).collect();
+        Fp8 { rows, cols: 256, tile: (2, across), codes: codes.into(), scales, stored_scales: Vec::new().into() }
+    }
+
+    fn value(of: &Fp8, row: usize, col: usize) -> f32 {
+        e4m3(of.codes[row * 256 + col]) * of.scales[row / 2 * 256usize.div_ceil(of.tile.1) + col / of.tile.1]
+    }
+
+    #[test]
+    fn eight_bits_stay_where_a_block_has_one_scale() {
+        let codes: Vec<u8> = (0..3 * 256).map(|i| (i * 37 % 127) as u8 | (i as u8 & 1) << 7).collect();
+        for (across, kind) in
+            [(128, WeightKind::F8_E4M3), (256, WeightKind::F8_E4M3), (999, WeightKind::F8_E4M3), (96, WeightKind::F16)]
+        {
+            let coded = fp8(across, codes.clone());
+            let weight = coded.matrix(0).unwrap();
+            assert_eq!(weight.kind(), kind);
+            for (at, found) in weight.to_f32().unwrap().into_iter().enumerate() {
+                let value = value(&coded, at / 256, at % 256);
+                let bound = if kind == WeightKind::F16 { value.abs() / 1024. } else { 0. };
+                assert!((found - value).abs() <= bound, "{across}, element {at}: {found} is not {value}");
+            }
+        }
+        let mut codes = codes;
+        codes[77] = 0xff;
+        let none = fp8(128, codes).matrix(0).unwrap();
+        assert!(none.kind() != WeightKind::F8_E4M3 && none.to_f32().unwrap()[77].is_nan());
     }
 }

@@ -69,7 +69,7 @@ impl Quantize {
     /// `weight` rounded, or as it is where its kind or place says so.
     pub(crate) fn apply(self, slot: Slot, weight: Weight) -> Result<Weight, String> {
         match self.kind_for(slot, weight.cols()) {
-            Some(kind) if weight.kind().is_dense() => encode(kind, &weight),
+            Some(kind) if weight.kind().is_float() => encode(kind, &weight),
             _ => Ok(weight),
         }
     }

@@ -35,6 +35,43 @@ fn tensor_cores_equal_the_default() {
     }
 }
 
+/// The same with codes of 8 bits, whose columns fill their spans.
+#[test]
+fn codes_with_scales_equal_the_default() {
+    let codes = &[WeightKind::F8_E4M3];
+    for make in [fastchat_emulator::kernels, fastchat_emulator::bf16_kernels] {
+        for (tokens, cols, rows) in [(1, 2304, 17), (8, 1024, 33), (9, 128, 70), (70, 256, 30), (130, 512, 290)] {
+            check_linear(&make(false), codes, (tokens, cols, rows), cols as u64);
+        }
+        for (tokens, cols, rows) in [(1, 2304, 17), (3, 1152, 40), (20, 256, 37), (129, 128, 260)] {
+            check_linear(&make(true), codes, (tokens, cols, rows), cols as u64);
+        }
+    }
+}
+
+/// Every code there is, subnormal ones and zeros of both signs among them, meets a one.
+#[test]
+fn every_code_has_its_value() {
+    let finite = |code: u8| if code & 0x7f == 0x7f { code ^ 1 } else { code };
+    let mut bytes = Vec::new();
+    for half in [0, 128] {
+        bytes.extend(1f32.to_le_bytes());
+        bytes.extend((0..128).map(|code| finite(half + code)));
+    }
+    let table = Weight::new(WeightKind::F8_E4M3, 2, 128, bytes.into()).unwrap();
+    let values = table.to_f32().unwrap();
+    for kernels in backends() {
+        let layer = kernels.pack(std::slice::from_ref(&table), None).unwrap();
+        for tokens in [1, 128] {
+            let x = Tensor::eye(128, DType::F32, &Device::Cpu).unwrap();
+            let rows: Vec<_> = x.chunk(128 / tokens, 0).unwrap();
+            let out = rows.iter().map(|x| kernels.linear(x, &layer).unwrap()).collect::<Vec<_>>();
+            let out = Tensor::cat(&out, 0).unwrap().t().unwrap().contiguous().unwrap();
+            assert_eq!(floats(&out), values, "{tokens} tokens at a time");
+        }
+    }
+}
+
 /// Parts of an input add up to it, but for what lies below the smallest bf16.
 #[test]
 fn large_and_small_inputs_keep_their_bits() {
@@ -74,14 +111,18 @@ fn rows_too_long_for_a_block_are_rounded_before() {
 fn gated_products_equal_product_and_activation() {
     let act = Activation::SwigluOai { alpha: 1.5, limit: 2. };
     for kernels in backends() {
-        for (kind, inter) in
-            [(WeightKind::Q5_K, 32), (WeightKind::Q4_0, 24), (WeightKind::F16, 7), (WeightKind::BF16, 71)]
-        {
+        for (kind, inter) in [
+            (WeightKind::Q5_K, 32),
+            (WeightKind::Q4_0, 24),
+            (WeightKind::F16, 7),
+            (WeightKind::BF16, 71),
+            (WeightKind::F8_E4M3, 71),
+        ] {
             let mut random = Random(8);
             let halves = [0; 2].map(|_| weight(kind, inter, 256, &mut random));
             let layer = kernels.pack(&halves, Some(random.tensor(&[2 * inter], 1.))).unwrap();
             for tokens in [0, 1, 6, 12, 70, 130] {
-                if tokens > 100 && kind != WeightKind::BF16 {
+                if tokens > 100 && !matches!(kind, WeightKind::BF16 | WeightKind::F8_E4M3) {
                     continue;
                 }
                 let x = random.tensor(&[tokens, 256], 1.);
@@ -133,7 +174,7 @@ proptest! {
 
     #[test]
     fn shapes_and_tails(
-        kind in 0..25usize,
+        kind in 0..26usize,
         tokens in 1..20usize,
         blocks in 1..6usize,
         tail in 0..32usize,

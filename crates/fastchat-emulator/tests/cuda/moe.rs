@@ -136,9 +136,13 @@ fn experts_equal_their_products_one_by_one() {
         groups: None,
         act: Activation::SwigluOai { alpha: 1.7, limit: 7. },
     };
-    for (kind, inter) in
-        [(WeightKind::MXFP4, 32), (WeightKind::Q4_K, 256), (WeightKind::Q8_0, 96), (WeightKind::BF16, 40)]
-    {
+    for (kind, inter) in [
+        (WeightKind::MXFP4, 32),
+        (WeightKind::Q4_K, 256),
+        (WeightKind::Q8_0, 96),
+        (WeightKind::BF16, 40),
+        (WeightKind::F8_E4M3, 128),
+    ] {
         for kernels in backends() {
             let weights = weights(&kernels, kind, (6, 256, inter), true, 11);
             for tokens in [1, 7, 40] {

@@ -34,7 +34,12 @@ impl DeviceWeight {
     /// In how many bf16 numbers its products take an input; `None` where they do not go through tensor cores.
     pub(super) fn terms(&self, kernels: &CudaKernels) -> Option<i32> {
         // A row must start at a multiple of 16 bytes, as the device's allocations and those of its emulator do.
-        (matches!(self.stored, Stored::Dense(BF16)) && self.cols.is_multiple_of(8)).then_some(kernels.terms)
+        let fits = match self.stored {
+            Stored::Dense(BF16) => self.cols.is_multiple_of(8),
+            Stored::Scaled => true,
+            _ => false,
+        };
+        fits.then_some(kernels.terms)
     }
 
     /// Whether there is a kernel for chunks of more than 8 entries.
@@ -76,7 +81,7 @@ impl Form {
     fn of(kernels: &CudaKernels, weight: &DeviceWeight, rows: usize, size: usize) -> Self {
         match (weight.stored, weight.terms(kernels)) {
             (_, Some(terms)) if size > 8 => Self::Terms(terms),
-            (Stored::Dense(_), _) => Self::Floats,
+            (Stored::Dense(_) | Stored::Scaled, _) => Self::Floats,
             // Many chunks would each round what their tiles' neighbours have rounded.
             (Stored::Tiles(_), _)
                 if size <= 8 && size * weight.cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING && rows <= size =>
@@ -201,9 +206,10 @@ impl Product<'_> {
             if entries > 0 && [weight_bytes.addr(), x.addr()].iter().any(|address| !address.is_multiple_of(16)) {
                 bail!("rows at no multiple of 16 bytes");
             }
+            let scaled = i32::from(matches!(weight.stored, Stored::Scaled));
             return kernels.launch("dense_bf16", |launchers, stream| {
                 // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
-                unsafe { (launchers.dense_bf16)(&raw const args, terms, chunks, tokens, stream) }
+                unsafe { (launchers.dense_bf16)(&raw const args, scaled, terms, chunks, tokens, stream) }
             });
         }
         match weight.stored {
@@ -211,6 +217,7 @@ impl Product<'_> {
                 // SAFETY: as above.
                 unsafe { (launchers.multiply)(&raw const args, &raw const format, chunks, tokens, stream) }
             }),
+            Stored::Scaled => bail!("codes with scales go through tensor cores; this is a bug"),
             Stored::Dense(element) => {
                 let bytes = if element == F32 { 4 } else { 2 };
                 let lies = |address: usize, row: usize| address.is_multiple_of(16) && row.is_multiple_of(16);
@@ -343,11 +350,15 @@ fn rows_at(kernels: &CudaKernels, weight: &DeviceWeight, from: *const u32, count
         return Ok(out);
     }
     let (table, to) = (kernels.elements::<c_void>(&weight.bytes, DType::U8)?, kernels.floats(&out)?);
-    let (count, cols) = (i32::try_from(count)?, i32::try_from(weight.cols)?);
+    let (count, rows, cols) = (i32::try_from(count)?, i32::try_from(weight.rows)?, i32::try_from(weight.cols)?);
     match weight.stored {
         Stored::Tiles(format) => kernels.launch("decode", |launchers, stream| {
             // SAFETY: the ids are rows of the table; `out` has a row for each.
             unsafe { (launchers.decode)(table, from, to, count, cols, &raw const format, stream) }
+        })?,
+        Stored::Scaled => kernels.launch("gather_codes", |launchers, stream| {
+            // SAFETY: as above.
+            unsafe { (launchers.gather_codes)(table, from, to, count, rows, cols, stream) }
         })?,
         Stored::Dense(element) => kernels.launch("gather", |launchers, stream| {
             // SAFETY: as above.

@@ -1,4 +1,5 @@
-//! Weights in the device's memory: quantised ones in the CPU backend's tiles, floats as they are stored.
+//! Weights in the device's memory: quantised ones in the CPU backend's tiles, floats as they are stored, those of 8 bits with
+//! their scales behind them.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -24,6 +25,8 @@ pub(crate) enum Stored {
     Tiles(FormatArgs),
     /// Rows of floats; the launchers' number of their type.
     Dense(i32),
+    /// Rows of E4M3 codes, then the scales of all rows, as `Scaled` of bf16.cu has them.
+    Scaled,
 }
 
 /// One weight, or several of a kind stacked.
@@ -89,6 +92,11 @@ fn upload(kernels: &CudaKernels, weights: &[Weight]) -> Result<DeviceWeight> {
         let bytes = if let [one] = &parts[..] { one.clone() } else { Tensor::cat(&parts, 0)? };
         return Ok(DeviceWeight { rows, cols, stored: Stored::Dense(element), bytes });
     }
+    if weights[0].kind() == WeightKind::F8_E4M3 {
+        let bytes = scaled(weights, kernels.pool.threads());
+        let len = bytes.len();
+        return Ok(DeviceWeight { rows, cols, stored: Stored::Scaled, bytes: Tensor::from_vec(bytes, len, device)? });
+    }
     let weight = joined(weights)?;
     let (stored, bytes) = match tiles(&weight, &kernels.pool)? {
         Some((format, bytes)) => (Stored::Tiles(format.into()), bytes),
@@ -96,6 +104,42 @@ fn upload(kernels: &CudaKernels, weights: &[Weight]) -> Result<DeviceWeight> {
     };
     let len = bytes.len();
     Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, device)? })
+}
+
+/// The bytes of `Stored::Scaled`.
+fn scaled(weights: &[Weight], threads: usize) -> Vec<u8> {
+    let (elements, _) = WeightKind::F8_E4M3.block();
+    let (rows, cols) = (weights.iter().map(Weight::rows).sum::<usize>(), weights[0].cols());
+    let row_scales = cols / elements * 4;
+    let mut out = vec![0; rows * (cols + row_scales)];
+    let (mut codes, mut scales) = out.split_at_mut(rows * cols);
+    std::thread::scope(|scope| {
+        for weight in weights {
+            let part = weight.rows().div_ceil(threads).max(1);
+            let (own, left) = codes.split_at_mut(weight.rows() * cols);
+            codes = left;
+            let (own_scales, left) = scales.split_at_mut(weight.rows() * row_scales);
+            scales = left;
+            let parts = own.chunks_mut(part * cols).zip(own_scales.chunks_mut(part * row_scales));
+            for ((codes, scales), blocks) in parts.zip(weight.bytes().chunks(part * weight.row_bytes())) {
+                scope.spawn(move || take_apart(blocks, codes, scales));
+            }
+        }
+    });
+    out
+}
+
+/// Codes with the middle two of every four exchanged, as bf16.cu widens them, and scales.
+fn take_apart(blocks: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+    let (elements, size) = WeightKind::F8_E4M3.block();
+    let places = codes.chunks_exact_mut(elements).zip(scales.chunks_exact_mut(4));
+    for (block, (codes, scale)) in blocks.chunks_exact(size).zip(places) {
+        let (own_scale, own) = block.split_at(4);
+        scale.copy_from_slice(own_scale);
+        for (to, from) in codes.chunks_exact_mut(4).zip(own.chunks_exact(4)) {
+            to.copy_from_slice(&[from[0], from[2], from[1], from[3]]);
+        }
+    }
 }
 
 pub(super) fn pack(kernels: &CudaKernels, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {

@@ -1,6 +1,6 @@
-//! Blocks of 32 elements with one scale. In the four-bit planes byte `i` holds elements `i` (low) and `i + 16` (high).
+//! Blocks with one scale, of 32 elements where they are GGML's. In the four-bit planes byte `i` holds elements `i` (low) and `i + 16` (high).
 
-use super::{FP4_VALUES, IQ4_VALUES, e8m0_half, f16_at};
+use super::{FP4_VALUES, IQ4_VALUES, e4m3, e8m0_half, f16_at};
 
 /// Element `i` of a four-bit plane.
 fn nibble(plane: &[u8], i: usize) -> u8 {
@@ -51,6 +51,14 @@ pub(super) fn iq4_nl(block: &[u8], out: &mut [f32]) {
     let d = f16_at(block);
     for (i, out) in out.iter_mut().enumerate() {
         *out = d * f32::from(IQ4_VALUES[usize::from(nibble(&block[2..], i))]);
+    }
+}
+
+pub(super) fn f8_e4m3(block: &[u8], out: &mut [f32]) {
+    let (scale, codes) = block.split_at(4);
+    let scale = f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
+    for (out, &code) in out.iter_mut().zip(codes) {
+        *out = e4m3(code) * scale;
     }
 }
 

@@ -44,6 +44,19 @@ pub(crate) fn half_to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude | u32::from(bits & 0x8000) << 16)
 }
 
+/// The float behind an E4M3 code.
+pub fn e4m3(code: u8) -> f32 {
+    // The exponents differ by 120; multiplying by a power of two also normalises subnormals.
+    let magnitude = f32::from_bits(u32::from(code & 0x7f) << 20) * f32::from_bits((127 + 120) << 23);
+    let magnitude = if is_nan_e4m3(code) { f32::NAN } else { magnitude };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// Whether an E4M3 code stands for no number.
+pub fn is_nan_e4m3(code: u8) -> bool {
+    code & 0x7f == 0x7f
+}
+
 /// Decodes `elements` elements of `kind`.
 ///
 /// # Errors
@@ -67,6 +80,7 @@ pub fn dequantize_into(kind: WeightKind, bytes: &[u8], out: &mut [f32]) -> Resul
         WeightKind::F32 => |block, out| out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
         WeightKind::F16 => |block, out| out[0] = f16_at(block),
         WeightKind::BF16 => |block, out| out[0] = half::bf16::from_le_bytes([block[0], block[1]]).to_f32(),
+        WeightKind::F8_E4M3 => basic::f8_e4m3,
         WeightKind::Q4_0 => basic::q4_0,
         WeightKind::Q4_1 => basic::q4_1,
         WeightKind::Q5_0 => basic::q5_0,

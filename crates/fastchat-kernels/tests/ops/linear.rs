@@ -145,7 +145,7 @@ proptest! {
     #[test]
     fn shapes_and_tails(
         isa in 0..ISAS.len(),
-        kind in 0..25usize,
+        kind in 0..26usize,
         tokens in 1..20usize,
         blocks in 1..7usize,
         tail in 0..32usize,

@@ -33,7 +33,7 @@ pub const QUANTISED: [WeightKind; 22] = [
     WeightKind::TQ2_0,
 ];
 /// Kinds whose products do not.
-pub const DENSE: [WeightKind; 3] = [WeightKind::F32, WeightKind::F16, WeightKind::BF16];
+pub const DENSE: [WeightKind; 4] = [WeightKind::F32, WeightKind::F16, WeightKind::BF16, WeightKind::F8_E4M3];
 
 /// Where the f16 scales of a block lie.
 fn scale_offsets(kind: WeightKind) -> &'static [usize] {
@@ -59,6 +59,12 @@ pub fn weight(kind: WeightKind, rows: usize, cols: usize, random: &mut Random) -
             WeightKind::F32 => bytes.extend(value.to_le_bytes()),
             WeightKind::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
             WeightKind::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+            WeightKind::F8_E4M3 => {
+                // Few bits, so that f16, which the CPU computes with, holds code and scale together.
+                bytes.extend(((1. + (random.next() % 32) as f32 / 32.) / 64.).to_le_bytes());
+                let finite = |code: u8| if code & 0x7f == 0x7f { code ^ 1 } else { code };
+                bytes.extend((4..size).map(|_| finite(random.next() as u8)));
+            }
             _ => {
                 let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
                 for &at in scale_offsets(kind) {
@@ -93,11 +99,14 @@ pub fn rounded(x: &Tensor) -> Tensor {
 
 /// The input as the backend takes it for a weight of `kind`.
 fn taken(kernels: &dyn Kernels, kind: WeightKind, x: &Tensor) -> Tensor {
+    let name = kernels.name();
     match kind {
-        WeightKind::BF16 if kernels.name().ends_with("bf16") => {
+        // A CPU's instruction for bf16 is for weights that are stored so.
+        WeightKind::F8_E4M3 if name.starts_with("cpu") => x.clone(),
+        WeightKind::BF16 | WeightKind::F8_E4M3 if name.ends_with("bf16") => {
             x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
         }
-        _ if kind.is_dense() => x.clone(),
+        _ if kind.is_float() => x.clone(),
         _ => rounded(x),
     }
 }

@@ -46,9 +46,14 @@ pub fn written(kind: Option<FileKind>, stored: WeightKind, form: Form, slot: Slo
     match kind {
         _ if form != Form::Matrix || !is_large(slot) => WeightKind::F32,
         Some(FileKind::Dense(kind)) => kind,
-        Some(FileKind::Blocks(blocks)) if stored.is_dense() => blocks.kind_for(slot, cols).unwrap_or(stored),
-        _ => stored,
+        Some(FileKind::Blocks(blocks)) if stored.is_float() => blocks.kind_for(slot, cols).unwrap_or(in_file(stored)),
+        _ => in_file(stored),
     }
+}
+
+/// What holds a kind that GGUF does not have.
+fn in_file(stored: WeightKind) -> WeightKind {
+    if stored == WeightKind::F8_E4M3 { WeightKind::F16 } else { stored }
 }
 
 /// `weight` in another kind.

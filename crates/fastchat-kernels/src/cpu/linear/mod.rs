@@ -164,6 +164,11 @@ impl CpuKernels {
                 None if weight.kind().is_dense() => {
                     Packed::DenseTiles(Arc::new(DenseTiles::pack(weight, &self.pool, &self.arena)?))
                 }
+                // A product of f16 is as fast as one of any floats, and holds these.
+                None if weight.kind() == WeightKind::F8_E4M3 => {
+                    let dense = Weight::halves(weight.rows(), weight.cols(), &weight.to_f32()?)?;
+                    Packed::DenseTiles(Arc::new(DenseTiles::pack(&dense, &self.pool, &self.arena)?))
+                }
                 None => {
                     let bytes: Vec<u8> = weight.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect();
                     let dense = Weight::new(WeightKind::F32, weight.rows(), weight.cols(), bytes.into())?;
