@@ -131,6 +131,7 @@ lint-cuda:
 
 # The one wheel for CPU and CUDA, and what can be proved of it without a GPU. The first build compiles candle's kernels.
 wheel-cuda: dev
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-wheel.lock
 	$(BIN)/python scripts/cuda_toolkit.py
 	$(BIN)/python scripts/wheel_cuda.py
 

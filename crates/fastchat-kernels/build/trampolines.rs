@@ -31,6 +31,11 @@ pub fn archive(toolkit: &Toolkit) -> Result<(), String> {
     }
     copy(&home.join("lib/libcudart_static.a"), &folder.join("libcudart.a"))?;
     copy(&static_cpp()?, &folder.join("libstdc++.a"))?;
+    // `moe` is candle's own.
+    for name in ["cuda", "cublas", "cublasLt", "curand", "nvrtc", "cudart", "moe"] {
+        // A linker that is told to take the shared library, and takes nothing else, finds the archive by this script.
+        write(&folder.join(format!("lib{name}.so")), format!("INPUT(lib{name}.a)\n").as_bytes())?;
+    }
     println!("cargo:rustc-link-search=native={}", folder.display());
     for name in ["dl", "rt", "pthread"] {
         println!("cargo:rustc-link-lib={name}");
