@@ -216,6 +216,7 @@ struct __nv_bfloat16 {
 
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline uint16_t __half_as_ushort(__half x) { return x.bits; }
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
 inline float __bfloat162float(__nv_bfloat16 x) { return bits_of<float>(unsigned(x.bits) << 16); }
 
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {

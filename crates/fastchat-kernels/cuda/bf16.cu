@@ -1,4 +1,4 @@
-// Products by tensor cores with weights that are bf16, or become that in registers. Inputs are taken as TERMS bf16
+// Products by tensor cores with weights that are bf16, or become one or two of that in registers. Inputs are taken as TERMS bf16
 // numbers: one rounds them, three add up to the float. What is added in which order depends on neither the number of
 // tokens nor the launch: a span of columns is summed by itself, 16 columns an instruction, and spans are added in order.
 // Columns come in multiples of 8, rows at multiples of 16 bytes.
@@ -14,18 +14,39 @@ constexpr int STEP = 32;
 /// Rows of the weight and tokens of an instruction.
 constexpr int ROWS = 16, TOKENS = 8;
 
-/// How weights lie: the columns of a span, the bytes of a weight, and what a lane holds of eight neighbours.
+/// How weights lie: the columns of a span, the bytes of a weight, what a lane holds of eight neighbours, and how many bf16
+/// numbers add up to a weight.
 struct Plain {
-    static constexpr int SPAN = 256, BYTES = 2;
+    static constexpr int SPAN = 256, BYTES = 2, NUMBERS = 1;
     static constexpr bool SCALED = false;
     using Piece = uint4;
 
-    static __device__ __forceinline__ uint4 widen(const Piece& piece) { return piece; }
+    static __device__ __forceinline__ void widen(const Piece& piece, uint4 (&out)[NUMBERS]) { out[0] = piece; }
+};
+
+/// f16, whose eleven bits are two bf16 numbers.
+struct Halves {
+    static constexpr int SPAN = 256, BYTES = 2, NUMBERS = 2;
+    static constexpr bool SCALED = false;
+    using Piece = uint4;
+
+    static __device__ __forceinline__ void pair(unsigned two, unsigned& first, unsigned& rest) {
+        unsigned words[NUMBERS];
+        split_pair<bf16_t>(to_float(half_of_bits(two & 0xffffu)), to_float(half_of_bits(two >> 16)), words);
+        first = words[0], rest = words[1];
+    }
+
+    static __device__ __forceinline__ void widen(const Piece& piece, uint4 (&out)[NUMBERS]) {
+        pair(piece.x, out[0].x, out[1].x);
+        pair(piece.y, out[0].y, out[1].y);
+        pair(piece.z, out[0].z, out[1].z);
+        pair(piece.w, out[0].w, out[1].w);
+    }
 };
 
 /// E4M3 codes, of four neighbours in the order 0, 2, 1, 3; behind all rows f32 [rows, cols / 128] of scales.
 struct Scaled {
-    static constexpr int SPAN = 128, BYTES = 1;
+    static constexpr int SPAN = 128, BYTES = 1, NUMBERS = 1;
     static constexpr bool SCALED = true;
     using Piece = uint2;
 
@@ -35,15 +56,38 @@ struct Scaled {
         return scale_pair((signs & 0x80008000u) | (magnitudes & 0x07f007f0u), FACTORS);
     }
 
-    static __device__ __forceinline__ uint4 widen(const Piece& piece) {
-        return {pair(piece.x << 8, piece.x << 4), pair(piece.x, piece.x >> 4), pair(piece.y << 8, piece.y << 4),
-                pair(piece.y, piece.y >> 4)};
+    static __device__ __forceinline__ void widen(const Piece& piece, uint4 (&out)[NUMBERS]) {
+        out[0] = {pair(piece.x << 8, piece.x << 4), pair(piece.x, piece.x >> 4), pair(piece.y << 8, piece.y << 4),
+                  pair(piece.y, piece.y >> 4)};
     }
 
     static __device__ __forceinline__ float scale(const Product& p, const Chunk& chunk, size_t row, int span) {
         const auto codes = static_cast<const unsigned char*>(chunk.weight);
         const auto scales = reinterpret_cast<const float*>(codes + static_cast<size_t>(p.rows) * p.cols);
         return scales[row * (p.cols / SPAN) + span];
+    }
+};
+
+/// A lane's eight neighbours of two rows, each number of them an operand of its own.
+template <typename W>
+struct Widened {
+    uint4 rows[W::NUMBERS][2];
+
+    __device__ __forceinline__ Widened(const typename W::Piece& first, const typename W::Piece& second) {
+        uint4 wide[2][W::NUMBERS];
+        W::widen(first, wide[0]);
+        W::widen(second, wide[1]);
+        UNROLL
+        for (int number = 0; number < W::NUMBERS; ++number) {
+            rows[number][0] = wide[0][number], rows[number][1] = wide[1][number];
+        }
+    }
+
+    /// One of the two instructions, with every number.
+    template <int TERMS>
+    __device__ __forceinline__ void multiply(float (&sums)[4], const uint4 (&inputs)[TERMS], int half) const {
+        UNROLL
+        for (int number = 0; number < W::NUMBERS; ++number) ::multiply<bf16_t>(sums, rows[number], inputs, half);
     }
 };
 
@@ -80,13 +124,14 @@ __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing)
             if (inside) split_wide<bf16_t>(x + at, inputs);
             UNROLL
             for (int part = 0; part < PARTS; ++part) {
-                uint4 weights[2] = {};
+                typename W::Piece pieces[2] = {};
                 UNROLL
                 for (int i = 0; i < 2; ++i) {
-                    if (inside) weights[i] = W::widen(*reinterpret_cast<const typename W::Piece*>(w[part][i] + at * W::BYTES));
+                    if (inside) pieces[i] = *reinterpret_cast<const typename W::Piece*>(w[part][i] + at * W::BYTES);
                 }
-                multiply<bf16_t>(sums[part], weights, inputs, 0);
-                multiply<bf16_t>(sums[part], weights, inputs, 1);
+                const Widened<W> weights(pieces[0], pieces[1]);
+                weights.multiply(sums[part], inputs, 0);
+                weights.multiply(sums[part], inputs, 1);
             }
         }
         if constexpr (W::SCALED) {
@@ -202,13 +247,12 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
         UNROLL
         for (int m = 0; m < T::HIGH; ++m) {
             const uint4* const at = stage + 4 * ROWS * (down * T::HIGH + m);
-            uint4 weights[2];
-            UNROLL
-            for (int i = 0; i < 2; ++i) weights[i] = W::widen(*reinterpret_cast<const typename W::Piece*>(at + 4 * 8 * i));
+            const auto piece = [&](int i) { return *reinterpret_cast<const typename W::Piece*>(at + 4 * 8 * i); };
+            const Widened<W> weights(piece(0), piece(1));
             UNROLL
             for (int half = 0; half < 2; ++half) {
                 UNROLL
-                for (int n = 0; n < T::LONG; ++n) multiply<bf16_t>(sums[m][n], weights, inputs[n], half);
+                for (int n = 0; n < T::LONG; ++n) weights.multiply(sums[m][n], inputs[n], half);
             }
         }
         if ((step + 1) % (W::SPAN / STEP) != 0 && step + 1 < steps) continue;
@@ -298,6 +342,15 @@ int start(const Product& p, int chunks, int tokens, void* stream) {
     return INVALID_VALUE;
 }
 
+template <typename W>
+int start(const Product& p, int terms, int chunks, int tokens, void* stream) {
+    if (p.cols % (W::SCALED ? W::SPAN : WIDE) != 0) return INVALID_VALUE;
+    if (chunks == 0 || p.rows == 0) return launched();
+    if (terms == 1) return start<W, 1>(p, chunks, tokens, stream);
+    if (terms == 3) return start<W, 3>(p, chunks, tokens, stream);
+    return INVALID_VALUE;
+}
+
 }  // namespace
 
 /// `terms` parts (1 or 3) of every row.
@@ -313,13 +366,15 @@ extern "C" int EXPORT(split_rows)(const float* x, void* out, int terms, long lon
 }
 
 /// `chunks` blocks of up to `tokens` entries each: up to 8, which a block splits itself, or 64 or 128 that were split.
-/// `scaled`: the weights are E4M3 codes and scales.
-extern "C" int EXPORT(dense_bf16)(const Product* p, int scaled, int terms, int chunks, int tokens, void* stream) {
-    if (p->cols % (scaled ? Scaled::SPAN : WIDE) != 0 || (p->gated && p->rows % 2 != 0)) return INVALID_VALUE;
-    if (chunks == 0 || p->rows == 0) return launched();
-    if (terms == 1) return scaled ? start<Scaled, 1>(*p, chunks, tokens, stream) : start<Plain, 1>(*p, chunks, tokens, stream);
-    if (terms == 3) return scaled ? start<Scaled, 3>(*p, chunks, tokens, stream) : start<Plain, 3>(*p, chunks, tokens, stream);
-    return INVALID_VALUE;
+/// `kind`: bf16, f16, or E4M3 codes and scales.
+extern "C" int EXPORT(dense_bf16)(const Product* p, int kind, int terms, int chunks, int tokens, void* stream) {
+    if (p->gated && p->rows % 2 != 0) return INVALID_VALUE;
+    switch (kind) {
+        case 0: return start<Plain>(*p, terms, chunks, tokens, stream);
+        case 1: return start<Halves>(*p, terms, chunks, tokens, stream);
+        case 2: return start<Scaled>(*p, terms, chunks, tokens, stream);
+        default: return INVALID_VALUE;
+    }
 }
 
 /// Rows `ids` of a table of `rows` rows of E4M3 codes.

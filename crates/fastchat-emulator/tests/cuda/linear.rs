@@ -24,13 +24,14 @@ fn every_kind_equals_the_default() {
 /// are computed by the kernel for few, so that same bits mean the same order.
 #[test]
 fn tensor_cores_equal_the_default() {
-    let bf16 = &[WeightKind::BF16];
-    for make in [fastchat_emulator::kernels, fastchat_emulator::bf16_kernels] {
-        for (tokens, cols, rows) in [(1, 2312, 17), (8, 1024, 33), (9, 40, 70), (70, 264, 30), (130, 520, 290)] {
-            check_linear(&make(false), bf16, (tokens, cols, rows), cols as u64);
-        }
-        for (tokens, cols, rows) in [(1, 2312, 17), (3, 1032, 40), (20, 296, 37), (129, 72, 260)] {
-            check_linear(&make(true), bf16, (tokens, cols, rows), cols as u64);
+    for kind in [WeightKind::BF16, WeightKind::F16] {
+        for make in [fastchat_emulator::kernels, fastchat_emulator::bf16_kernels] {
+            for (tokens, cols, rows) in [(1, 2312, 17), (8, 1024, 33), (9, 40, 70), (70, 264, 30), (130, 520, 290)] {
+                check_linear(&make(false), &[kind], (tokens, cols, rows), cols as u64);
+            }
+            for (tokens, cols, rows) in [(1, 2312, 17), (3, 1032, 40), (20, 296, 37), (129, 72, 260)] {
+                check_linear(&make(true), &[kind], (tokens, cols, rows), cols as u64);
+            }
         }
     }
 }
@@ -68,6 +69,27 @@ fn every_code_has_its_value() {
             let out = rows.iter().map(|x| kernels.linear(x, &layer).unwrap()).collect::<Vec<_>>();
             let out = Tensor::cat(&out, 0).unwrap().t().unwrap().contiguous().unwrap();
             assert_eq!(floats(&out), values, "{tokens} tokens at a time");
+        }
+    }
+}
+
+/// Eleven bits, subnormal numbers too, survive as two numbers of eight bits; what is no number stays none.
+#[test]
+fn halves_keep_their_bits() {
+    let odd = [0x0001u16, 0x03ff, 0x0401, 0x3fff, 0x7bff, 0x8001, 0xbc01, 0xfbff, 0x0000, 0x7e00];
+    for tokens in [1, 9] {
+        for bits in odd {
+            let mut row = [0u16; 8];
+            row[3] = bits;
+            let bytes: Vec<u8> = row.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            let kernels = fastchat_emulator::kernels(false);
+            let layer = kernels.pack(&[Weight::new(WeightKind::F16, 1, 8, bytes.into()).unwrap()], None).unwrap();
+            let mut x = vec![0f32; 8 * tokens];
+            x[8 * (tokens - 1) + 3] = 1.;
+            let x = Tensor::from_vec(x, (tokens, 8), &Device::Cpu).unwrap();
+            let found = *floats(&kernels.linear(&x, &layer).unwrap()).last().unwrap();
+            let value = half::f16::from_bits(bits).to_f32();
+            assert!(found.to_bits() == value.to_bits() || (found.is_nan() && value.is_nan()), "{value} became {found}");
         }
     }
 }
@@ -114,7 +136,8 @@ fn gated_products_equal_product_and_activation() {
         for (kind, inter) in [
             (WeightKind::Q5_K, 32),
             (WeightKind::Q4_0, 24),
-            (WeightKind::F16, 7),
+            (WeightKind::F16, 71),
+            (WeightKind::F32, 7),
             (WeightKind::BF16, 71),
             (WeightKind::F8_E4M3, 71),
         ] {
@@ -122,7 +145,7 @@ fn gated_products_equal_product_and_activation() {
             let halves = [0; 2].map(|_| weight(kind, inter, 256, &mut random));
             let layer = kernels.pack(&halves, Some(random.tensor(&[2 * inter], 1.))).unwrap();
             for tokens in [0, 1, 6, 12, 70, 130] {
-                if tokens > 100 && !matches!(kind, WeightKind::BF16 | WeightKind::F8_E4M3) {
+                if tokens > 100 && !matches!(kind, WeightKind::BF16 | WeightKind::F16 | WeightKind::F8_E4M3) {
                     continue;
                 }
                 let x = random.tensor(&[tokens, 256], 1.);

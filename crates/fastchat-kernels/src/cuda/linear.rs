@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use super::CudaKernels;
 use super::launchers::ProductArgs;
 use super::plan::Arrays;
-use super::weights::{BF16, DeviceWeight, F32, Stored, TILE_ROWS};
+use super::weights::{BF16, DeviceWeight, F16, F32, Stored, TILE_ROWS};
 use crate::ops::embed::check_ids;
 use crate::{Activation, Linear, Plan};
 
@@ -35,7 +35,7 @@ impl DeviceWeight {
     pub(super) fn terms(&self, kernels: &CudaKernels) -> Option<i32> {
         // A row must start at a multiple of 16 bytes, as the device's allocations and those of its emulator do.
         let fits = match self.stored {
-            Stored::Dense(BF16) => self.cols.is_multiple_of(8),
+            Stored::Dense(BF16 | F16) => self.cols.is_multiple_of(8),
             Stored::Scaled => true,
             _ => false,
         };
@@ -206,10 +206,15 @@ impl Product<'_> {
             if entries > 0 && [weight_bytes.addr(), x.addr()].iter().any(|address| !address.is_multiple_of(16)) {
                 bail!("rows at no multiple of 16 bytes");
             }
-            let scaled = i32::from(matches!(weight.stored, Stored::Scaled));
+            // As dense_bf16 numbers them.
+            let kind = match weight.stored {
+                Stored::Dense(F16) => 1,
+                Stored::Scaled => 2,
+                _ => 0,
+            };
             return kernels.launch("dense_bf16", |launchers, stream| {
                 // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
-                unsafe { (launchers.dense_bf16)(&raw const args, scaled, terms, chunks, tokens, stream) }
+                unsafe { (launchers.dense_bf16)(&raw const args, kind, terms, chunks, tokens, stream) }
             });
         }
         match weight.stored {

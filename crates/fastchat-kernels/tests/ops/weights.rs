@@ -102,8 +102,8 @@ fn taken(kernels: &dyn Kernels, kind: WeightKind, x: &Tensor) -> Tensor {
     let name = kernels.name();
     match kind {
         // A CPU's instruction for bf16 is for weights that are stored so.
-        WeightKind::F8_E4M3 if name.starts_with("cpu") => x.clone(),
-        WeightKind::BF16 | WeightKind::F8_E4M3 if name.ends_with("bf16") => {
+        WeightKind::F16 | WeightKind::F8_E4M3 if name.starts_with("cpu") => x.clone(),
+        WeightKind::BF16 | WeightKind::F16 | WeightKind::F8_E4M3 if name.ends_with("bf16") => {
             x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
         }
         _ if kind.is_float() => x.clone(),
