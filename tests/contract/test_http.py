@@ -149,7 +149,7 @@ def test_a_refusal_that_leaves_a_body_ends_the_connection(live: Live) -> None:
     kept: list[bool] = []
     with live.client() as client:
         for size in (100, 300_000) * 30:
-            # Without its name the connection would be used again, and the next request be lost.
+            # Without the header the connection would be used again, and the next request be lost.
             refused = client.post("/v1/nowhere", content=b" " * size, headers={"content-type": "application/json"})
             assert refused.status_code == 404
             kept.append("connection" not in refused.headers)

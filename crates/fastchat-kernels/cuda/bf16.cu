@@ -1,7 +1,7 @@
-// Products by tensor cores with weights that are bf16, or become one or two of that in registers. Inputs are taken as TERMS bf16
-// numbers: one rounds them, three add up to the float. What is added in which order depends on neither the number of
-// tokens nor the launch: a span of columns is summed by itself, 16 columns an instruction, and spans are added in order.
-// Columns come in multiples of 8, rows at multiples of 16 bytes.
+// Products by tensor cores with weights that are bf16, or become one or two of that in registers. Inputs are taken as
+// TERMS bf16 numbers: one rounds them, three add up to the float. What is added in which order depends on neither the
+// number of tokens nor the launch: a span of columns is summed by itself, 16 columns an instruction, and spans are added
+// in order. Columns come in multiples of 8, rows at multiples of 16 bytes.
 #include "linear.cuh"
 #include "tensor.cuh"
 

@@ -1,4 +1,5 @@
-//! Blocks with one scale, of 32 elements where they are GGML's. In the four-bit planes byte `i` holds elements `i` (low) and `i + 16` (high).
+//! Blocks with one scale, of 32 elements where they are GGML's. In the four-bit planes byte `i` holds elements `i` (low)
+//! and `i + 16` (high).
 
 use super::{FP4_VALUES, IQ4_VALUES, e4m3, e8m0_half, f16_at};
 
