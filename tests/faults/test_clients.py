@@ -190,23 +190,27 @@ def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
             spans = [(answer.times[-1] - answer.times[0]) / (len(answer.times) - 1) for answer in answers]
             return statistics.median(spans)
 
-        async def calm(seconds: float, pause: bool) -> tuple[float, list[Answer]]:
-            """As many clients as may run, together or each on its own: then the prompts of others are read meanwhile.
-            Requests a second too."""
+        async def together(seconds: float) -> list[Answer]:
+            """Of as many clients as may run, all at once, over and over."""
             pool, found = Pool(live.port), list[Answer]()
-            began = time.monotonic()
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                found += await asyncio.gather(*(pool.ask(request) for _ in range(4)))
+            pool.close()
+            return found
+
+        async def following(seconds: float) -> list[Answer]:
+            """The same with each client for itself: the prompts of others are read meanwhile."""
+            pool, found = Pool(live.port), list[Answer]()
+            until = time.monotonic() + seconds
 
             async def one() -> None:
-                while time.monotonic() < began + seconds:
+                while time.monotonic() < until:
                     found.append(await pool.ask(request))
 
-            if pause:
-                while time.monotonic() < began + seconds:
-                    found += await asyncio.gather(*(pool.ask(request) for _ in range(4)))
-            else:
-                await asyncio.gather(*(one() for _ in range(4)))
+            await asyncio.gather(*(one() for _ in range(4)))
             pool.close()
-            return len(found) / (time.monotonic() - began), found
+            return found
 
         async def flood(rate: float, seconds: float, seed: int) -> list[Answer]:
             """Requests that come when they come, whatever became of the earlier ones."""
@@ -222,35 +226,35 @@ def test_overload(demo_model: Path, scale: int, figure: Any) -> None:
             finally:
                 pool.close()
 
-        asyncio.run(calm(1, True))
-        most, _ = asyncio.run(calm(2, False))
+        asyncio.run(together(1))
+        began = time.monotonic()
+        most = len(asyncio.run(following(2))) / (time.monotonic() - began)
         answers: list[Answer] = []
         ratios: list[tuple[float, float]] = []
         recovered = 0.0
         # In turns, because the machine's own pace changes.
         for turn in range(scale):
-            _, together = asyncio.run(calm(1, True))
-            _, following = asyncio.run(calm(1, False))
+            unloaded, followed = pace(asyncio.run(together(1))), pace(asyncio.run(following(1)))
             flooded = asyncio.run(flood(10 * most, 6, turn))
             began = time.monotonic()
             live.idle(20)
             assert asyncio.run(ask(live.port, CHAT, body)).done
             recovered = max(recovered, time.monotonic() - began)
             paced = pace([answer for answer in flooded if answer.status == 200])
-            ratios.append((paced / pace(together), paced / pace(following)))
+            ratios.append((paced / unloaded, paced / followed))
             answers += flooded
         good = [answer for answer in answers if answer.status == 200]
         bad = [answer for answer in answers if answer.status != 200]
         assert good and bad and {answer.status for answer in bad} == {503}
         assert all(answer.headers["retry-after"] and b'"overloaded"' in answer.body for answer in bad)
         times = [answer.seconds for answer in bad]
-        unloaded, followed = ([ratio[of] for ratio in ratios] for of in (0, 1))
+        to_unloaded, to_followed = zip(*ratios, strict=True)
         figure(
             f"{10 * most:.0f} requests a second, ten times what it can: {len(good)} answered, {len(bad)} refused in "
             f"{6 * scale} s; refusals p50 {percentile(times, 0.5) * 1000:.0f} ms, "
-            f"p99 {percentile(times, 0.99) * 1000:.0f} ms; answered ones at {statistics.median(unloaded):.2f} "
-            f"({min(unloaded):.2f} to {max(unloaded):.2f}) times the unloaded time between tokens, "
-            f"{statistics.median(followed):.2f} times that of as many streams which follow one another; "
+            f"p99 {percentile(times, 0.99) * 1000:.0f} ms; answered ones at {statistics.median(to_unloaded):.2f} "
+            f"({min(to_unloaded):.2f} to {max(to_unloaded):.2f}) times the unloaded time between tokens, "
+            f"{statistics.median(to_followed):.2f} times that of as many streams which follow one another; "
             f"recovered in {recovered:.1f} s"
         )
 

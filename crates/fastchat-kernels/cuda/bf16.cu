@@ -11,6 +11,8 @@ constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
 /// Columns of a step of two instructions.
 constexpr int STEP = 32;
+/// After the numbers of `Element`, none of whose it is.
+constexpr int E4M3 = 3;
 /// Rows of the weight and tokens of an instruction.
 constexpr int ROWS = 16, TOKENS = 8;
 
@@ -366,13 +368,13 @@ extern "C" int EXPORT(split_rows)(const float* x, void* out, int terms, long lon
 }
 
 /// `chunks` blocks of up to `tokens` entries each: up to 8, which a block splits itself, or 64 or 128 that were split.
-/// `kind`: bf16, f16, or E4M3 codes and scales.
-extern "C" int EXPORT(dense_bf16)(const Product* p, int kind, int terms, int chunks, int tokens, void* stream) {
+/// `element`: of the weights, BF16 or F16, or the number of E4M3 codes and scales.
+extern "C" int EXPORT(dense_bf16)(const Product* p, int element, int terms, int chunks, int tokens, void* stream) {
     if (p->gated && p->rows % 2 != 0) return INVALID_VALUE;
-    switch (kind) {
-        case 0: return start<Plain>(*p, terms, chunks, tokens, stream);
-        case 1: return start<Halves>(*p, terms, chunks, tokens, stream);
-        case 2: return start<Scaled>(*p, terms, chunks, tokens, stream);
+    switch (element) {
+        case static_cast<int>(Element::BF16): return start<Plain>(*p, terms, chunks, tokens, stream);
+        case static_cast<int>(Element::F16): return start<Halves>(*p, terms, chunks, tokens, stream);
+        case E4M3: return start<Scaled>(*p, terms, chunks, tokens, stream);
         default: return INVALID_VALUE;
     }
 }

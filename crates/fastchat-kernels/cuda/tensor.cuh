@@ -9,8 +9,8 @@ namespace {
 constexpr int WIDE = 8;
 
 __device__ __forceinline__ unsigned bits_of_16(half_t x) { return __half_as_ushort(x); }
-__device__ __forceinline__ half_t half_of_bits(unsigned bits) { return __ushort_as_half(static_cast<unsigned short>(bits)); }
 __device__ __forceinline__ unsigned bits_of_16(bf16_t x) { return __bfloat16_as_ushort(x); }
+__device__ __forceinline__ half_t half_of_bits(unsigned bits) { return __ushort_as_half(static_cast<unsigned short>(bits)); }
 
 /// d += a . b, of 16 x 16 and 16 x 8 numbers of type E.
 template <typename E>

@@ -91,7 +91,7 @@ pub(super) fn in_place<T: Element>(tensor: &Tensor, f: impl FnOnce(&mut [T]) -> 
 }
 
 /// Memory that threads change in disjoint pieces.
-pub(super) struct Disjoint<'a, T> {
+pub(crate) struct Disjoint<'a, T> {
     start: *mut T,
     len: usize,
     owner: PhantomData<&'a mut [T]>,
@@ -101,7 +101,7 @@ pub(super) struct Disjoint<'a, T> {
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
-    pub(super) fn new(slice: &'a mut [T]) -> Self {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
@@ -111,7 +111,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// No two pieces that overlap may be alive at the same time.
     #[allow(clippy::mut_from_ref)] // that is its purpose
     #[inline(always)]
-    pub(super) unsafe fn piece(&self, range: Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn piece(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "a piece leaves its memory; this is a bug");
         // SAFETY: inside the slice this was made from; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
@@ -119,7 +119,7 @@ impl<'a, T> Disjoint<'a, T> {
 }
 
 /// Calls `f(rows)` for ranges that cover `0 .. rows`, on several threads when `rows * width` elements are worth it.
-pub(super) fn for_rows(pool: &Pool, rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
+pub(crate) fn for_rows(pool: &Pool, rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
     let threads = pool.threads();
     if threads == 1 || rows < 2 || rows * width < SERIAL {
         return f(0..rows);

@@ -4,7 +4,7 @@
 mod attention;
 mod full_attention;
 mod gated_delta;
-mod host;
+pub(crate) mod host;
 mod isa;
 pub(crate) mod linear;
 mod mlp;

@@ -23,7 +23,7 @@ macro_rules! each_launcher {
             decode(table: *const c_void, ids: *const u32, out: *mut f32, count: i32, cols: i32, format: *const FormatArgs);
             dense(product: *const ProductArgs, element: i32, chunks: i32, tokens: i32, aligned: i32);
             split_rows(x: *const f32, out: *mut c_void, terms: i32, rows: i64, cols: i32);
-            dense_bf16(product: *const ProductArgs, kind: i32, terms: i32, chunks: i32, tokens: i32);
+            dense_bf16(product: *const ProductArgs, element: i32, terms: i32, chunks: i32, tokens: i32);
             gather_codes(table: *const c_void, ids: *const u32, out: *mut f32, count: i32, rows: i32, cols: i32);
             gather(table: *const c_void, element: i32, ids: *const u32, out: *mut f32, count: i32, cols: i32);
             qk_norm_rope_write(args: *const QkvArgs, element: i32);

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use super::CudaKernels;
 use super::launchers::ProductArgs;
 use super::plan::Arrays;
-use super::weights::{BF16, DeviceWeight, F16, F32, Stored, TILE_ROWS};
+use super::weights::{BF16, DeviceWeight, E4M3, F16, F32, Stored, TILE_ROWS};
 use crate::ops::embed::check_ids;
 use crate::{Activation, Linear, Plan};
 
@@ -36,7 +36,7 @@ impl DeviceWeight {
         // A row must start at a multiple of 16 bytes, as the device's allocations and those of its emulator do.
         let fits = match self.stored {
             Stored::Dense(BF16 | F16) => self.cols.is_multiple_of(8),
-            Stored::Scaled => true,
+            Stored::Dense(E4M3) => true,
             _ => false,
         };
         fits.then_some(kernels.terms)
@@ -81,7 +81,7 @@ impl Form {
     fn of(kernels: &CudaKernels, weight: &DeviceWeight, rows: usize, size: usize) -> Self {
         match (weight.stored, weight.terms(kernels)) {
             (_, Some(terms)) if size > 8 => Self::Terms(terms),
-            (Stored::Dense(_) | Stored::Scaled, _) => Self::Floats,
+            (Stored::Dense(_), _) => Self::Floats,
             // Many chunks would each round what their tiles' neighbours have rounded.
             (Stored::Tiles(_), _)
                 if size <= 8 && size * weight.cols.div_ceil(32) * ROUNDED <= OWN_ROUNDING && rows <= size =>
@@ -202,19 +202,13 @@ impl Product<'_> {
             chunks = experts.count;
         }
         let (chunks, tokens) = (i32::try_from(chunks)?, size as i32);
-        if let Some(terms) = weight.terms(kernels) {
+        if let (Some(terms), Stored::Dense(element)) = (weight.terms(kernels), weight.stored) {
             if entries > 0 && [weight_bytes.addr(), x.addr()].iter().any(|address| !address.is_multiple_of(16)) {
                 bail!("rows at no multiple of 16 bytes");
             }
-            // As dense_bf16 numbers them.
-            let kind = match weight.stored {
-                Stored::Dense(F16) => 1,
-                Stored::Scaled => 2,
-                _ => 0,
-            };
             return kernels.launch("dense_bf16", |launchers, stream| {
                 // SAFETY: the arguments describe tensors that are alive; shapes were checked where they were made.
-                unsafe { (launchers.dense_bf16)(&raw const args, kind, terms, chunks, tokens, stream) }
+                unsafe { (launchers.dense_bf16)(&raw const args, element, terms, chunks, tokens, stream) }
             });
         }
         match weight.stored {
@@ -222,7 +216,6 @@ impl Product<'_> {
                 // SAFETY: as above.
                 unsafe { (launchers.multiply)(&raw const args, &raw const format, chunks, tokens, stream) }
             }),
-            Stored::Scaled => bail!("codes with scales go through tensor cores; this is a bug"),
             Stored::Dense(element) => {
                 let bytes = if element == F32 { 4 } else { 2 };
                 let lies = |address: usize, row: usize| address.is_multiple_of(16) && row.is_multiple_of(16);
@@ -361,7 +354,7 @@ fn rows_at(kernels: &CudaKernels, weight: &DeviceWeight, from: *const u32, count
             // SAFETY: the ids are rows of the table; `out` has a row for each.
             unsafe { (launchers.decode)(table, from, to, count, cols, &raw const format, stream) }
         })?,
-        Stored::Scaled => kernels.launch("gather_codes", |launchers, stream| {
+        Stored::Dense(E4M3) => kernels.launch("gather_codes", |launchers, stream| {
             // SAFETY: as above.
             unsafe { (launchers.gather_codes)(table, from, to, count, rows, cols, stream) }
         })?,

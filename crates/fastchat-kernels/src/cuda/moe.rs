@@ -49,7 +49,6 @@ impl Table {
                     && a.unit.to_bits() == b.unit.to_bits()
             }
             (Stored::Dense(a), Stored::Dense(b)) => a == b,
-            (Stored::Scaled, Stored::Scaled) => true,
             _ => false,
         };
         let same = |(weight, bias): &(Arc<DeviceWeight>, Option<Tensor>)| {

@@ -5,6 +5,8 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
 use super::launchers::FormatArgs;
+use crate::cpu::Pool;
+use crate::cpu::host::{Disjoint, for_rows};
 use crate::cpu::linear::{Format, tiles};
 use crate::linear::{Packed, Part};
 use crate::ops::linear::stacked_shape;
@@ -17,6 +19,8 @@ pub(super) const TILE_ROWS: usize = 16;
 pub(super) const F32: i32 = 0;
 pub(super) const F16: i32 = 1;
 pub(super) const BF16: i32 = 2;
+/// Rows of codes, then the scales of all rows, as `Scaled` of bf16.cu has them; no type of the device's own.
+pub(super) const E4M3: i32 = 3;
 
 /// How a weight's bytes are read.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +29,6 @@ pub(crate) enum Stored {
     Tiles(FormatArgs),
     /// Rows of floats; the launchers' number of their type.
     Dense(i32),
-    /// Rows of E4M3 codes, then the scales of all rows, as `Scaled` of bf16.cu has them.
-    Scaled,
 }
 
 /// One weight, or several of a kind stacked.
@@ -93,9 +95,14 @@ fn upload(kernels: &CudaKernels, weights: &[Weight]) -> Result<DeviceWeight> {
         return Ok(DeviceWeight { rows, cols, stored: Stored::Dense(element), bytes });
     }
     if weights[0].kind() == WeightKind::F8_E4M3 {
-        let bytes = scaled(weights, kernels.pool.threads());
+        let bytes = scaled(weights, &kernels.pool);
         let len = bytes.len();
-        return Ok(DeviceWeight { rows, cols, stored: Stored::Scaled, bytes: Tensor::from_vec(bytes, len, device)? });
+        return Ok(DeviceWeight {
+            rows,
+            cols,
+            stored: Stored::Dense(E4M3),
+            bytes: Tensor::from_vec(bytes, len, device)?,
+        });
     }
     let weight = joined(weights)?;
     let (stored, bytes) = match tiles(&weight, &kernels.pool)? {
@@ -106,26 +113,27 @@ fn upload(kernels: &CudaKernels, weights: &[Weight]) -> Result<DeviceWeight> {
     Ok(DeviceWeight { rows, cols, stored, bytes: Tensor::from_vec(bytes, len, device)? })
 }
 
-/// The bytes of `Stored::Scaled`.
-fn scaled(weights: &[Weight], threads: usize) -> Vec<u8> {
+/// The bytes of `E4M3`.
+fn scaled(weights: &[Weight], pool: &Pool) -> Vec<u8> {
     let (elements, _) = WeightKind::F8_E4M3.block();
     let (rows, cols) = (weights.iter().map(Weight::rows).sum::<usize>(), weights[0].cols());
     let row_scales = cols / elements * 4;
     let mut out = vec![0; rows * (cols + row_scales)];
-    let (mut codes, mut scales) = out.split_at_mut(rows * cols);
-    std::thread::scope(|scope| {
-        for weight in weights {
-            let part = weight.rows().div_ceil(threads).max(1);
-            let (own, left) = codes.split_at_mut(weight.rows() * cols);
-            codes = left;
-            let (own_scales, left) = scales.split_at_mut(weight.rows() * row_scales);
-            scales = left;
-            let parts = own.chunks_mut(part * cols).zip(own_scales.chunks_mut(part * row_scales));
-            for ((codes, scales), blocks) in parts.zip(weight.bytes().chunks(part * weight.row_bytes())) {
-                scope.spawn(move || take_apart(blocks, codes, scales));
-            }
-        }
-    });
+    let (codes, scales) = out.split_at_mut(rows * cols);
+    let (codes, scales) = (Disjoint::new(codes), Disjoint::new(scales));
+    let mut first = 0;
+    for weight in weights {
+        for_rows(pool, weight.rows(), cols, |rows| {
+            let blocks = &weight.bytes()[rows.start * weight.row_bytes()..rows.end * weight.row_bytes()];
+            let (start, end) = (first + rows.start, first + rows.end);
+            // SAFETY: a row is in one range of one weight.
+            let codes = unsafe { codes.piece(start * cols..end * cols) };
+            // SAFETY: as above.
+            let scales = unsafe { scales.piece(start * row_scales..end * row_scales) };
+            take_apart(blocks, codes, scales);
+        });
+        first += weight.rows();
+    }
     out
 }
 
