@@ -313,6 +313,7 @@ class EngineStats:
     forced_tokens: Final[int]
     """Tokens appended without a step, because a grammar or a thinking budget left no other."""
     graph_steps: Final[int]
+    overlapped_steps: Final[int]
     """Steps that were replayed as graphs."""
     graph_failure: Final[str | None]
     """Why no more graphs are captured; steps of other sizes run eagerly."""

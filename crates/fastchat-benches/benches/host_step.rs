@@ -7,7 +7,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use fastchat_engine::forward::{forward_batch, pad, padded_size};
 use fastchat_engine::scheduler::{ScheduledBatch, Scheduler, SchedulerConfig, Submission};
-use fastchat_kernels::{Kernels, Plan, StepRoom};
+use fastchat_kernels::{Kernels, Plan, StepInput, StepRoom};
 
 const STEPS: usize = 32;
 const CONTEXT: usize = 2048;
@@ -49,7 +49,7 @@ fn step(scheduler: &mut Scheduler, kernels: Option<(&dyn Kernels, &Plan)>, spare
     let (mut forward, rows) = forward_batch(&batch, scheduler);
     pad(&mut forward, padded_size(batch.sequences.len()), spare);
     if let Some((kernels, plan)) = kernels {
-        kernels.replan(plan, &forward).unwrap();
+        kernels.replan(plan, &StepInput::of(&forward)).unwrap();
     }
     black_box((forward, rows));
     end(scheduler, &batch);

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 
 use fastchat_kernels::cuda::{Launchers, Runtime, Stream};
-use fastchat_kernels::{Capture, Graph, Work};
+use fastchat_kernels::{Capture, Graph, PendingTokens, Work};
 
 mod plain {
     fastchat_kernels::each_launcher!(fastchat_kernels::linked_launchers, "fc_");
@@ -124,6 +124,14 @@ impl Runtime for Emulator {
         // SAFETY: only noted, for the bounds check.
         unsafe { emu_allow(start, bytes) };
         Ok(start)
+    }
+
+    fn write(&self, tensor: &Tensor, words: &[u32]) -> Result<()> {
+        tensor.slice_set(&Tensor::new(words, &Device::Cpu)?, 0, 0)
+    }
+
+    fn read_later(&self, tensor: &Tensor) -> Result<Box<dyn PendingTokens>> {
+        Ok(Box::new(tensor.to_vec1::<u32>()?))
     }
 
     fn reach(&self, tensor: &Tensor) -> Result<()> {

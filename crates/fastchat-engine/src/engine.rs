@@ -122,6 +122,7 @@ impl Engine {
             book: Book::new(&config),
             asides: Asides::new(sender),
             disk,
+            queued: None,
         };
         let thread = std::thread::Builder::new()
             .name("fastchat-engine".to_owned())

@@ -100,9 +100,14 @@ impl Lines {
         self.all.values().map(|line| line.running.len()).sum()
     }
 
+    /// Lines in which somebody waits.
+    pub fn with_waiting(&self) -> impl Iterator<Item = LineId> + '_ {
+        self.all.iter().filter(|(_, line)| !line.waiting.is_empty()).map(|(&id, _)| id)
+    }
+
     /// Whether somebody waits.
     pub fn has_waiting(&self) -> bool {
-        self.all.values().any(|line| !line.waiting.is_empty())
+        self.with_waiting().next().is_some()
     }
 
     /// Who waits in a line, in order.

@@ -22,7 +22,10 @@ pub fn forward_batch(batch: &ScheduledBatch, scheduler: &Scheduler) -> (ForwardB
         let sequence = scheduler.sequence(scheduled.id).expect("scheduled sequences are live; this is a bug");
         let (start, end) = (scheduled.start, scheduled.end + scheduled.draft.len());
         let first_token = forward.token_ids.len() as u32;
-        forward.token_ids.extend_from_slice(&sequence.tokens[start..scheduled.end]);
+        let known = scheduled.end.min(sequence.tokens.len());
+        forward.token_ids.extend_from_slice(&sequence.tokens[start.min(known)..known]);
+        // Of a step that follows another, the token is not known yet.
+        forward.token_ids.resize(first_token as usize + scheduled.end - start, 0);
         forward.token_ids.extend_from_slice(&scheduled.draft);
         forward.positions.extend(start as u32..end as u32);
         forward.slot_mapping.extend((start..end).map(|position| {

@@ -1,12 +1,12 @@
-//! Decode steps as graphs: one for each padded batch size, captured when a step of that size first comes and replayed from
-//! then on. Owns the inputs and logits that all of them share; knows no requests.
+//! Decode steps as graphs: one for each padded batch size and way of choosing tokens, captured when such a step first comes
+//! and replayed from then on. Owns the inputs and logits that all of them share; knows no requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use fastchat_kernels::{Capture, ForwardBatch, Graph, Kernels};
-use fastchat_models::{Cache, DecodeStep, Decoder, ModelError};
+use fastchat_kernels::{Capture, ForwardBatch, Graph, KNOWN, Kernels, PendingTokens, SampleRow, StepInput};
+use fastchat_models::{Cache, Choosing, DecodeStep, Decoder, ModelError};
 
 use crate::forward::{is_decode, pad, padded_size};
 
@@ -24,10 +24,12 @@ pub(crate) struct Graphs {
     most: usize,
     /// A block that belongs to nobody: rows that fill a batch up write there.
     spare: u32,
-    captured: BTreeMap<usize, (Arc<DecodeStep>, Box<dyn Graph>)>,
+    captured: BTreeMap<(usize, Choosing), Recorded>,
     failure: Option<Arc<str>>,
     replays: u64,
 }
+
+type Recorded = (Arc<DecodeStep>, Box<dyn Graph>);
 
 /// What graphs are made of.
 #[derive(Debug)]
@@ -84,33 +86,67 @@ impl Graphs {
     /// As `Decoder::forward`.
     pub fn run(&mut self, batch: &mut ForwardBatch) -> Result<Option<Tensor>, ModelError> {
         let sequences = batch.num_sequences();
+        let computed = self.queue(batch, Vec::new(), Vec::new())?;
+        Ok(if computed.is_some() { Some(self.step.logits().narrow(0, 0, sequences)?) } else { None })
+    }
+
+    /// Queues a decode step that chooses each sequence's next token as its entry of `asked` says. The tokens of `follows`
+    /// (as in `StepInput`) may still be under way in the step before. `None` as for `run`.
+    ///
+    /// # Errors
+    /// As `Decoder::forward`.
+    pub fn choose(
+        &mut self,
+        batch: &mut ForwardBatch,
+        follows: Vec<u32>,
+        asked: Vec<SampleRow>,
+    ) -> Result<Option<Box<dyn PendingTokens>>, ModelError> {
+        let step = self.queue(batch, follows, asked)?;
+        step.map(|step| step.chosen(&self.decoder)).transpose()
+    }
+
+    fn queue(
+        &mut self,
+        batch: &mut ForwardBatch,
+        mut follows: Vec<u32>,
+        mut asked: Vec<SampleRow>,
+    ) -> Result<Option<Arc<DecodeStep>>, ModelError> {
+        let sequences = batch.num_sequences();
         if sequences > self.most || !is_decode(batch) {
             return Ok(None);
         }
         let size = padded_size(sequences).min(self.most);
-        let captured = self.captured.get(&size);
+        let choosing = Choosing::of(&StepInput { batch, follows: &follows, asked: &asked });
+        let captured = self.captured.get(&(size, choosing));
         if captured.is_none() && self.failure.is_some() {
             return Ok(None);
         }
         pad(batch, size, self.spare);
+        if !follows.is_empty() {
+            follows.resize(size, KNOWN);
+        }
+        if !asked.is_empty() {
+            asked.resize(size, SampleRow::greedy());
+        }
+        let input = StepInput { batch, follows: &follows, asked: &asked };
         if let Some((step, graph)) = captured {
-            step.write(&self.decoder, &self.cache, batch)?;
+            step.write(&self.decoder, &self.cache, &input)?;
             graph.replay()?;
             self.replays += 1;
-        } else {
-            let step = Arc::new(self.step.first(size)?);
-            step.write(&self.decoder, &self.cache, batch)?;
-            let (decoder, cache, own) = (self.decoder.clone(), self.cache.clone(), step.clone());
-            match self.kernels.capture(Box::new(move || own.run(&decoder, &cache)))? {
-                Capture::Graph(graph) => drop(self.captured.insert(size, (step, graph))),
-                Capture::Failed(error) => {
-                    // Candle's errors end in a backtrace.
-                    let why = error.to_string();
-                    let line = why.lines().next().unwrap_or("no message");
-                    self.failure = Some(format!("a decode step of {size} sequences: {line}").into());
-                }
+            return Ok(Some(step.clone()));
+        }
+        let step = Arc::new(self.step.first(size)?);
+        step.write(&self.decoder, &self.cache, &input)?;
+        let (decoder, cache, own) = (self.decoder.clone(), self.cache.clone(), step.clone());
+        match self.kernels.capture(Box::new(move || own.run(&decoder, &cache, choosing)))? {
+            Capture::Graph(graph) => drop(self.captured.insert((size, choosing), (step.clone(), graph))),
+            Capture::Failed(error) => {
+                // Candle's errors end in a backtrace.
+                let why = error.to_string();
+                let line = why.lines().next().unwrap_or("no message");
+                self.failure = Some(format!("a decode step of {size} sequences: {line}").into());
             }
         }
-        Ok(Some(self.step.logits().narrow(0, 0, sequences)?))
+        Ok(Some(step))
     }
 }

@@ -41,6 +41,8 @@ pub struct EngineStats {
     pub forced_tokens: u64,
     /// Steps that were replayed as graphs.
     pub graph_steps: u64,
+    /// Of all steps, those that a device was computing while the host was at the one before.
+    pub overlapped_steps: u64,
     /// Why no more graphs are captured; steps of other sizes run eagerly.
     pub graph_failure: Option<Arc<str>>,
     /// The prefix cache on disk.

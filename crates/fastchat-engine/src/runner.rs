@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
-use fastchat_kernels::{Fault, ForwardBatch, Kernels, SampleRow, SampledToken};
+use fastchat_kernels::{Fault, ForwardBatch, Kernels, PendingTokens, SampleRow, SampledToken};
 use fastchat_models::vision::Media;
 use fastchat_models::{Cache, DecodeStep, Decoder, ModelError};
 use hashbrown::HashMap;
@@ -117,6 +117,30 @@ impl Runner {
         };
         let tensor = tensor.map_err(|error| self.judge(error))?;
         Ok(Logits { tensor, vocab: self.decoder.spec().vocab_size, rows })
+    }
+
+    /// Queues a decode step and the choice of its tokens, without pictures: `None` if it is not to be had that way.
+    /// `follows` and `asked` are as in `StepInput`.
+    pub fn queue(
+        &mut self,
+        batch: &ScheduledBatch,
+        scheduler: &Scheduler,
+        follows: Vec<u32>,
+        asked: Vec<SampleRow>,
+    ) -> Result<Option<Box<dyn PendingTokens>>, StepError> {
+        let Ok(graphs) = &mut self.graphs else { return Ok(None) };
+        let (mut forward, _) = forward_batch(batch, scheduler);
+        graphs.choose(&mut forward, follows, asked).map_err(|error| self.judge(error))
+    }
+
+    /// Whether decode steps can choose their tokens on the device and be queued before those of the last are known.
+    pub fn queues(&self) -> bool {
+        self.kernels.samples() && self.graphs.is_ok()
+    }
+
+    /// What waiting for a queued step found.
+    pub fn await_tokens(&self, tokens: Box<dyn PendingTokens>) -> Result<Vec<u32>, StepError> {
+        tokens.wait().map_err(|error| self.judge(ModelError::Kernel(error)))
     }
 
     /// Logits that are valid until the next step.

@@ -17,6 +17,7 @@ use crate::state_pool::StatePool;
 pub use outside::BlockNews;
 use recede::Ceiling;
 
+mod ahead;
 mod outside;
 mod recede;
 
@@ -54,6 +55,8 @@ pub struct Scheduler {
     shared_tokens: usize,
     stats: SchedulerStats,
     ceiling: Option<Ceiling>,
+    /// Whether the last step has everybody whom another could compute: nobody has come, and nobody waits for who has gone.
+    settled: bool,
     /// For who keeps blocks elsewhere.
     news: Option<Vec<BlockNews>>,
 }
@@ -73,6 +76,7 @@ impl Scheduler {
             shared_tokens: config.max_batch_tokens,
             stats: SchedulerStats::default(),
             ceiling: None,
+            settled: false,
             news: None,
         }
     }
@@ -103,6 +107,7 @@ impl Scheduler {
         let ids: Vec<_> = (0..u64::from(n)).map(|index| SequenceId(self.next_id + index)).collect();
         let turn = self.next_id as i64 + TURNS_PER_PRIORITY * i64::from(priority.clamp(-MAX_PRIORITY, MAX_PRIORITY));
         self.next_id += u64::from(n);
+        self.settled = false;
         for (index, &id) in ids.iter().enumerate() {
             let rank = Rank { turn, id };
             let line = self.lines.join(tenant.as_deref());
@@ -163,6 +168,7 @@ impl Scheduler {
             }
         }
         self.share_out(&prefilling, &served, &mut step);
+        self.settled = !step.prefilled && step.closed.is_empty() && self.admits_nobody_next();
         step.batch
     }
 
@@ -264,7 +270,7 @@ impl Scheduler {
     /// Lets the waiting of a line in, strictly in order, up to `share` tokens and while there is room for all of their
     /// tokens. Returns whether the next line may: nobody who has more passes one for whom there was no room.
     fn admit(&mut self, line: LineId, mut share: usize, admitted: &mut Vec<Rank>, step: &mut Step) -> bool {
-        let most = self.ceiling.map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config));
+        let most = self.most_running();
         while share > 0 && !step.closed.contains(&line) {
             let Some(rank) = self.lines.waiting(line).next() else { break };
             while self.lines.num_running() >= most || !self.place(rank.id) {
@@ -393,6 +399,7 @@ impl Scheduler {
 
     /// Lets it take part again.
     pub fn resume(&mut self, id: SequenceId) {
+        self.settled = false;
         self.held.remove(&id);
     }
 
@@ -446,6 +453,7 @@ impl Scheduler {
     }
 
     fn wake(&mut self, forks: &[SequenceId]) {
+        self.settled &= forks.is_empty();
         for sequence in forks.iter().filter_map(|id| self.sequences.get(id)) {
             self.lines.wait(sequence.line, sequence.rank);
         }
@@ -472,6 +480,7 @@ impl Scheduler {
             self.release(id);
         }
         self.held.remove(&id);
+        self.settled &= !self.lines.has_waiting();
         let mut sequence = self.sequences.remove(&id)?;
         self.wake(&std::mem::take(&mut sequence.forks));
         sequence.status = SequenceStatus::Finished(reason);

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::asides::Asides;
 use crate::choice::Choice;
-use crate::command::{Command, Job, Queued};
+use crate::command::{self, Command, Job};
 use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
@@ -25,8 +25,9 @@ use crate::media::{ActiveMedia, EncoderQueue, Ready};
 use crate::pace::Pace;
 use crate::prefix_disk::PrefixDisk;
 use crate::prompt_logprobs::PromptLogprobsBuilder;
-use crate::runner::{Rows, Runner};
-use crate::sampler::{Sampler, TokenLogprobs, logprobs};
+use crate::queued::Queued;
+use crate::runner::Runner;
+use crate::sampler::{Sampler, TokenLogprobs};
 use crate::scheduler::{Refusal, ScheduledBatch, Scheduler};
 use crate::sequence::{FinishReason, SequenceId};
 use crate::slot::SlotOwner;
@@ -37,12 +38,12 @@ const MAX_FORCED: usize = 64;
 
 /// A request the scheduler knows.
 #[derive(Debug)]
-struct Active {
-    slot: SlotOwner,
+pub(crate) struct Active {
+    pub(crate) slot: SlotOwner,
     sequences: Vec<SequenceId>,
     /// Until its first step.
-    queued: Option<Queued>,
-    prompt_logprobs: Option<PromptLogprobsBuilder>,
+    queued: Option<command::Queued>,
+    pub(crate) prompt_logprobs: Option<PromptLogprobsBuilder>,
     cached_tokens: usize,
     open: usize,
 }
@@ -71,16 +72,18 @@ pub(crate) struct Worker {
     pub book: Book,
     pub asides: Asides,
     pub disk: Option<PrefixDisk>,
+    /// The step that the device computes while the host is done with the one before.
+    pub queued: Option<Queued>,
 }
 
 /// Requests and choices in flight, and what the thread reuses.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
-    requests: HashMap<u64, Active>,
+    pub(crate) requests: HashMap<u64, Active>,
     pub(crate) choices: HashMap<SequenceId, Choice>,
-    sampler: Sampler,
+    pub(crate) sampler: Sampler,
     bells: Vec<Arc<Doorbell>>,
-    counters: EngineStats,
+    pub(crate) counters: EngineStats,
     pace: Pace,
     /// Whether tokens that are no matter of choice are appended without a step.
     forces: bool,
@@ -218,6 +221,9 @@ impl Worker {
     /// # Errors
     /// When the device is lost.
     fn step(&mut self) -> Result<bool, EngineError> {
+        if let Some(queued) = self.queued.take() {
+            return self.finish_queued(queued);
+        }
         if let Some(tokens) = self.book.pace.tokens() {
             self.scheduler.set_pace(tokens);
         }
@@ -227,6 +233,11 @@ impl Worker {
         }
         let began = Instant::now();
         self.book.start(&batch, &self.scheduler);
+        match self.queue(&batch) {
+            Ok(None) => {}
+            Ok(Some(tokens)) => return self.finish_queued(Queued { batch, tokens, began }),
+            Err(error) => return self.end_failed(&batch, error),
+        }
         let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
             let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
@@ -235,29 +246,50 @@ impl Worker {
             }
             runner.read(&logits, |rows| book.sample(&batch, scheduler, rows))
         }));
-        self.book.counters.steps += 1;
-        let error = match computed {
-            Ok(Ok(sampled)) => {
-                let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
-                self.book.pace.observe(tokens, began.elapsed());
-                self.scheduler.commit(&batch);
-                self.keep_blocks();
-                for sampled in sampled {
-                    let id = sampled.id;
-                    self.deliver(sampled);
-                    self.append_forced(id);
-                    self.set_aside(id);
-                }
-                return Ok(true);
+        match computed.unwrap_or_else(|panic| Err(failed_step(panic.as_ref()))) {
+            Ok(sampled) => {
+                self.end_step(&batch, sampled, began);
+                Ok(true)
             }
-            Ok(Err(StepError { error, fault: Fault::Sticky })) => {
+            Err(error) => self.end_failed(&batch, error),
+        }
+    }
+
+    /// Books a step that was computed, and hands out its tokens.
+    pub(crate) fn end_step(
+        &mut self,
+        batch: &ScheduledBatch,
+        sampled: impl IntoIterator<Item = Sampled>,
+        began: Instant,
+    ) {
+        self.book.counters.steps += 1;
+        let tokens = batch.sequences.iter().map(|scheduled| scheduled.end - scheduled.start).sum();
+        self.book.pace.observe(tokens, began.elapsed());
+        self.scheduler.commit(batch);
+        self.keep_blocks();
+        for sampled in sampled {
+            let id = sampled.id;
+            self.deliver(sampled);
+            self.append_forced(id);
+            self.set_aside(id);
+        }
+    }
+
+    /// Takes a step back for which there was no memory, or ends its requests.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    pub(crate) fn end_failed(&mut self, batch: &ScheduledBatch, failed: StepError) -> Result<bool, EngineError> {
+        self.book.counters.steps += 1;
+        let StepError { error, fault } = failed;
+        match fault {
+            Fault::Sticky => {
                 return Err(EngineError::Internal(format!("the device is lost, restart the engine: {error}")));
             }
-            Ok(Err(StepError { fault: Fault::OutOfMemory, .. })) if self.scheduler.recede(&batch) => return Ok(true),
-            Ok(Err(StepError { error, .. })) => error,
-            Err(panic) => EngineError::Internal(format!("a step failed: {}", panic_text(panic.as_ref()))),
-        };
-        for sequence in self.scheduler.fail(&batch) {
+            Fault::OutOfMemory if self.scheduler.recede(batch) => return Ok(true),
+            _ => {}
+        }
+        for sequence in self.scheduler.fail(batch) {
             self.end_request(sequence.request, FinishReason::Error, &error);
         }
         Ok(true)
@@ -423,53 +455,12 @@ impl Book {
             run()
         })
     }
+}
 
-    /// Gathers prompt log-probabilities from the rows of a step.
-    pub(crate) fn gather(&mut self, batch: &ScheduledBatch, rows: &Rows<'_>) {
-        for (place, scheduled) in batch.sequences.iter().enumerate().filter(|(_, scheduled)| scheduled.prompt_logits) {
-            if let Some(choice) = self.choices.get(&scheduled.id)
-                && let Some(active) = self.requests.get_mut(&choice.request)
-                && let Some(builder) = &mut active.prompt_logprobs
-            {
-                for (position, row) in (scheduled.start..).zip(rows.of(place)) {
-                    builder.add(position, &active.slot.0.prompt, row);
-                }
-            }
-        }
-    }
-
-    /// Chooses tokens and gathers prompt log-probabilities from the rows of a step.
-    fn sample(&mut self, batch: &ScheduledBatch, scheduler: &Scheduler, rows: &Rows<'_>) -> Vec<Sampled> {
-        self.gather(batch, rows);
-        let mut sampled = Vec::with_capacity(batch.sequences.len());
-        for (place, scheduled) in batch.sequences.iter().enumerate() {
-            let choice = self.choices.get_mut(&scheduled.id).expect("scheduled choices are open; this is a bug");
-            if !scheduled.samples {
-                continue;
-            }
-            let all = rows.of(place);
-            let first = all.len() - 1 - scheduled.draft.len();
-            let position = scheduler.sequence(scheduled.id).map_or(0, |sequence| sequence.tokens.len());
-            for (ahead, row) in all.skip(first).enumerate() {
-                let closing = choice.closing();
-                let token = match choice.allowed(closing.as_deref()) {
-                    (Ok(allowed), own) => {
-                        let chosen = self.sampler.sample(row, own, (position + ahead) as u64, allowed);
-                        chosen.map_err(|error| EngineError::Internal(error.to_string()))
-                    }
-                    (Err(error), _) => Err(error.into()),
-                };
-                let asked = choice.params().logprobs;
-                let logprobs = asked.zip(token.as_ref().ok()).map(|(k, &token)| logprobs(row, token, k as usize));
-                let drafted = token.as_ref().ok().is_some_and(|token| scheduled.draft.get(ahead) == Some(token));
-                sampled.push(Sampled { id: scheduled.id, token, logprobs, drafted });
-                if !drafted {
-                    break;
-                }
-            }
-        }
-        sampled
-    }
+/// What a panic in a step is reported as.
+pub(crate) fn failed_step(panic: &(dyn std::any::Any + Send)) -> StepError {
+    let error = EngineError::Internal(format!("a step failed: {}", panic_text(panic)));
+    StepError { error, fault: Fault::Plain }
 }
 
 /// The message of a panic.

@@ -11,6 +11,8 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int DIGITS = 256;
 /// Masses are in units of 2^-45: fewer than 2^19 tokens of weight 1 fit 64 bits, and the largest error of a sum is 2^-26.
 constexpr float UNIT = 35184372088832.f;
+/// The host knows a sequence's token itself.
+constexpr unsigned KNOWN = 0xffffffffu;
 
 /// One row's parameters. Also Rust's, field by field.
 struct Row {
@@ -462,6 +464,15 @@ __global__ void argmax_rows(const float* values, const int* indices, int pieces,
     if (threadIdx.x == 0) tokens[blockIdx.x] = value > -INFINITY ? index : -1;
 }
 
+/// Sequences whose token the step before has chosen get it; the others' is there.
+__global__ void follow_tokens(unsigned* token_ids, const unsigned* follows, const int* chosen, int count) {
+    const int i = blockIdx.x * WARP + threadIdx.x;
+    if (i >= count) return;
+    const unsigned row = follows[i];
+    // Where there was nothing to choose the sequence ends, and its row is read by nobody.
+    if (row != KNOWN) token_ids[i] = max(chosen[row], 0);
+}
+
 __global__ void uniforms(const unsigned long long* seeds, const unsigned long long* positions, double* out, int count) {
     const int i = blockIdx.x * WARP + threadIdx.x;
     if (i < count) out[i] = uniform(seeds[i], positions[i]);
@@ -490,6 +501,11 @@ extern "C" int EXPORT(argmax)(const float* logits, int rows, int vocab, float* v
     const int pieces = ceil_div(vocab, PIECE);
     LAUNCH(argmax_pieces, dim3(pieces, rows), THREADS, 0, stream, logits, vocab, pieces, values, indices);
     LAUNCH(argmax_rows, rows, WARP, 0, stream, values, indices, pieces, vocab, tokens);
+    return launched();
+}
+
+extern "C" int EXPORT(follow_tokens)(unsigned* token_ids, const unsigned* follows, const int* chosen, int count, void* stream) {
+    if (count > 0) LAUNCH(follow_tokens, ceil_div(count, WARP), WARP, 0, stream, token_ids, follows, chosen, count);
     return launched();
 }
 

@@ -116,6 +116,8 @@ pub struct Plan {
     pub rope: Vec<(Tensor, Tensor)>,
     /// The batch's arrays where a device can read them, if the backend needs that.
     pub(crate) uploaded: Option<Tensor>,
+    /// Tokens that the last step over this plan has chosen, u32 `[room.sequences]`, if the backend keeps them.
+    pub(crate) chosen: Option<Tensor>,
     /// Bounds of a plan that is written over from step to step; its own `batch` says the shape and nothing else.
     pub room: Option<StepRoom>,
 }
@@ -123,7 +125,7 @@ pub struct Plan {
 impl Plan {
     /// For backends that read the batch on the host.
     pub fn new(batch: ForwardBatch, rope: Vec<(Tensor, Tensor)>) -> Self {
-        Self { batch, rope, uploaded: None, room: None }
+        Self { batch, rope, uploaded: None, chosen: None, room: None }
     }
 
     /// A plan that is written over, without arrays but for `rope`, in which a backend has what all its steps share.
@@ -140,7 +142,8 @@ impl Plan {
             bail!("{sequences} sequences of a plan for {:?}", self.room)
         };
         let room = StepRoom { sequences, ..room };
-        Ok(Self { uploaded: self.uploaded.clone(), ..Self::lasting(room, self.rope.clone()) })
+        let (uploaded, chosen) = (self.uploaded.clone(), self.chosen.clone());
+        Ok(Self { uploaded, chosen, ..Self::lasting(room, self.rope.clone()) })
     }
 
     /// Refuses a cache of `blocks` blocks that what is written over this plan may leave.

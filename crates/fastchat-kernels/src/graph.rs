@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use candle_core::{Error, Result, bail};
 
-use crate::{BLOCK_SIZE, ForwardBatch};
+use crate::{BLOCK_SIZE, ForwardBatch, SampleRow};
 
 /// What is captured. It owns whatever it touches, for a graph holds addresses: they stay valid while the graph keeps it.
 pub type Work = Box<dyn Fn() -> Result<()> + Send + Sync>;
@@ -26,6 +26,45 @@ pub enum Capture {
     Graph(Box<dyn Graph>),
     /// Why there is none; running the work is still possible.
     Failed(Error),
+}
+
+/// In `StepInput::follows`: the batch itself says the token.
+pub const KNOWN: u32 = u32::MAX;
+
+/// What is written over a plan: a decode step, where its tokens come from, and how the next ones are chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// The step; `token_ids` are read where `follows` says `KNOWN`.
+    pub batch: &'a ForwardBatch,
+    /// For each sequence the row of the step before whose chosen token it has, though the host may not know it yet, or
+    /// `KNOWN`; empty: all are known.
+    pub follows: &'a [u32],
+    /// How `Kernels::choose_next` chooses each sequence's next token, none of them with changes to logits or
+    /// log-probabilities; empty: it does not.
+    pub asked: &'a [SampleRow],
+}
+
+impl<'a> StepInput<'a> {
+    /// A step that chooses nothing, of known tokens.
+    pub fn of(batch: &'a ForwardBatch) -> Self {
+        Self { batch, follows: &[], asked: &[] }
+    }
+}
+
+/// Chosen tokens on their way to the host. To drop them is to not want them.
+pub trait PendingTokens: Send + Debug {
+    /// Waits for the step that chose them and no longer: a token of each row, `u32::MAX` where there was none to choose.
+    ///
+    /// # Errors
+    /// What went wrong on the device until then.
+    fn wait(self: Box<Self>) -> Result<Vec<u32>>;
+}
+
+/// Tokens that are there already.
+impl PendingTokens for Vec<u32> {
+    fn wait(self: Box<Self>) -> Result<Vec<u32>> {
+        Ok(*self)
+    }
 }
 
 /// A decode step of one token a sequence whose plan is written over from step to step, and the bounds of what may be
@@ -63,13 +102,20 @@ impl StepRoom {
         }
     }
 
-    /// Refuses a batch that is not of this shape, or that leaves its bounds.
+    /// Refuses a step that is not of this shape, or that leaves its bounds.
     ///
     /// # Errors
     /// Names the first array that does not fit.
-    pub fn check(&self, batch: &ForwardBatch) -> Result<()> {
+    pub fn check(&self, input: &StepInput) -> Result<()> {
         let Self { sequences, context, blocks, vocab } = *self;
+        let StepInput { batch, follows, asked } = *input;
         batch.check(blocks)?;
+        if ![0, sequences].contains(&follows.len()) || ![0, sequences].contains(&asked.len()) {
+            bail!("follows and asked must be empty or have {sequences} entries");
+        }
+        if asked.iter().any(|row| !row.is_plain()) {
+            bail!("asked must neither change logits nor want log-probabilities in a step that is written over");
+        }
         if batch.num_sequences() != sequences || batch.num_tokens() != sequences {
             bail!(
                 "a step of {sequences} sequences with a token each was written over with {} tokens of {}",
@@ -107,6 +153,26 @@ mod tests {
     type Change = fn(&mut ForwardBatch);
 
     #[test]
+    fn tokens_are_chosen_plainly_or_not_at_all() {
+        let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10 };
+        let batch = room.template();
+        let plain = [SampleRow::greedy(), SampleRow { temperature: 1., ..SampleRow::greedy() }];
+        let fits = StepInput { batch: &batch, follows: &[KNOWN, 0], asked: &plain };
+        assert!(room.check(&fits).is_ok() && room.check(&StepInput::of(&batch)).is_ok());
+        let changes = [SampleRow { barred: vec![3], ..SampleRow::greedy() }, SampleRow::greedy()];
+        let reports = [SampleRow::greedy(), SampleRow { logprobs: Some(0), ..SampleRow::greedy() }];
+        for (name, broken) in [
+            ("follows", StepInput { follows: &[0], ..fits }),
+            ("asked", StepInput { asked: &plain[..1], ..fits }),
+            ("asked", StepInput { asked: &changes, ..fits }),
+            ("asked", StepInput { asked: &reports, ..fits }),
+        ] {
+            let error = room.check(&broken).expect_err(name).to_string();
+            assert!(error.contains(name), "{name}: {error}");
+        }
+    }
+
+    #[test]
     fn nothing_is_written_that_leaves_the_room() {
         let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10 };
         let fits = ForwardBatch {
@@ -117,7 +183,7 @@ mod tests {
             block_tables: vec![vec![4, 3, 2], vec![0]],
             ..room.template()
         };
-        assert!(room.check(&room.template()).is_ok() && room.check(&fits).is_ok());
+        assert!(room.check(&StepInput::of(&room.template())).is_ok() && room.check(&StepInput::of(&fits)).is_ok());
         let break_it: [(&str, Change); 10] = [
             ("token id", |batch| batch.token_ids[0] = 10),
             ("position", |batch| batch.positions[1] = 1),
@@ -133,10 +199,10 @@ mod tests {
         for (name, break_it) in break_it {
             let mut batch = fits.clone();
             break_it(&mut batch);
-            let error = room.check(&batch).expect_err(name).to_string();
+            let error = room.check(&StepInput::of(&batch)).expect_err(name).to_string();
             assert!(error.contains(name), "{name}: {error}");
         }
         let one = StepRoom { sequences: 1, ..room };
-        assert!(one.check(&fits).is_err() && room.check(&one.template()).is_err());
+        assert!(one.check(&StepInput::of(&fits)).is_err() && room.check(&StepInput::of(&one.template())).is_err());
     }
 }

@@ -23,7 +23,7 @@ mod weight;
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
 pub use device::{DeviceChoice, DeviceMemory, Fault, KernelOptions};
-pub use graph::{Capture, Graph, StepRoom, Work};
+pub use graph::{Capture, Graph, KNOWN, PendingTokens, StepInput, StepRoom, Work};
 pub use linear::Linear;
 pub use mapped::{Bytes, MappedFile};
 pub use ops::{

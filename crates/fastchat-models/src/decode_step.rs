@@ -2,13 +2,35 @@
 //! changes from step to step is written over. Knows no requests and no graphs.
 
 use candle_core::{DType, Tensor};
-use fastchat_kernels::{ForwardBatch, Plan, StepRoom};
+use fastchat_kernels::{PendingTokens, Plan, StepInput, StepRoom};
 
 use crate::spec::Mixer;
 use crate::vision::Media;
 use crate::{Cache, Decoder, ModelError};
 
 type Result<T> = std::result::Result<T, ModelError>;
+
+/// What a step does with its logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Choosing {
+    /// It leaves them.
+    Nothing,
+    /// It chooses the most likely token of each row, which the next step may follow.
+    MostLikely,
+    /// It chooses as each row asks.
+    AsAsked,
+}
+
+impl Choosing {
+    /// What a step does that is given this.
+    pub fn of(input: &StepInput) -> Self {
+        match input.asked {
+            [] => Self::Nothing,
+            asked if asked.iter().all(fastchat_kernels::SampleRow::is_greedy) => Self::MostLikely,
+            _ => Self::AsAsked,
+        }
+    }
+}
 
 /// Inputs and logits of a step of a fixed number of sequences, one token each.
 #[derive(Debug)]
@@ -47,24 +69,39 @@ impl DecodeStep {
         Ok(Self { plan: self.plan.first(sequences)?, logits: self.logits.narrow(0, 0, sequences)? })
     }
 
-    /// Writes a batch over the inputs.
+    /// Writes a step over the inputs.
     ///
     /// # Errors
     /// A batch of another shape, one that does not fit the model or the cache, or the device's error.
-    pub fn write(&self, decoder: &Decoder, cache: &Cache, batch: &ForwardBatch) -> Result<()> {
-        decoder.check(batch, cache)?;
-        Ok(decoder.kernels.replan(&self.plan, batch)?)
+    pub fn write(&self, decoder: &Decoder, cache: &Cache, input: &StepInput) -> Result<()> {
+        decoder.check(input.batch, cache)?;
+        Ok(decoder.kernels.replan(&self.plan, input)?)
     }
 
-    /// Computes the logits of what was written last.
+    /// Computes the logits of what was written last, and chooses from them.
     ///
     /// # Errors
     /// As `Decoder::forward`.
-    pub fn run(&self, decoder: &Decoder, cache: &Cache) -> candle_core::Result<()> {
+    pub fn run(&self, decoder: &Decoder, cache: &Cache, choosing: Choosing) -> candle_core::Result<()> {
+        if choosing != Choosing::Nothing {
+            decoder.kernels.follow(&self.plan)?;
+        }
         decoder.logits_into(&self.plan, &Media::default(), cache, &self.logits).map_err(|error| match error {
             ModelError::Kernel(error) => error,
             other => candle_core::Error::msg(other),
-        })
+        })?;
+        if choosing != Choosing::Nothing {
+            decoder.kernels.choose_next(&self.logits, &self.plan, choosing == Choosing::MostLikely)?;
+        }
+        Ok(())
+    }
+
+    /// What `run` chose, on its way.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn chosen(&self, decoder: &Decoder) -> Result<Box<dyn PendingTokens>> {
+        Ok(decoder.kernels.chosen(&self.plan)?)
     }
 
     /// What `run` computed: f32 `[sequences, vocab]`.

@@ -34,7 +34,7 @@ mod weights;
 pub use cache::Cache;
 pub use checkpoint::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub use convert::{Converted, FileKind, convert};
-pub use decode_step::DecodeStep;
+pub use decode_step::{Choosing, DecodeStep};
 pub use decoder::Decoder;
 pub use embedder::{Embedder, PooledDecoder};
 pub use encoder::{Encoder, Pair};

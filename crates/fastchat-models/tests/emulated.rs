@@ -8,7 +8,8 @@ mod rows;
 use std::path::Path;
 
 use candle_core::DType;
-use fastchat_models::{DecodeStep, Decoder, LoadOptions, load};
+use fastchat_kernels::StepInput;
+use fastchat_models::{Choosing, DecodeStep, Decoder, LoadOptions, load};
 use rows::{Feed, Sequence, batch, cache, chunked_in, difference, golden, step};
 
 /// Largest difference of a logit to the reference's.
@@ -107,8 +108,8 @@ fn in_place(name: &str, decoder: &Decoder, ids: &[u32], whole: &[Vec<f32>], dtyp
         let others: Vec<_> = (0..cache.num_blocks()).filter(|block| !written.contains(block)).collect();
         let before = untouched(&others);
         let step = largest.first(feeds.len()).unwrap();
-        step.write(decoder, &cache, &batch).unwrap();
-        step.run(decoder, &cache).unwrap();
+        step.write(decoder, &cache, &StepInput::of(&batch)).unwrap();
+        step.run(decoder, &cache, Choosing::Nothing).unwrap();
         let expected: Vec<_> = batch.positions.iter().map(|&position| whole[position as usize].clone()).collect();
         assert!(step.logits().to_vec2::<f32>().unwrap() == expected, "{name}: a step in place changes some bit");
         assert!(untouched(&others) == before, "{name}: a step in place writes into blocks of others");

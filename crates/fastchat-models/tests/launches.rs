@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::DType;
 use checkpoints::{Entry, Folder};
-use fastchat_models::{DecodeStep, Decoder, LoadOptions, load};
+use fastchat_kernels::StepInput;
+use fastchat_models::{Choosing, DecodeStep, Decoder, LoadOptions, load};
 use rows::{Feed, Sequence, batch, cache, step};
 use serde_json::json;
 
@@ -43,8 +44,13 @@ fn counts(decoder: &Decoder, launches: &AtomicU64) -> [u64; 3] {
     let alone = count(&mut || drop(step(decoder, &cache, &mut [Feed { sequence: &mut a, tokens: &[4] }])));
     let company = count(&mut || drop(step(decoder, &cache, &mut both(&mut a, &mut b, &[5]))));
     let captured = DecodeStep::new(decoder, &cache, 2, decoder.max_model_len()).unwrap();
-    captured.write(decoder, &cache, &batch(decoder, &mut both(&mut a, &mut b, &[6]))).unwrap();
-    [alone, company, count(&mut || captured.run(decoder, &cache).unwrap())]
+    let last = batch(decoder, &mut both(&mut a, &mut b, &[6]));
+    captured.write(decoder, &cache, &StepInput::of(&last)).unwrap();
+    let run = |choosing| captured.run(decoder, &cache, choosing).unwrap();
+    let [plain, chosen] = [Choosing::Nothing, Choosing::MostLikely].map(|choosing| count(&mut || run(choosing)));
+    // A graph's own tokens: from the step before, and for the next one.
+    assert_eq!(chosen, plain + 2);
+    [alone, company, plain]
 }
 
 /// A layer is norm, qkv, rope and cache, attention, output, norm, gate and up, down; the embedding, the final norm and the

@@ -61,6 +61,7 @@ def _counters(stats: EngineStats) -> Iterator[tuple[str, str, float]]:
     yield "prefix_disk_dropped", "Blocks that could not be written, or not in time", stats.disk_dropped
     yield "engine_steps", "Steps of the engine", stats.steps
     yield "graph_steps", "Steps that were replayed as graphs", stats.graph_steps
+    yield "overlapped_steps", "Steps that a GPU computed while the host was at the one before", stats.overlapped_steps
 
 
 class _EngineCollector(Collector):

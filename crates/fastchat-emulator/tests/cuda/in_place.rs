@@ -4,8 +4,8 @@
 use candle_core::{DType, Tensor};
 use fastchat_kernels::cuda::CudaKernels;
 use fastchat_kernels::{
-    AttentionSpec, ForwardBatch, Kernels, KvCache, KvLayout, Plan, QkvSpec, Rope, RopeLayout, StepRoom, Weight,
-    WeightKind,
+    AttentionSpec, ForwardBatch, Kernels, KvCache, KvLayout, Plan, QkvSpec, Rope, RopeLayout, StepInput, StepRoom,
+    Weight, WeightKind,
 };
 use proptest::prelude::*;
 
@@ -89,7 +89,7 @@ fn check(
             let qkv = random.tensor(&[batch.num_tokens(), width], 3.);
             let own = kernels.plan(batch, std::slice::from_ref(&rope)).unwrap();
             let plan = lasting.first(batch.num_sequences()).unwrap();
-            kernels.replan(&plan, batch).unwrap();
+            kernels.replan(&plan, &StepInput::of(batch)).unwrap();
             let expected = outputs(kernels, &layer, &qkv, &cache, &own);
             for (found, expected) in outputs(kernels, &layer, &qkv, &cache, &plan).iter().zip(&expected) {
                 assert_same_bits(&kernels.name(), found, expected);
@@ -127,13 +127,13 @@ fn what_leaves_the_room_is_refused() {
     let room = StepRoom { sequences: 2, context: 33, blocks, vocab: 10 };
     for kernels in backends() {
         let fits = kernels.lasting_plan(&room, &[]).unwrap();
-        assert!(kernels.replan(&fits, &batch).is_ok());
-        assert!(kernels.replan(&kernels.plan(&batch, &[]).unwrap(), &batch).is_err());
+        assert!(kernels.replan(&fits, &StepInput::of(&batch)).is_ok());
+        assert!(kernels.replan(&kernels.plan(&batch, &[]).unwrap(), &StepInput::of(&batch)).is_err());
         for smaller in
             [StepRoom { context: 32, ..room }, StepRoom { blocks: blocks - 1, ..room }, StepRoom { vocab: 1, ..room }]
         {
             let plan = kernels.lasting_plan(&smaller, &[]).unwrap();
-            assert!(kernels.replan(&plan, &batch).is_err(), "{smaller:?}");
+            assert!(kernels.replan(&plan, &StepInput::of(&batch)).is_err(), "{smaller:?}");
         }
         // A cache with fewer blocks than the plan allows.
         let layout = KvLayout { num_kv_heads: 1, head_dim: 4, v_head_dim: 4, dtype: DType::F32 };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unsafe_code)] // a test may fail loudly, and calls broken kernels itself
 
 mod attention;
+mod chosen;
 #[allow(dead_code)] // made for the CPU's tests
 #[path = "../../../fastchat-kernels/tests/ops/data.rs"]
 mod data;

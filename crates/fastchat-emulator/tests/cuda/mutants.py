@@ -152,6 +152,10 @@ MUTANTS = [
     ("sample-order-tail", "sample.cu", "target >= before + sum - here && target", "target", "sample::"),
     ("sample-rank", "sample.cu", "larger += logits[i] > logits[token];", "larger += logits[i] >= logits[token];", "sample::"),
     ("sample-top-later", "sample.cu", "(x == value && i > index)", "(x == value && i >= index)", "sample::"),
+    ("follow-row", "sample.cu", "max(chosen[row], 0)", "max(chosen[i], 0)", "chosen::"),
+    ("follow-known", "sample.cu", "if (row != KNOWN) token_ids", "token_ids", "chosen::"),
+    ("follow-none", "sample.cu", "max(chosen[row], 0)", "chosen[row]", "chosen::"),
+    ("follow-tail", "sample.cu", "    if (i >= count) return;\n    const unsigned row", "    const unsigned row", "chosen::"),
     ("argmax-piece-tail", "sample.cu", "min(PIECE, vocab - first)", "PIECE", "sample::"),
     ("argmax-first-of-equals", "sample.cu", "        if (other > value || (other == value && at < index)) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "        if (other >= value) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "sample::"),
 ]  # fmt: skip

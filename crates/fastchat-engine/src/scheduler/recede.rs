@@ -78,6 +78,11 @@ impl Scheduler {
         true
     }
 
+    /// Sequences that may run.
+    pub(super) fn most_running(&self) -> usize {
+        self.ceiling.map_or(self.config.max_num_seqs, |ceiling| ceiling.sequences(&self.config))
+    }
+
     /// Gives back the slots of copies of recurrent state that were not made.
     pub(super) fn forget_snapshots(&mut self, scheduled: &ScheduledSequence) {
         if let (Some(states), Some(step)) = (&mut self.states, &scheduled.state) {

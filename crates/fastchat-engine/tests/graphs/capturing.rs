@@ -1,6 +1,9 @@
 //! A fake device over the CPU's kernels that captures. The arrays of a step that is written over lie in its memory, of
 //! which there is one, and whatever reads them reads them there: the plan in the host's hands is old in every replay.
+//! Replays that choose tokens are put off until somebody waits for their results, as far behind the host as a device can be.
+#![allow(dead_code)] // each test uses a part
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,17 +11,73 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Error, Result, Tensor, bail};
 use fastchat_kernels::cpu::CpuKernels;
 use fastchat_kernels::{
-    Activation, AttentionSpec, Capture, ForwardBatch, GatedDeltaSpec, Graph, Kernels, KvCache, Linear, MoeSpec,
-    MoeWeights, Plan, QkvSpec, Rope, StateCache, StepRoom, Weight, Work,
+    Activation, AttentionSpec, Capture, ForwardBatch, GatedDeltaSpec, Graph, KNOWN, Kernels, KvCache, Linear, MoeSpec,
+    MoeWeights, PendingTokens, Plan, QkvSpec, Rope, SampleRow, StateCache, StepInput, StepRoom, Weight, Work,
 };
+
+/// A step as it was written over the last one, and the tokens that were chosen last.
+#[derive(Debug, Default)]
+struct Memory {
+    plan: Option<Arc<Plan>>,
+    follows: Vec<u32>,
+    asked: Vec<SampleRow>,
+    chosen: Vec<u32>,
+}
+
+type Later = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// What the device was told and has not done.
+#[derive(Default)]
+struct Stream(Mutex<VecDeque<Later>>);
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stream")
+    }
+}
+
+impl Stream {
+    fn push(&self, later: Later) {
+        self.0.lock().unwrap().push_back(later);
+    }
+
+    /// Does the next thing; `false` when there was none.
+    fn advance(&self) -> Result<bool> {
+        let next = self.0.lock().unwrap().pop_front();
+        next.map_or(Ok(false), |next| next().map(|()| true))
+    }
+
+    fn drain(&self) -> Result<()> {
+        while self.advance()? {}
+        Ok(())
+    }
+}
+
+/// Tokens that are there once the stream has come to their copy.
+#[derive(Debug)]
+struct Pending(Arc<Stream>, Arc<Mutex<Option<Vec<u32>>>>);
+
+impl PendingTokens for Pending {
+    fn wait(self: Box<Self>) -> Result<Vec<u32>> {
+        loop {
+            if let Some(tokens) = self.1.lock().unwrap().take() {
+                return Ok(tokens);
+            }
+            assert!(self.0.advance()?, "nothing is queued that would give these tokens");
+        }
+    }
+}
 
 /// Fails to capture steps of `fails_from` sequences and more.
 #[derive(Debug)]
 pub struct Capturing {
     honest: CpuKernels,
     ropes: Mutex<Vec<Rope>>,
-    memory: Mutex<Option<Arc<Plan>>>,
-    captured: Mutex<Vec<usize>>,
+    memory: Arc<Mutex<Memory>>,
+    stream: Arc<Stream>,
+    captured: Mutex<Vec<(usize, bool)>>,
+    /// Chooses tokens, where the default would leave that to the host.
+    samples: bool,
     pub fails_from: AtomicUsize,
     pub failures: AtomicUsize,
     pub replays: Arc<AtomicU64>,
@@ -29,8 +88,10 @@ impl Default for Capturing {
         Self {
             honest: CpuKernels::new(Some(1)),
             ropes: Mutex::default(),
-            memory: Mutex::default(),
+            memory: Arc::default(),
+            stream: Arc::default(),
             captured: Mutex::default(),
+            samples: false,
             fails_from: AtomicUsize::new(usize::MAX),
             failures: AtomicUsize::default(),
             replays: Arc::default(),
@@ -38,7 +99,12 @@ impl Default for Capturing {
     }
 }
 
-struct Again(Work, Arc<AtomicU64>);
+struct Again {
+    work: Arc<Work>,
+    stream: Arc<Stream>,
+    chooses: bool,
+    replays: Arc<AtomicU64>,
+}
 
 impl fmt::Debug for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,21 +114,29 @@ impl fmt::Debug for Again {
 
 impl Graph for Again {
     fn replay(&self) -> Result<()> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        (self.0)()
+        self.replays.fetch_add(1, Ordering::SeqCst);
+        let work = self.work.clone();
+        self.stream.push(Box::new(move || work()));
+        // Logits are read without a word to the device.
+        if self.chooses { Ok(()) } else { self.stream.drain() }
     }
 }
 
 impl Capturing {
+    /// One that chooses tokens itself.
+    pub fn sampling() -> Self {
+        Self { samples: true, ..Self::default() }
+    }
+
     /// Sizes in the order in which they were captured.
     pub fn sizes(&self) -> Vec<usize> {
-        self.captured.lock().unwrap().clone()
+        self.captured.lock().unwrap().iter().map(|&(size, _)| size).collect()
     }
 
     /// The arrays that a launch reads.
     fn read(&self, plan: &Plan) -> Result<Arc<Plan>> {
         let Some(room) = plan.room else { return Ok(Arc::new(plan.clone())) };
-        match &*self.memory.lock().unwrap() {
+        match &self.memory.lock().unwrap().plan {
             Some(now) if now.batch.num_sequences() == room.sequences => Ok(now.clone()),
             now => bail!("a step of {} sequences finds {now:?} in its memory", room.sequences),
         }
@@ -83,14 +157,19 @@ impl Kernels for Capturing {
     }
 
     fn capture(&self, work: Work) -> Result<Capture> {
+        self.stream.drain()?;
         work()?;
-        let size = self.memory.lock().unwrap().as_ref().unwrap().batch.num_sequences();
+        let (size, chooses) = {
+            let memory = self.memory.lock().unwrap();
+            (memory.plan.as_ref().unwrap().batch.num_sequences(), !memory.asked.is_empty())
+        };
         if size >= self.fails_from.load(Ordering::SeqCst) {
             self.failures.fetch_add(1, Ordering::SeqCst);
             return Ok(Capture::Failed(Error::Msg("the fake is full\nand has a backtrace".to_owned())));
         }
-        self.captured.lock().unwrap().push(size);
-        Ok(Capture::Graph(Box::new(Again(work, self.replays.clone()))))
+        self.captured.lock().unwrap().push((size, chooses));
+        let (stream, replays) = (self.stream.clone(), self.replays.clone());
+        Ok(Capture::Graph(Box::new(Again { work: Arc::new(work), stream, chooses, replays })))
     }
 
     fn lasting_plan(&self, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
@@ -98,15 +177,56 @@ impl Kernels for Capturing {
         Ok(Plan::lasting(*room, Vec::new()))
     }
 
-    fn replan(&self, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
-        plan.room.unwrap().check(batch)?;
+    fn replan(&self, plan: &Plan, input: &StepInput) -> Result<()> {
+        plan.room.unwrap().check(input)?;
+        let StepInput { batch, follows, asked } = *input;
         // Sequences may read the same blocks; nobody writes where another does.
         let mut slots = batch.slot_mapping.clone();
         slots.sort_unstable();
         slots.dedup();
         assert_eq!(slots.len(), batch.num_sequences(), "two rows share a slot: {batch:?}");
-        *self.memory.lock().unwrap() = Some(Arc::new(self.honest.plan(batch, &self.ropes.lock().unwrap())?));
+        let plan = Some(Arc::new(self.honest.plan(batch, &self.ropes.lock().unwrap())?));
+        let (memory, follows, asked) = (self.memory.clone(), follows.to_vec(), asked.to_vec());
+        self.stream.push(Box::new(move || {
+            let chosen = std::mem::take(&mut memory.lock().unwrap().chosen);
+            *memory.lock().unwrap() = Memory { plan, follows, asked, chosen };
+            Ok(())
+        }));
         Ok(())
+    }
+
+    fn follow(&self, _: &Plan) -> Result<()> {
+        let mut memory = self.memory.lock().unwrap();
+        let mut plan = Plan::clone(memory.plan.as_ref().unwrap());
+        for (id, &row) in plan.batch.token_ids.iter_mut().zip(&memory.follows) {
+            if row != KNOWN {
+                *id = memory.chosen[row as usize];
+            }
+        }
+        memory.plan = Some(Arc::new(plan));
+        Ok(())
+    }
+
+    fn choose_next(&self, logits: &Tensor, _: &Plan, greedy: bool) -> Result<()> {
+        let mut memory = self.memory.lock().unwrap();
+        assert_eq!(greedy, memory.asked.iter().all(SampleRow::is_greedy));
+        let chosen = self.honest.sample(logits, &memory.asked)?;
+        memory.chosen = chosen.into_iter().map(|chosen| chosen.token.unwrap_or(u32::MAX)).collect();
+        Ok(())
+    }
+
+    fn chosen(&self, _: &Plan) -> Result<Box<dyn PendingTokens>> {
+        let (memory, tokens) = (self.memory.clone(), Arc::new(Mutex::new(None)));
+        let to = tokens.clone();
+        self.stream.push(Box::new(move || {
+            *to.lock().unwrap() = Some(memory.lock().unwrap().chosen.clone());
+            Ok(())
+        }));
+        Ok(Box::new(Pending(self.stream.clone(), tokens)))
+    }
+
+    fn samples(&self) -> bool {
+        self.samples
     }
 
     fn embed_tokens(&self, table: &Linear, plan: &Plan) -> Result<Tensor> {
@@ -144,6 +264,8 @@ impl Kernels for Capturing {
     }
 
     fn plan(&self, batch: &ForwardBatch, ropes: &[Rope]) -> Result<Plan> {
+        // Eager work comes after all that is queued.
+        self.stream.drain()?;
         self.honest.plan(batch, ropes)
     }
 

@@ -42,6 +42,7 @@ macro_rules! each_launcher {
             choose(args: *const SamplingArgs);
             report_logprobs(args: *const SamplingArgs);
             argmax(logits: *const f32, rows: i32, vocab: i32, values: *mut f32, indices: *mut i32, tokens: *mut i32);
+            follow_tokens(token_ids: *mut u32, follows: *const u32, chosen: *const i32, count: i32);
             uniforms(seeds: *const u64, positions: *const u64, out: *mut f64, count: i32);
         }
     };

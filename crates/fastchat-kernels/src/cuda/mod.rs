@@ -22,7 +22,8 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use crate::cpu::Pool;
 use crate::{
     Activation, AttentionSpec, Capture, DeviceMemory, Fault, ForwardBatch, GatedDeltaSpec, Kernels, KvCache, Linear,
-    MoeSpec, MoeWeights, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, StepRoom, Weight, Work,
+    MoeSpec, MoeWeights, PendingTokens, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, StepInput, StepRoom,
+    Weight, Work,
 };
 pub use runtime::{Launchers, Runtime, Stream};
 pub(crate) use weights::DeviceWeight;
@@ -167,8 +168,21 @@ impl Kernels for CudaKernels {
         plan::lasting(self, room, ropes)
     }
 
-    fn replan(&self, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
-        plan::rewrite(self, plan, batch)
+    fn replan(&self, plan: &Plan, input: &StepInput) -> Result<()> {
+        plan::rewrite(self, plan, input)
+    }
+
+    fn follow(&self, plan: &Plan) -> Result<()> {
+        plan::follow(self, plan)
+    }
+
+    fn choose_next(&self, logits: &Tensor, plan: &Plan, greedy: bool) -> Result<()> {
+        self.choose_in_place(logits, plan, greedy)
+    }
+
+    fn chosen(&self, plan: &Plan) -> Result<Box<dyn PendingTokens>> {
+        let Some(chosen) = &plan.chosen else { bail!("the plan is not written over") };
+        self.runtime.read_later(&chosen.narrow(0, 0, plan.batch.num_sequences())?)
     }
 
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {

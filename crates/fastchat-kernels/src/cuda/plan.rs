@@ -4,12 +4,20 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
+use super::launchers::RowArgs;
+use super::sample::Lists;
 use crate::ops::qkv::plan as plain;
-use crate::{ForwardBatch, Plan, Rope, StateStep, StepRoom};
+use crate::{ForwardBatch, KNOWN, Plan, Rope, StateStep, StepInput, StepRoom};
+
+/// Words of what a row is asked for.
+const ROW_WORDS: usize = size_of::<RowArgs>() / size_of::<u32>();
 
 /// Addresses of the arrays.
 #[derive(Clone, Copy)]
 pub(super) struct Arrays {
+    /// Of plans that are written over: how each sequence's next token is chosen, and what its own follows.
+    pub(super) asked: *const RowArgs,
+    pub(super) follows: *const u32,
     pub(super) token_ids: *const u32,
     pub(super) positions: *const u32,
     /// Last position that each token sees.
@@ -73,15 +81,40 @@ pub(super) fn lasting(kernels: &CudaKernels, room: &StepRoom, ropes: &[Rope]) ->
     // Every position there may be, once: so that no step has angles to upload.
     let everywhere = ForwardBatch { positions: (0..u32::try_from(room.context)?).collect(), ..ForwardBatch::default() };
     let rope = plain(&everywhere, ropes, kernels.runtime.device())?.rope;
-    let len = 4 * room.sequences + 2 * (room.sequences + 1) + room.tables();
-    let uploaded = Some(Tensor::zeros(len, DType::U32, kernels.runtime.device())?);
-    Ok(Plan { uploaded, ..Plan::lasting(*room, rope) })
+    let len = (ROW_WORDS + 5) * room.sequences + 2 * (room.sequences + 1) + room.tables();
+    let zeros = |len| Tensor::zeros(len, DType::U32, kernels.runtime.device()).map(Some);
+    Ok(Plan { uploaded: zeros(len)?, chosen: zeros(room.sequences)?, ..Plan::lasting(*room, rope) })
 }
 
-pub(super) fn rewrite(kernels: &CudaKernels, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
+/// What is written over comes first, and what is asked for before all: it has numbers of eight bytes.
+pub(super) fn rewrite(kernels: &CudaKernels, plan: &Plan, input: &StepInput) -> Result<()> {
     let (Some(room), Some(uploaded)) = (plan.room, &plan.uploaded) else { bail!("the plan is not written over") };
-    room.check(batch)?;
-    uploaded.slice_set(&upload(kernels, batch)?, 0, 0)
+    room.check(input)?;
+    let most = plan.chosen.as_ref().map_or(Ok(0), |chosen| chosen.dim(0))?;
+    if let Some(row) = input.follows.iter().find(|&&row| row != KNOWN && row as usize >= most) {
+        bail!("a sequence follows row {row} of a step of {most} at most");
+    }
+    let mut all = Lists::of(input.asked).into_words();
+    all.resize(ROW_WORDS * room.sequences, 0);
+    all.extend(input.follows);
+    all.resize((ROW_WORDS + 1) * room.sequences, KNOWN);
+    all.extend(flat(input.batch)?);
+    kernels.runtime.write(uploaded, &all)
+}
+
+pub(super) fn follow(kernels: &CudaKernels, plan: &Plan) -> Result<()> {
+    let (arrays, chosen) = (Arrays::of(kernels, plan)?, chosen(kernels, plan)?);
+    let count = i32::try_from(plan.batch.num_sequences())?;
+    kernels.launch("follow_tokens", |launchers, stream| {
+        // SAFETY: all have an element for every sequence, and `chosen` one for every row that `rewrite` lets one follow.
+        unsafe { (launchers.follow_tokens)(arrays.token_ids.cast_mut(), arrays.follows, chosen, count, stream) }
+    })
+}
+
+/// Where the tokens that a step chooses are left.
+pub(super) fn chosen(kernels: &CudaKernels, plan: &Plan) -> Result<*mut i32> {
+    let Some(chosen) = &plan.chosen else { bail!("the plan is not written over") };
+    kernels.elements(chosen, DType::U32)
 }
 
 impl Arrays {
@@ -96,7 +129,10 @@ impl Arrays {
             here
         };
         let steps = batch.states.len();
+        let lasting = plan.room.map_or(0, |room| room.sequences);
         Ok(Self {
+            asked: next(ROW_WORDS * lasting).cast(),
+            follows: next(lasting),
             token_ids: next(batch.token_ids.len()),
             positions: next(batch.positions.len()),
             last_seen: next(batch.positions.len()),

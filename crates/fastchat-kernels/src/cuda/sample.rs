@@ -1,20 +1,21 @@
 //! Tokens chosen on the device: one upload of what the rows ask for, one small read of what was chosen. The rules are the
 //! engine's sampler's.
 
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::CudaKernels;
 use super::launchers::{RowArgs, SamplingArgs};
+use super::plan::{Arrays, chosen};
 use crate::ops::sample::check;
-use crate::{SampleRow, SampledToken};
+use crate::{Plan, SampleRow, SampledToken};
 
 /// Tokens of a piece of a row in the two-stage argmax; `PIECE` of sample.cu.
 const PIECE: usize = 8192;
 /// The rows' lists one after the other.
 #[derive(Default)]
-struct Lists {
+pub(super) struct Lists {
     rows: Vec<RowArgs>,
     counts: Vec<u32>,
     bias_tokens: Vec<u32>,
@@ -25,7 +26,7 @@ struct Lists {
 }
 
 impl Lists {
-    fn of(rows: &[SampleRow]) -> Self {
+    pub(super) fn of(rows: &[SampleRow]) -> Self {
         let mask_words = rows.iter().filter_map(|row| row.mask.as_ref()).map(Vec::len).max().unwrap_or(0);
         let mut lists = Self { mask_words, ..Self::default() };
         let mut masks = 0;
@@ -64,6 +65,16 @@ impl Lists {
         }
         lists
     }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: rows are plain numbers without padding.
+        unsafe { std::slice::from_raw_parts(self.rows.as_ptr().cast::<u8>(), size_of_val(&self.rows[..])) }
+    }
+
+    /// The rows, for who has no lists.
+    pub(super) fn into_words(self) -> Vec<u32> {
+        self.bytes().chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])).collect()
+    }
 }
 
 impl CudaKernels {
@@ -76,7 +87,9 @@ impl CudaKernels {
         let logits = logits.contiguous()?;
         let (changes, reports) = (rows.iter().any(SampleRow::changes), rows.iter().any(|row| row.logprobs.is_some()));
         if !changes && !reports && rows.iter().all(SampleRow::is_greedy) {
-            let tokens = self.argmax(&logits)?.to_vec1::<u32>()?;
+            let tokens = self.runtime.empty(&[count], DType::U32)?;
+            self.argmax(&logits, self.elements(&tokens, DType::U32)?)?;
+            let tokens = tokens.to_vec1::<u32>()?;
             let token = |token| SampledToken { token: (token != u32::MAX).then_some(token), logprobs: None };
             return Ok(tokens.into_iter().map(token).collect());
         }
@@ -86,12 +99,9 @@ impl CudaKernels {
         let tokens = self.runtime.empty(&[count], DType::U32)?;
         let logprobs = Tensor::zeros((count, 2 + room), DType::F32, self.runtime.device())?;
         let top_tokens = Tensor::zeros((count, room.max(1)), DType::U32, self.runtime.device())?;
-        // SAFETY: rows are plain numbers without padding.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(lists.rows.as_ptr().cast::<u8>(), size_of_val(&lists.rows[..])) };
         let device = self.runtime.device();
         let uploads = (
-            Tensor::new(bytes, device)?,
+            Tensor::new(lists.bytes(), device)?,
             Tensor::new(&lists.counts[..], device)?,
             Tensor::new(&lists.bias_tokens[..], device)?,
             Tensor::new(&lists.bias_values[..], device)?,
@@ -147,21 +157,48 @@ impl CudaKernels {
         Ok(rows.iter().enumerate().map(result).collect())
     }
 
-    /// The first of the largest of each row: u32 `[rows]`, `u32::MAX` where nothing is above -inf.
-    fn argmax(&self, logits: &Tensor) -> Result<Tensor> {
+    /// `Kernels::choose_next`.
+    pub(super) fn choose_in_place(&self, logits: &Tensor, plan: &Plan, greedy: bool) -> Result<()> {
+        let (rows, vocab) = logits.dims2()?;
+        if rows != plan.batch.num_sequences() {
+            bail!("{rows} rows of logits of {} sequences", plan.batch.num_sequences());
+        }
+        let tokens = chosen(self, plan)?;
+        if greedy {
+            return self.argmax(logits, tokens);
+        }
+        let args = SamplingArgs {
+            logits: self.floats(logits)?,
+            rows: Arrays::of(self, plan)?.asked,
+            counts: null(),
+            bias_tokens: null(),
+            bias_values: null(),
+            barred: null(),
+            masks: null(),
+            tokens,
+            logprobs: null_mut(),
+            top_tokens: null_mut(),
+            num_rows: i32::try_from(rows)?,
+            vocab: i32::try_from(vocab)?,
+            mask_words: 0,
+            room: 0,
+        };
+        // SAFETY: a row of logits, of what is asked for and of tokens for every sequence; `choose` reads no list.
+        self.launch("choose", |launchers, stream| unsafe { (launchers.choose)(&raw const args, stream) })
+    }
+
+    /// The first of the largest of each row into `to`, i32 `[rows]`: -1 where nothing is above -inf.
+    fn argmax(&self, logits: &Tensor, to: *mut i32) -> Result<()> {
         let (rows, vocab) = logits.dims2()?;
         let pieces = rows * vocab.div_ceil(PIECE);
         let (values, indices) = (self.empty(&[pieces])?, self.runtime.empty(&[pieces], DType::U32)?);
-        let tokens = self.runtime.empty(&[rows], DType::U32)?;
         let (from, values) = (self.floats(logits)?, self.floats(&values)?);
         let indices = self.elements(&indices, DType::U32)?;
-        let to = self.elements(&tokens, DType::U32)?;
         let (rows, vocab) = (i32::try_from(rows)?, i32::try_from(vocab)?);
         self.launch("argmax", |launchers, stream| {
             // SAFETY: a value and an index for every piece, a token for every row.
             unsafe { (launchers.argmax)(from, rows, vocab, values, indices, to, stream) }
-        })?;
-        Ok(tokens)
+        })
     }
 
     /// The random numbers of (seed, position) pairs as kernels draw them.

@@ -25,7 +25,10 @@ pub use norm::NormScope;
 pub use qkv::{QkvSpec, Rope, RopeLayout};
 pub use sample::{MostLikely, SampleRow, SampledToken};
 
-use crate::{Capture, DeviceMemory, Fault, ForwardBatch, KvCache, Linear, Plan, StateCache, StepRoom, Weight, Work};
+use crate::{
+    Capture, DeviceMemory, Fault, ForwardBatch, KvCache, Linear, PendingTokens, Plan, StateCache, StepInput, StepRoom,
+    Weight, Work,
+};
 
 /// Fused operations over flat `[tokens, ..]` f32 activations ([`DoubleKernels`]: f64). All results of a row depend on that
 /// row's sequence only: never on its neighbours in the batch, nor on how its prefill was cut into chunks (bit for bit on
@@ -76,9 +79,28 @@ pub trait Kernels: Send + Sync + Debug {
         bail!("plans of {} are not written over", self.name())
     }
 
-    /// Writes the arrays of `batch` over those of a plan that `lasting_plan` made, where they are.
-    fn replan(&self, plan: &Plan, batch: &ForwardBatch) -> Result<()> {
-        let _ = (plan, batch);
+    /// Writes a step over that of a plan that `lasting_plan` made, where it is.
+    fn replan(&self, plan: &Plan, input: &StepInput) -> Result<()> {
+        let _ = (plan, input);
+        bail!("plans of {} are not written over", self.name())
+    }
+
+    /// Gives the sequences of a plan that is written over the tokens that the step before has chosen for them.
+    fn follow(&self, plan: &Plan) -> Result<()> {
+        let _ = plan;
+        bail!("plans of {} are not written over", self.name())
+    }
+
+    /// Chooses a token of each row of `logits` as the step that was written over the plan asks, with the results of
+    /// `sample`. They stay in the plan. `greedy`: every row is.
+    fn choose_next(&self, logits: &Tensor, plan: &Plan, greedy: bool) -> Result<()> {
+        let _ = (logits, plan, greedy);
+        bail!("plans of {} are not written over", self.name())
+    }
+
+    /// The tokens that `choose_next` has left in the plan, on their way: what is queued from now on does not change them.
+    fn chosen(&self, plan: &Plan) -> Result<Box<dyn PendingTokens>> {
+        let _ = plan;
         bail!("plans of {} are not written over", self.name())
     }
 

@@ -76,12 +76,17 @@ impl SampleRow {
         }
     }
 
+    /// Whether nothing but its logits and its parameters say the token, and only the token is wanted.
+    pub fn is_plain(&self) -> bool {
+        !self.changes() && self.logprobs.is_none()
+    }
+
     pub(crate) fn changes(&self) -> bool {
         !self.counts.is_empty() || !self.bias.is_empty() || !self.barred.is_empty() || self.mask.is_some()
     }
 
     /// Below this a row is greedy: 1 / temperature would overflow on ordinary logits.
-    pub(crate) fn is_greedy(&self) -> bool {
+    pub fn is_greedy(&self) -> bool {
         self.temperature < 1e-5
     }
 

@@ -6,9 +6,10 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, sys};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
 
+use super::staging::Staging;
 use super::{Launchers, Runtime, Stream, graph};
 use crate::nvidia::{Gpu, fault};
-use crate::{Capture, DeviceMemory, Fault, Work};
+use crate::{Capture, DeviceMemory, Fault, PendingTokens, Work};
 
 mod linked {
     crate::each_launcher!(crate::linked_launchers, "fc_");
@@ -20,6 +21,7 @@ pub struct GpuRuntime {
     gpu: Gpu,
     cuda: CudaDevice,
     processors: usize,
+    staging: Staging,
 }
 
 impl GpuRuntime {
@@ -33,7 +35,16 @@ impl GpuRuntime {
         };
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = cuda.cuda_stream().context().attribute(attribute).map_err(|error| error.to_string())?;
-        Ok(Self { gpu, cuda, processors: processors as usize })
+        let staging = Staging::new(cuda.cuda_stream());
+        Ok(Self { gpu, cuda, processors: processors as usize, staging })
+    }
+
+    /// Address of a u32 tensor of at least `words` elements.
+    fn words(&self, tensor: &Tensor, words: usize) -> Result<u64> {
+        if tensor.dtype() != DType::U32 || tensor.elem_count() < words {
+            bail!("{words} words for a tensor {:?} of {:?}", tensor.dims(), tensor.dtype());
+        }
+        Ok(self.address(tensor)?.addr() as u64)
     }
 
     fn start(&self, storage: &CudaStorage) -> Result<u64> {
@@ -95,6 +106,19 @@ impl Runtime for GpuRuntime {
         };
         let address = self.start(storage)? + (start * tensor.dtype().size_in_bytes()) as u64;
         Ok(std::ptr::without_provenance_mut(address as usize))
+    }
+
+    fn write(&self, tensor: &Tensor, words: &[u32]) -> Result<()> {
+        let to = self.words(tensor, words.len())?;
+        // SAFETY: the tensor has as many words, and device memory is given back in the order of the stream.
+        unsafe { self.staging.write(to, words) }
+    }
+
+    fn read_later(&self, tensor: &Tensor) -> Result<Box<dyn PendingTokens>> {
+        let words = tensor.elem_count();
+        let from = self.words(tensor, words)?;
+        // SAFETY: as in `write`.
+        unsafe { self.staging.read_later(from, words) }
     }
 
     fn finish(&self, launcher: &'static str, status: i32) -> Result<()> {

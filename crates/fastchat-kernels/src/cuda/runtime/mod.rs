@@ -4,6 +4,8 @@
 mod device;
 #[cfg(feature = "cuda")]
 mod graph;
+#[cfg(feature = "cuda")]
+mod staging;
 
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -14,7 +16,7 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 pub use device::GpuRuntime;
 
 pub use super::launchers::{Launchers, Stream};
-use crate::{Capture, DeviceMemory, Fault, Work};
+use crate::{Capture, DeviceMemory, Fault, PendingTokens, Work};
 
 /// A device that runs the kernels.
 pub trait Runtime: Send + Sync + Debug {
@@ -41,6 +43,18 @@ pub trait Runtime: Send + Sync + Debug {
     /// # Errors
     /// For a tensor that is neither.
     fn address(&self, tensor: &Tensor) -> Result<*mut c_void>;
+
+    /// Writes words over the first elements of a contiguous u32 tensor, in the order of the stream. The host goes on.
+    ///
+    /// # Errors
+    /// For a tensor that is not as long, or the device's.
+    fn write(&self, tensor: &Tensor, words: &[u32]) -> Result<()>;
+
+    /// The elements of a contiguous u32 tensor as they are once what is queued so far has run.
+    ///
+    /// # Errors
+    /// The device's.
+    fn read_later(&self, tensor: &Tensor) -> Result<Box<dyn PendingTokens>>;
 
     /// Tells that the next launch follows addresses into the tensor.
     ///
