@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use fastchat_engine::forward::{forward_batch, pad, padded_size};
+use fastchat_engine::forward::{Spare, forward_batch, pad, padded_size};
 use fastchat_engine::scheduler::{ScheduledBatch, Scheduler, SchedulerConfig, Submission};
 use fastchat_kernels::{Kernels, Plan, StepInput, StepRoom};
 
@@ -47,7 +47,7 @@ fn end(scheduler: &mut Scheduler, batch: &ScheduledBatch) {
 fn step(scheduler: &mut Scheduler, kernels: Option<(&dyn Kernels, &Plan)>, spare: u32) {
     let batch = scheduler.schedule();
     let (mut forward, rows) = forward_batch(&batch, scheduler);
-    pad(&mut forward, padded_size(batch.sequences.len()), spare);
+    pad(&mut forward, padded_size(batch.sequences.len()), Spare { block: spare, slot: 0 });
     if let Some((kernels, plan)) = kernels {
         kernels.replan(plan, &StepInput::of(&forward)).unwrap();
     }
@@ -64,7 +64,8 @@ fn host_step(criterion: &mut Criterion) {
     for count in [1, 64, 256] {
         let ready = decoding(count);
         let blocks = 130 * count;
-        let room = StepRoom { sequences: padded_size(count), context: CONTEXT, blocks: blocks + 1, vocab: 1 << 20 };
+        let room =
+            StepRoom { sequences: padded_size(count), context: CONTEXT, blocks: blocks + 1, vocab: 1 << 20, slots: 0 };
         let plan = emulated.as_ref().map(|emulated| emulated.kernels.lasting_plan(&room, &[]).unwrap());
         let device = emulated.as_ref().zip(plan.as_ref()).map(|(emulated, plan)| (emulated.kernels.as_ref(), plan));
         group.bench_with_input(BenchmarkId::from_parameter(count), &count, |bencher, _| {

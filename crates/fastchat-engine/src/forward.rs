@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use fastchat_kernels::{BLOCK_SIZE, ForwardBatch};
+use fastchat_kernels::{BLOCK_SIZE, ForwardBatch, StateStep};
 
 use crate::schedule::ScheduledBatch;
 use crate::scheduler::Scheduler;
@@ -53,7 +53,7 @@ pub fn is_decode(batch: &ForwardBatch) -> bool {
     sequences > 0
         && batch.num_tokens() == sequences
         && batch.logits_rows.len() == sequences
-        && batch.states.is_empty()
+        && batch.states.iter().all(StateStep::stays)
         && batch.reach.is_empty()
         && batch.rope_positions.is_empty()
 }
@@ -67,9 +67,20 @@ pub fn padded_size(sequences: usize) -> usize {
     }
 }
 
+/// What of a cache belongs to nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Spare {
+    /// A block.
+    pub block: u32,
+    /// A slot of recurrent state, in models that have some.
+    pub slot: u32,
+}
+
 /// Fills a decode step up to `size` sequences: each of the new ones begins with token 0 and has a place of its own in the
-/// block `spare`.
-pub fn pad(batch: &mut ForwardBatch, size: usize, spare: u32) {
+/// spare block. What they leave in the spare slot nobody reads.
+pub fn pad(batch: &mut ForwardBatch, size: usize, spare: Spare) {
+    let Spare { block: spare, slot } = spare;
+    let recurrent = !batch.states.is_empty();
     for (place, row) in (batch.num_sequences()..size).enumerate() {
         batch.token_ids.push(0);
         batch.positions.push(0);
@@ -78,6 +89,9 @@ pub fn pad(batch: &mut ForwardBatch, size: usize, spare: u32) {
         batch.context_lens.push(1);
         batch.block_tables.push(vec![spare]);
         batch.logits_rows.push(row as u32);
+        if recurrent {
+            batch.states.push(StateStep { target: slot, ..StateStep::default() });
+        }
     }
 }
 
@@ -112,7 +126,7 @@ mod tests {
         for sequences in 1..=30 {
             let (batch, size) = (decode(sequences), padded_size(sequences as usize));
             let mut all = batch.clone();
-            pad(&mut all, size, spare);
+            pad(&mut all, size, Spare { block: spare, slot: 0 });
             all.check(spare as usize + 1).unwrap();
             assert!(is_decode(&all));
             let own = sequences as usize;
@@ -132,7 +146,7 @@ mod tests {
     fn what_is_no_decode_step_is_none() {
         let others: [fn(&mut ForwardBatch); 5] = [
             |batch| batch.logits_rows.truncate(1),
-            |batch| batch.states = vec![fastchat_kernels::StateStep::default(); 2],
+            |batch| batch.states = vec![StateStep::default(); 2],
             |batch| batch.reach = vec![0, 3],
             |batch| batch.rope_positions = vec![[0; 3]; 2],
             |batch| *batch = ForwardBatch { query_start: vec![0], ..ForwardBatch::default() },

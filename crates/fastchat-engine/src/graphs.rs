@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use fastchat_kernels::{Capture, ForwardBatch, Graph, KNOWN, Kernels, PendingTokens, SampleRow, StepInput};
 use fastchat_models::{Cache, Choosing, DecodeStep, Decoder, ModelError};
 
-use crate::forward::{is_decode, pad, padded_size};
+use crate::forward::{Spare, is_decode, pad, padded_size};
 
 /// Most sequences of a captured step: one of more takes longer to compute than its launches take to queue.
 const MOST: usize = 512;
@@ -22,8 +22,8 @@ pub(crate) struct Graphs {
     /// The largest step, in whose memory the others lie.
     step: DecodeStep,
     most: usize,
-    /// A block that belongs to nobody: rows that fill a batch up write there.
-    spare: u32,
+    /// Rows that fill a batch up write there.
+    spare: Spare,
     captured: BTreeMap<(usize, Choosing), Recorded>,
     failure: Option<Arc<str>>,
     replays: u64,
@@ -39,8 +39,7 @@ pub(crate) struct Captured<'a> {
     pub cache: &'a Arc<Cache>,
     pub max_num_seqs: usize,
     pub max_model_len: usize,
-    /// A block of the cache that belongs to nobody.
-    pub spare: u32,
+    pub spare: Spare,
 }
 
 impl Graphs {

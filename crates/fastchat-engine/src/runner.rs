@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use crate::config::EngineConfig;
 use crate::device::StepError;
 use crate::error::EngineError;
-use crate::forward::forward_batch;
+use crate::forward::{Spare, forward_batch};
 use crate::graphs::{Captured, Graphs};
 use crate::media::ActiveMedia;
 use crate::memory::MemoryPlan;
@@ -61,7 +61,9 @@ impl Runner {
             Ok(())
         };
         let spare = usize::from(wanted.is_ok());
-        let cache = decoder.new_cache(plan.num_blocks + spare, plan.num_state_slots.unwrap_or(0), plan.kv_dtype)?;
+        let slots = plan.num_state_slots.unwrap_or(0);
+        let spare_slot = if slots == 0 { 0 } else { spare };
+        let cache = decoder.new_cache(plan.num_blocks + spare, slots + spare_slot, plan.kv_dtype)?;
         let (decoder, cache) = (Arc::new(decoder), Arc::new(cache));
         let of = Captured {
             decoder: &decoder,
@@ -69,7 +71,7 @@ impl Runner {
             cache: &cache,
             max_num_seqs: config.max_num_seqs,
             max_model_len: plan.max_model_len,
-            spare: plan.num_blocks as u32,
+            spare: Spare { block: plan.num_blocks as u32, slot: slots as u32 },
         };
         let graphs = wanted.and_then(|()| Graphs::new(&of).map_err(|error| error.to_string()));
         Ok(Self { decoder, kernels, cache, graphs, logits: None })

@@ -89,7 +89,7 @@ macro_rules! families {
     };
 }
 
-families! { llama3 qwen3 gemma3 gpt_oss deepseek_v3 }
+families! { llama3 qwen3 gemma3 gpt_oss deepseek_v3 qwen3_next qwen3_5 }
 
 #[test]
 fn a_capture_that_fails_is_said_and_changes_nothing() {
@@ -118,7 +118,7 @@ fn a_capture_that_fails_is_said_and_changes_nothing() {
 
 #[test]
 fn models_that_the_host_looks_at_stay_eager() {
-    let Some(model) = shared("parity/text/qwen3_next") else { return };
+    let Some(model) = shared("parity/vision/mllama") else { return };
     let kernels = Arc::new(Capturing::default());
     let engine = load(&model, config(), &kernels);
     together(&engine, &requests(4));

@@ -74,7 +74,7 @@ macro_rules! families {
     };
 }
 
-families! { llama3 qwen3 gemma3 gpt_oss deepseek_v3 }
+families! { llama3 qwen3 gemma3 gpt_oss deepseek_v3 qwen3_next qwen3_5 }
 
 /// A stop token ends a sequence whose next step is under way; what that step writes is read by nobody.
 #[test]
@@ -128,9 +128,8 @@ fn readers_that_leave_take_nothing_from_others() {
 }
 
 /// The CUDA backend in its emulator: its kernels give a sequence the token that the step before has chosen.
-#[test]
-fn the_emulated_gpu_follows_its_own_tokens() {
-    let Some(model) = shared("parity/text/llama3") else { return };
+fn emulated_follows(family: &str) {
+    let Some(model) = shared(family) else { return };
     let run = |enforce_eager| {
         let emulated = fastchat_emulator::emulated(false)?;
         let kernels: Arc<dyn Kernels> = emulated.kernels;
@@ -141,6 +140,16 @@ fn the_emulated_gpu_follows_its_own_tokens() {
         eprintln!("SKIPPED: the CUDA kernels are not emulated without a C++ compiler");
         return;
     };
-    assert!(found == eager, "other tokens than eager steps choose");
-    assert!(none == 0 && steps > 4, "{steps} steps overlapped");
+    assert!(found == eager, "{family}: other tokens than eager steps choose");
+    assert!(none == 0 && steps > 4, "{family}: {steps} steps overlapped");
+}
+
+#[test]
+fn the_emulated_gpu_follows_tokens_of_llama3() {
+    emulated_follows("parity/text/llama3");
+}
+
+#[test]
+fn the_emulated_gpu_follows_tokens_of_qwen3_next() {
+    emulated_follows("parity/text/qwen3_next");
 }

@@ -41,6 +41,13 @@ pub struct StateStep {
     pub snapshots: Vec<(u32, u32)>,
 }
 
+impl StateStep {
+    /// Whether it goes on in its own slot and leaves no copies, as a decoding sequence does.
+    pub fn stays(&self) -> bool {
+        self.source == Some(self.target) && self.snapshots.is_empty()
+    }
+}
+
 impl ForwardBatch {
     /// Number of flat tokens.
     pub fn num_tokens(&self) -> usize {

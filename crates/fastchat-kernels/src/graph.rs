@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use candle_core::{Error, Result, bail};
 
-use crate::{BLOCK_SIZE, ForwardBatch, SampleRow};
+use crate::{BLOCK_SIZE, ForwardBatch, SampleRow, StateStep};
 
 /// What is captured. It owns whatever it touches, for a graph holds addresses: they stay valid while the graph keeps it.
 pub type Work = Box<dyn Fn() -> Result<()> + Send + Sync>;
@@ -79,6 +79,8 @@ pub struct StepRoom {
     pub blocks: usize,
     /// Rows of the embedding table.
     pub vocab: usize,
+    /// Slots of recurrent state; 0: the model has none.
+    pub slots: usize,
 }
 
 impl StepRoom {
@@ -98,8 +100,28 @@ impl StepRoom {
             context_lens: vec![1; self.sequences],
             block_tables: vec![vec![0]; self.sequences],
             logits_rows: rows.collect(),
+            states: vec![StateStep::default(); if self.slots == 0 { 0 } else { self.sequences }],
             ..ForwardBatch::default()
         }
+    }
+
+    /// Refuses states that leave the slots or get in each other's way: a sequence goes on in its own slot, or begins in one
+    /// that nobody reads.
+    fn check_states(&self, states: &[StateStep]) -> Result<()> {
+        if states.len() != self.template().states.len() {
+            bail!("{} states for {} sequences and {} slots", states.len(), self.sequences, self.slots);
+        }
+        let begins = |step: &StateStep| step.source.is_none() && step.snapshots.is_empty();
+        let mut own: Vec<u32> = states.iter().filter(|step| step.stays()).map(|step| step.target).collect();
+        own.sort_unstable();
+        let shared = own.windows(2).any(|pair| pair[0] == pair[1]);
+        for step in states {
+            let apart = step.stays() || (begins(step) && own.binary_search(&step.target).is_err());
+            if shared || !apart || step.target as usize >= self.slots {
+                bail!("states must each stay in a slot of their own of {}: {step:?}", self.slots);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a step that is not of this shape, or that leaves its bounds.
@@ -107,7 +129,7 @@ impl StepRoom {
     /// # Errors
     /// Names the first array that does not fit.
     pub fn check(&self, input: &StepInput) -> Result<()> {
-        let Self { sequences, context, blocks, vocab } = *self;
+        let Self { sequences, context, blocks, vocab, .. } = *self;
         let StepInput { batch, follows, asked } = *input;
         batch.check(blocks)?;
         if ![0, sequences].contains(&follows.len()) || ![0, sequences].contains(&asked.len()) {
@@ -126,9 +148,10 @@ impl StepRoom {
         if !batch.logits_rows.iter().copied().eq(0..sequences as u32) {
             bail!("logits_rows must name all {sequences} rows in order");
         }
-        if !batch.reach.is_empty() || !batch.states.is_empty() || !batch.rope_positions.is_empty() {
-            bail!("reach, states and rope_positions must be empty in a step that is written over");
+        if !batch.reach.is_empty() || !batch.rope_positions.is_empty() {
+            bail!("reach and rope_positions must be empty in a step that is written over");
         }
+        self.check_states(&batch.states)?;
         if let Some(id) = batch.token_ids.iter().find(|&&id| id as usize >= vocab) {
             bail!("token id {id} leaves the table of {vocab} rows");
         }
@@ -153,8 +176,32 @@ mod tests {
     type Change = fn(&mut ForwardBatch);
 
     #[test]
+    fn states_stay_in_slots_of_their_own() {
+        let room = StepRoom { sequences: 3, context: 40, blocks: 5, vocab: 10, slots: 4 };
+        let stays = |slot| StateStep { source: Some(slot), target: slot, snapshots: vec![] };
+        let begins = |slot| StateStep { source: None, target: slot, snapshots: vec![] };
+        let check = |states: &[StateStep]| {
+            let batch = ForwardBatch { states: states.to_vec(), ..room.template() };
+            room.check(&StepInput::of(&batch)).map_err(|error| error.to_string())
+        };
+        assert!(check(&[stays(3), stays(0), stays(1)]).is_ok() && check(&[stays(0), begins(3), begins(3)]).is_ok());
+        let moves = StateStep { source: Some(0), ..begins(2) };
+        let copies = StateStep { snapshots: vec![(1, 2)], ..stays(3) };
+        for broken in [
+            vec![stays(0), stays(1)],
+            vec![stays(0), stays(1), stays(4)],
+            vec![stays(0), stays(1), stays(0)],
+            vec![stays(0), stays(1), begins(1)],
+            vec![stays(0), stays(1), moves],
+            vec![stays(0), stays(1), copies],
+        ] {
+            assert!(check(&broken).expect_err("slots").contains("slot"), "{broken:?}");
+        }
+    }
+
+    #[test]
     fn tokens_are_chosen_plainly_or_not_at_all() {
-        let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10 };
+        let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10, slots: 0 };
         let batch = room.template();
         let plain = [SampleRow::greedy(), SampleRow { temperature: 1., ..SampleRow::greedy() }];
         let fits = StepInput { batch: &batch, follows: &[KNOWN, 0], asked: &plain };
@@ -174,7 +221,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_that_leaves_the_room() {
-        let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10 };
+        let room = StepRoom { sequences: 2, context: 40, blocks: 5, vocab: 10, slots: 0 };
         let fits = ForwardBatch {
             token_ids: vec![9, 0],
             positions: vec![39, 0],

@@ -41,11 +41,10 @@ pub struct DecodeStep {
 }
 
 impl DecodeStep {
-    /// Whether every layer of a model leaves all that changes to the kernels. Recurrent states have slots, whose moves are
-    /// looked at by the host; layers that attend to pictures read what belongs to requests.
+    /// Whether every layer of a model leaves all that changes to the kernels: those that attend to pictures read what belongs
+    /// to requests.
     pub fn serves(decoder: &Decoder) -> bool {
-        let known = |mixer: &Mixer| matches!(mixer, Mixer::Attention(_) | Mixer::Mla(_));
-        decoder.spec().layers.iter().all(|layer| known(&layer.mixer))
+        decoder.spec().layers.iter().all(|layer| !matches!(layer.mixer, Mixer::Cross(_)))
     }
 
     /// A step of `sequences` sequences of at most `context` tokens each.
@@ -55,7 +54,12 @@ impl DecodeStep {
     pub fn new(decoder: &Decoder, cache: &Cache, sequences: usize, context: usize) -> Result<Self> {
         let spec = decoder.spec();
         let vocab = spec.vocab_size + spec.added_rows;
-        let room = StepRoom { sequences, context, blocks: cache.num_blocks(), vocab };
+        let slots = if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::GatedDeltaNet(_))) {
+            cache.num_state_slots()
+        } else {
+            0
+        };
+        let room = StepRoom { sequences, context, blocks: cache.num_blocks(), vocab, slots };
         let plan = decoder.kernels.lasting_plan(&room, &decoder.ropes)?;
         let logits = Tensor::zeros((sequences, spec.vocab_size), DType::F32, decoder.kernels.device())?;
         Ok(Self { plan, logits })

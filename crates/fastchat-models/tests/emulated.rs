@@ -103,7 +103,9 @@ fn in_place(name: &str, decoder: &Decoder, ids: &[u32], whole: &[Vec<f32>], dtyp
                 Feed { sequence, tokens: &ids[at..=at] }
             })
             .collect();
-        let batch = batch(decoder, &mut feeds);
+        let mut batch = batch(decoder, &mut feeds);
+        // A decode step goes on in each sequence's own slot.
+        batch.states.iter_mut().for_each(|step| step.snapshots.clear());
         let written: Vec<_> = batch.slot_mapping.iter().map(|slot| *slot as usize / 16).collect();
         let others: Vec<_> = (0..cache.num_blocks()).filter(|block| !written.contains(block)).collect();
         let before = untouched(&others);

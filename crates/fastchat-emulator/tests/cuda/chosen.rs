@@ -37,7 +37,7 @@ fn asked(row: usize, greedy: bool) -> SampleRow {
 fn check(seed: u64, (rows, next): (usize, usize), vocab: usize, greedy: bool, kernels: &CudaKernels) {
     let mut random = Random(seed);
     let most = rows.max(next);
-    let room = StepRoom { sequences: most, context: 16, blocks: most, vocab };
+    let room = StepRoom { sequences: most, context: 16, blocks: most, vocab, slots: 0 };
     let plan = kernels.lasting_plan(&room, &[]).unwrap();
 
     let asked: Vec<_> = (0..rows).map(|row| asked(row, greedy)).collect();
@@ -94,7 +94,7 @@ fn chosen_sizes_are_right_with_every_access_checked() {
 
 #[test]
 fn nobody_follows_a_row_that_no_step_can_have() {
-    let room = StepRoom { sequences: 3, context: 16, blocks: 3, vocab: 9 };
+    let room = StepRoom { sequences: 3, context: 16, blocks: 3, vocab: 9, slots: 0 };
     for kernels in backends() {
         let plan = kernels.lasting_plan(&room, &[]).unwrap().first(2).unwrap();
         let replan = |row| kernels.replan(&plan, &StepInput { batch: &batch(2), follows: &[KNOWN, row], asked: &[] });

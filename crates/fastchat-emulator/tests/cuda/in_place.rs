@@ -80,7 +80,7 @@ fn check(
     let most = steps.iter().map(|step| step.len()).max().unwrap();
     let batches = steps.map(|lengths| decode(lengths, &mut random));
     let blocks = batches.iter().map(|batch| batch.1).max().unwrap();
-    let room = StepRoom { sequences: most, context: 2000, blocks, vocab: 10 };
+    let room = StepRoom { sequences: most, context: 2000, blocks, vocab: 10, slots: 0 };
     for kernels in backends {
         let lasting = kernels.lasting_plan(&room, std::slice::from_ref(&rope)).unwrap();
         for (batch, _) in &batches {
@@ -124,7 +124,7 @@ fn chosen_lengths_are_right_with_every_access_checked() {
 fn what_leaves_the_room_is_refused() {
     let mut random = Random(2);
     let (batch, blocks) = decode(&[20, 33], &mut random);
-    let room = StepRoom { sequences: 2, context: 33, blocks, vocab: 10 };
+    let room = StepRoom { sequences: 2, context: 33, blocks, vocab: 10, slots: 0 };
     for kernels in backends() {
         let fits = kernels.lasting_plan(&room, &[]).unwrap();
         assert!(kernels.replan(&fits, &StepInput::of(&batch)).is_ok());

@@ -1,6 +1,6 @@
 //! The step after one that is still computed: every sequence goes on with the token that nobody knows yet. Plain integers.
 
-use fastchat_kernels::BLOCK_SIZE;
+use fastchat_kernels::{BLOCK_SIZE, StateStep};
 
 use super::{MAX_DRAFTED_ROWS, Scheduler};
 use crate::schedule::{ScheduledBatch, ScheduledSequence};
@@ -27,7 +27,8 @@ impl Scheduler {
     /// which drafts are tried.
     pub fn ahead(&mut self, batch: &ScheduledBatch) -> Option<Ahead> {
         let decoding = |one: &ScheduledSequence| {
-            one.samples && one.end - one.start == 1 && one.draft.is_empty() && one.state.is_none() && !one.prompt_logits
+            let stays = one.state.as_ref().is_none_or(StateStep::stays);
+            one.samples && one.end - one.start == 1 && one.draft.is_empty() && stays && !one.prompt_logits
         };
         if !self.settled || self.ceiling.is_some() || !batch.sequences.iter().all(decoding) {
             return None;

@@ -249,6 +249,7 @@ impl Kernels for Capturing {
         self.honest.attention(q, spec, cache, &*self.read(plan)?)
     }
 
+    /// Row by row: those that fill a step up share a slot, which this device's honest part takes for a reason to be slow.
     fn gated_delta(
         &self,
         inputs: &[&Tensor; 3],
@@ -256,7 +257,24 @@ impl Kernels for Capturing {
         cache: &StateCache,
         plan: &Plan,
     ) -> Result<Tensor> {
-        self.honest.gated_delta(inputs, spec, cache, &*self.read(plan)?)
+        let now = self.read(plan)?;
+        if plan.room.is_none() {
+            return self.honest.gated_delta(inputs, spec, cache, &now);
+        }
+        let row = |s: usize| {
+            let alone = ForwardBatch {
+                token_ids: vec![now.batch.token_ids[s]],
+                positions: vec![now.batch.positions[s]],
+                query_start: vec![0, 1],
+                context_lens: vec![now.batch.context_lens[s]],
+                states: vec![now.batch.states[s].clone()],
+                ..ForwardBatch::default()
+            };
+            let [qkv, beta, decay] = [0, 1, 2].map(|i| inputs[i].narrow(0, s, 1).and_then(|x| x.contiguous()));
+            self.honest.gated_delta(&[&qkv?, &beta?, &decay?], spec, cache, &Plan::new(alone, vec![]))
+        };
+        let rows = (0..now.batch.num_sequences()).map(row).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&rows, 0)
     }
 
     fn pack(&self, weights: &[Weight], bias: Option<Tensor>) -> Result<Linear> {

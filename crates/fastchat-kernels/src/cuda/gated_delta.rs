@@ -51,9 +51,17 @@ pub(super) fn gated_delta(
     plan: &Plan,
 ) -> Result<Tensor> {
     check(inputs, spec, &cache.layout, plan)?;
-    check_slots(cache, &plan.batch.states)?;
-    if entangled(&plan.batch.states) {
-        return plain(inputs, spec, cache, plan);
+    if let Some(room) = plan.room {
+        // Each step's states are checked when they are written over the plan.
+        let slots = cache.recurrent.dim(0)?;
+        if room.slots > slots {
+            bail!("a plan for {} state slots, a cache of {slots}", room.slots);
+        }
+    } else {
+        check_slots(cache, &plan.batch.states)?;
+        if entangled(&plan.batch.states) {
+            return plain(inputs, spec, cache, plan);
+        }
     }
     let StateLayout { conv_channels, conv_taps, num_v_heads, k_head_dim, v_head_dim } = cache.layout;
     let tokens = plan.batch.num_tokens();

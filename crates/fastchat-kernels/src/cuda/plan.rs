@@ -33,10 +33,13 @@ pub(super) struct Arrays {
     pub(super) saves: *const u32,
 }
 
+fn is_save(step: &StateStep, tokens: u32, (consumed, slot): (u32, u32)) -> bool {
+    (1..=tokens).contains(&consumed) && slot != step.target
+}
+
 /// When a sequence's state is saved, and where: snapshots in order, the target last, since it may be the source.
 fn saves(step: &StateStep, tokens: u32) -> Vec<(u32, u32)> {
-    let wanted = |&&(consumed, slot): &&(u32, u32)| (1..=tokens).contains(&consumed) && slot != step.target;
-    let mut saves: Vec<_> = step.snapshots.iter().filter(wanted).copied().collect();
+    let mut saves: Vec<_> = step.snapshots.iter().copied().filter(|&save| is_save(step, tokens, save)).collect();
     saves.sort_by_key(|&(consumed, _)| consumed);
     saves.push((tokens, step.target));
     saves
@@ -57,7 +60,6 @@ fn flat(batch: &ForwardBatch) -> Result<Vec<u32>> {
         start += u32::try_from(table.len())?;
         all.push(start);
     }
-    batch.block_tables.iter().for_each(|table| all.extend(table));
     if !batch.states.is_empty() {
         all.extend(batch.states.iter().map(|step| step.source.unwrap_or(u32::MAX)));
         let lens = batch.query_start.windows(2).map(|pair| pair[1] - pair[0]);
@@ -70,6 +72,7 @@ fn flat(batch: &ForwardBatch) -> Result<Vec<u32>> {
         }
         all.extend(saves.iter().flatten().flat_map(|&(consumed, slot)| [consumed, slot]));
     }
+    batch.block_tables.iter().for_each(|table| all.extend(table));
     Ok(all)
 }
 
@@ -81,7 +84,8 @@ pub(super) fn lasting(kernels: &CudaKernels, room: &StepRoom, ropes: &[Rope]) ->
     // Every position there may be, once: so that no step has angles to upload.
     let everywhere = ForwardBatch { positions: (0..u32::try_from(room.context)?).collect(), ..ForwardBatch::default() };
     let rope = plain(&everywhere, ropes, kernels.runtime.device())?.rope;
-    let len = (ROW_WORDS + 5) * room.sequences + 2 * (room.sequences + 1) + room.tables();
+    let states = if room.slots == 0 { 0 } else { 4 * room.sequences + 1 };
+    let len = (ROW_WORDS + 5) * room.sequences + 2 * (room.sequences + 1) + states + room.tables();
     let zeros = |len| Tensor::zeros(len, DType::U32, kernels.runtime.device()).map(Some);
     Ok(Plan { uploaded: zeros(len)?, chosen: zeros(room.sequences)?, ..Plan::lasting(*room, rope) })
 }
@@ -129,6 +133,11 @@ impl Arrays {
             here
         };
         let steps = batch.states.len();
+        let lens = batch.query_start.windows(2).map(|pair| pair[1] - pair[0]);
+        let saves = |(step, tokens): (&StateStep, u32)| {
+            1 + step.snapshots.iter().filter(|&&save| is_save(step, tokens, save)).count()
+        };
+        let saves: usize = batch.states.iter().zip(lens).map(saves).sum();
         let lasting = plan.room.map_or(0, |room| room.sequences);
         Ok(Self {
             asked: next(ROW_WORDS * lasting).cast(),
@@ -139,10 +148,10 @@ impl Arrays {
             slots: next(batch.slot_mapping.len()),
             query_start: next(batch.query_start.len()),
             table_start: next(batch.block_tables.len() + 1),
-            tables: next(batch.block_tables.iter().map(Vec::len).sum()),
             sources: next(steps).cast(),
-            save_start: next(steps + 1),
-            saves: next(0),
+            save_start: next(if steps == 0 { 0 } else { steps + 1 }),
+            saves: next(2 * saves),
+            tables: next(0),
         })
     }
 }
