@@ -8,6 +8,7 @@ mod harness;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use capturing::Capturing;
 use fastchat_engine::{Engine, EngineConfig, FinishReason, Request, SamplingParams};
@@ -125,6 +126,26 @@ fn readers_that_leave_take_nothing_from_others() {
     }
     all_blocks_come_back(&engine);
     assert!(engine.stats().overlapped_steps > 30);
+}
+
+#[test]
+fn a_step_that_fails_on_the_way_ends_its_requests_and_no_others() {
+    let Some(model) = shared("parity/text/llama3") else { return };
+    let requests: Vec<_> = (0..5).map(|i| request(&prompt(i, 20), greedy(30))).collect();
+    let expected = tokens(&together(&eager(&model), &requests));
+    let kernels = Arc::new(Capturing::sampling());
+    let engine = Engine::load_with(&model, plain(), kernels.clone()).unwrap();
+    assert!(tokens(&together(&engine, &requests)) == expected);
+    let replays = kernels.replays.load(Ordering::SeqCst);
+    kernels.breaks_at.store(replays + 12, Ordering::SeqCst);
+    for outcome in together(&engine, &requests).iter().flatten() {
+        let error = outcome.error.as_ref().unwrap().to_string();
+        assert!(error.contains("the fake stumbles"), "{error}");
+        let whole = expected.iter().flatten().any(|whole| whole.starts_with(&outcome.tokens));
+        assert!(whole, "a token of the step that failed, or of the one after it");
+    }
+    assert!(tokens(&together(&engine, &requests)) == expected, "what comes after it differs");
+    all_blocks_come_back(&engine);
 }
 
 /// The CUDA backend in its emulator: its kernels give a sequence the token that the step before has chosen.

@@ -81,6 +81,8 @@ pub struct Capturing {
     pub fails_from: AtomicUsize,
     pub failures: AtomicUsize,
     pub replays: Arc<AtomicU64>,
+    /// The replay that fails, once somebody waits for it.
+    pub breaks_at: Arc<AtomicU64>,
 }
 
 impl Default for Capturing {
@@ -95,6 +97,7 @@ impl Default for Capturing {
             fails_from: AtomicUsize::new(usize::MAX),
             failures: AtomicUsize::default(),
             replays: Arc::default(),
+            breaks_at: Arc::new(AtomicU64::new(u64::MAX)),
         }
     }
 }
@@ -104,6 +107,7 @@ struct Again {
     stream: Arc<Stream>,
     chooses: bool,
     replays: Arc<AtomicU64>,
+    breaks_at: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Again {
@@ -114,9 +118,9 @@ impl fmt::Debug for Again {
 
 impl Graph for Again {
     fn replay(&self) -> Result<()> {
-        self.replays.fetch_add(1, Ordering::SeqCst);
+        let breaks = self.replays.fetch_add(1, Ordering::SeqCst) == self.breaks_at.load(Ordering::SeqCst);
         let work = self.work.clone();
-        self.stream.push(Box::new(move || work()));
+        self.stream.push(Box::new(move || if breaks { bail!("the fake stumbles") } else { work() }));
         // Logits are read without a word to the device.
         if self.chooses { Ok(()) } else { self.stream.drain() }
     }
@@ -168,8 +172,8 @@ impl Kernels for Capturing {
             return Ok(Capture::Failed(Error::Msg("the fake is full\nand has a backtrace".to_owned())));
         }
         self.captured.lock().unwrap().push((size, chooses));
-        let (stream, replays) = (self.stream.clone(), self.replays.clone());
-        Ok(Capture::Graph(Box::new(Again { work: Arc::new(work), stream, chooses, replays })))
+        let (stream, replays, breaks_at) = (self.stream.clone(), self.replays.clone(), self.breaks_at.clone());
+        Ok(Capture::Graph(Box::new(Again { work: Arc::new(work), stream, chooses, replays, breaks_at })))
     }
 
     fn lasting_plan(&self, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
