@@ -1,5 +1,6 @@
-//! Host work of thirty-two decode steps, with nothing computed and nothing sampled: schedule, flat arrays, their padding and
-//! their way into a plan that is written over (the emulator's, whose memory is the host's), commit, append.
+//! Host work of thirty-two decode steps, with nothing computed and nothing sampled: schedule, flat arrays and their padding,
+//! what rows ask for and whom they follow, all of it into a plan that is written over (the emulator's, whose memory is the
+//! host's), commit, append.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)] // criterion's macros; a benchmark may fail loudly
 
 use std::hint::black_box;
@@ -7,7 +8,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use fastchat_engine::forward::{Spare, forward_batch, pad, padded_size};
 use fastchat_engine::scheduler::{ScheduledBatch, Scheduler, SchedulerConfig, Submission};
-use fastchat_kernels::{Kernels, Plan, StepInput, StepRoom};
+use fastchat_kernels::{Kernels, Plan, SampleRow, StepInput, StepRoom};
 
 const STEPS: usize = 32;
 const CONTEXT: usize = 2048;
@@ -49,7 +50,10 @@ fn step(scheduler: &mut Scheduler, kernels: Option<(&dyn Kernels, &Plan)>, spare
     let (mut forward, rows) = forward_batch(&batch, scheduler);
     pad(&mut forward, padded_size(batch.sequences.len()), Spare { block: spare, slot: 0 });
     if let Some((kernels, plan)) = kernels {
-        kernels.replan(plan, &StepInput::of(&forward)).unwrap();
+        let size = forward.num_sequences();
+        let asked = vec![SampleRow { temperature: 0.8, ..SampleRow::greedy() }; size];
+        let follows: Vec<u32> = (0..size as u32).collect();
+        kernels.replan(plan, &StepInput { batch: &forward, follows: &follows, asked: &asked }).unwrap();
     }
     black_box((forward, rows));
     end(scheduler, &batch);

@@ -220,3 +220,13 @@ fn refuses_what_does_not_fit() {
     assert!(kernels.sample(&logits, &[outside]).is_err());
     assert!(kernels.sample(&logits, &[]).is_err());
 }
+
+/// A penalty takes from a logit below zero by multiplication: divided, it would become the best of this row.
+#[test]
+fn a_penalty_lowers_what_is_below_zero() {
+    let row = SampleRow { repetition_penalty: 2., counts: vec![(1, 1)], ..SampleRow::greedy() };
+    let logits = Tensor::new(&[[-4f32, -2., -3.]], &Device::Cpu).unwrap();
+    for kernels in backends() {
+        assert_eq!(kernels.sample(&logits, std::slice::from_ref(&row)).unwrap()[0].token, Some(2));
+    }
+}
