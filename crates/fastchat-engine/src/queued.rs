@@ -10,7 +10,7 @@ use fastchat_kernels::{PendingTokens, SampleRow};
 use crate::device::StepError;
 use crate::error::EngineError;
 use crate::sampler::NothingToSample;
-use crate::scheduler::ScheduledBatch;
+use crate::scheduler::{ScheduledBatch, ScheduledSequence};
 use crate::worker::{Book, Sampled, Worker, failed_step};
 
 /// A step under way.
@@ -62,12 +62,13 @@ impl Worker {
     /// When the device is lost.
     pub(crate) fn finish_queued(&mut self, queued: Queued) -> Result<bool, EngineError> {
         let Queued { mut batch, tokens, began } = queued;
-        // Without memory for it the step is scheduled when its turn comes, and what is wrong is said then.
-        let next = self.queue_next(&batch).unwrap_or(None);
+        // What keeps it from being queued, memory for one, is said when its turn to be scheduled comes.
+        let next = self.queue_next(&batch).unwrap_or_default();
         let mut tokens = match self.runner.await_tokens(tokens) {
             Ok(tokens) => tokens,
             Err(error) => return self.end_failed(&batch, error),
         };
+        let over = Instant::now();
         self.scheduler.drop_ended(&mut batch, &mut tokens);
         if batch.sequences.is_empty() {
             return Ok(true);
@@ -82,7 +83,7 @@ impl Worker {
         let wanted = |next: &Queued| next.batch.sequences.iter().any(|one| self.scheduler.sequence(one.id).is_some());
         if let Some(next) = next.filter(wanted) {
             self.book.counters.overlapped_steps += 1;
-            self.queued = Some(Queued { began: Instant::now(), ..next });
+            self.queued = Some(Queued { began: over, ..next });
         }
         Ok(true)
     }
@@ -91,7 +92,7 @@ impl Worker {
 impl Book {
     /// What the rows of a decode step are asked for, if their logits are all that their tokens depend on.
     fn plain_rows(&self, batch: &ScheduledBatch) -> Option<Vec<SampleRow>> {
-        let row = |scheduled: &crate::schedule::ScheduledSequence| {
+        let row = |scheduled: &ScheduledSequence| {
             let choice = self.choices.get(&scheduled.id)?;
             let free = choice.constraint.is_none() && choice.thinking.is_none();
             let plain = free && scheduled.samples && scheduled.draft.is_empty() && !scheduled.prompt_logits;
