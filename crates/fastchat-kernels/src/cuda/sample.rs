@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::CudaKernels;
 use super::launchers::{RowArgs, SamplingArgs};
 use super::plan::{Arrays, chosen};
-use crate::ops::sample::check;
+use crate::ops::sample::{MOST_TOKENS, check};
 use crate::{Plan, SampleRow, SampledToken};
 
 /// Tokens of a piece of a row in the two-stage argmax; `PIECE` of sample.cu.
@@ -160,8 +160,9 @@ impl CudaKernels {
     /// `Kernels::choose_next`.
     pub(super) fn choose_in_place(&self, logits: &Tensor, plan: &Plan, greedy: bool) -> Result<()> {
         let (rows, vocab) = logits.dims2()?;
-        if rows != plan.batch.num_sequences() {
-            bail!("{rows} rows of logits of {} sequences", plan.batch.num_sequences());
+        if rows != plan.batch.num_sequences() || vocab > MOST_TOKENS {
+            let sequences = plan.batch.num_sequences();
+            bail!("logits {:?} of {sequences} sequences: a row each, of {MOST_TOKENS} tokens at most", logits.dims());
         }
         let tokens = chosen(self, plan)?;
         if greedy {

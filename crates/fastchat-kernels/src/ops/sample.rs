@@ -8,7 +8,7 @@ use crate::random::uniform;
 /// Shares are in units of 2^-45; the largest error of a sum is then 2^-26.
 const UNIT: f32 = 35_184_372_088_832.;
 /// Tokens of weight 1 whose shares a 64-bit sum holds.
-const MOST_TOKENS: usize = (1 << 19) - 1;
+pub(crate) const MOST_TOKENS: usize = (1 << 19) - 1;
 
 /// What one row of logits is asked for.
 #[derive(Clone, Debug)]
