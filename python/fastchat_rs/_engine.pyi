@@ -385,16 +385,16 @@ class Engine:
         mmproj: PathLike[str] | str | None = None,
         prefix_cache_dir: PathLike[str] | str | None = None,
         prefix_cache_size: int = ...,
+        tensor_parallel_size: int = 1,
     ) -> Engine:
         """Loads the weights and starts the engine thread. `kv_memory` in bytes; None lets the engine choose.
 
         `quantize` rounds matrices stored as floats to q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k.
         `mmproj` is the file of the tower of a GGUF model that takes pictures; None takes the one beside the model.
         `prefix_cache_dir` keeps blocks of the prefix cache over a restart, at most `prefix_cache_size` bytes of them.
-        `enforce_eager` runs every step launch by launch, also where decode steps could become graphs.
+        `enforce_eager` runs every step launch by launch. `tensor_parallel_size` GPUs compute the model together.
         `cuda_libraries` are folders to look for NVIDIA's libraries in before the system's.
-        `bf16_products` rounds inputs of bf16 weights to bf16 where the device multiplies that, or does not; None does
-        on a GPU.
+        `bf16_products` rounds inputs of bf16 weights to bf16 where the device multiplies that; None does on a GPU.
         """
     def submit(
         self,

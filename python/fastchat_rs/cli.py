@@ -113,6 +113,7 @@ def load(config: EngineConfig) -> "LLM":
     return LLM(
         config.model,
         device=config.device,
+        tensor_parallel_size=config.tensor_parallel_size,
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
         max_model_len=config.max_model_len,
@@ -252,6 +253,8 @@ def doctor(config: DoctorConfig, as_json: AsJson = False) -> None:
     else:
         from fastchat_rs.device_check import examine_device
 
+        if config.tensor_parallel_size > 1:
+            raise ConfigError("tensor_parallel_size: without MODEL one device is checked")
         checks = examine_device(config.device, config.parity)
     if as_json:
         print(

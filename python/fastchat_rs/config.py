@@ -58,6 +58,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: Annotated[str, Meta(description="Path of a .gguf file or model folder, Hugging Face id, or demo name")]
     device: Annotated[str, Meta(description="auto (a GPU if one can be used), cpu, cuda or cuda:N")] = "auto"
+    tensor_parallel_size: Annotated[
+        int,
+        Meta(ge=1, le=64, description="GPUs that compute the model together, from device on; others than CUDA are one"),
+    ] = 1
     max_model_len: Annotated[Count | None, Meta(description="Longest context in tokens (default: the model's)")] = None
     kv_memory: Annotated[str | None, Meta(description="Memory of the KV cache, as 512MiB or 2GiB (default: auto)")] = (
         None

@@ -9,11 +9,12 @@ from typing import TypedDict
 
 from fastchat_rs._engine import ModelInfo, check_kernels, probe_device
 from fastchat_rs.config import DType, check_device
+from fastchat_rs.errors import ConfigError
 
 log = logging.getLogger("fastchat_rs")
 
 # CUDA 13 wheels share one folder; some components keep their own.
-_FOLDERS = ("cu13/lib", "cublas/lib", "curand/lib", "cuda_nvrtc/lib")
+_FOLDERS = ("cu13/lib", "cublas/lib", "curand/lib", "cuda_nvrtc/lib", "nccl/lib")
 
 
 def cuda_libraries() -> list[str]:
@@ -45,6 +46,14 @@ def placement(device: str) -> Placement:
     """Of a device that exists somewhere."""
     check_device(device)
     return {"device": device, "cuda_libraries": cuda_libraries()}
+
+
+def need_one_device(model: str, tensor_parallel_size: int) -> None:
+    """Refuses several devices for a model that only one computes."""
+    if tensor_parallel_size > 1:
+        raise ConfigError(
+            f"tensor_parallel_size: {tensor_parallel_size} devices, but {model} makes embeddings, which one computes"
+        )
 
 
 def say_device(model: str, info: ModelInfo, dtype: DType, enforce_eager: bool) -> None:

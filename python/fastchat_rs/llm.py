@@ -35,7 +35,7 @@ from fastchat_rs._engine import (
 )
 from fastchat_rs.batches import Message, Prompt, conversations, progress_bar, several
 from fastchat_rs.config import CacheType, DType, Quantize, cache_type, parse_bytes
-from fastchat_rs.device import loading, say_device
+from fastchat_rs.device import loading, need_one_device, say_device
 from fastchat_rs.errors import ConfigError, TemplateError
 from fastchat_rs.outputs import ChatMessage, Chunk, Collector, RequestOutput, chunk_of
 from fastchat_rs.template import ChatTemplate
@@ -95,19 +95,20 @@ class LLM:
     """A loaded model. Safe to use from several threads; the engine batches whatever comes.
 
     `model` is a path, a Hugging Face id or a demo name. `device` is "auto" (a GPU if one can be used), "cpu", "cuda" or
-    "cuda:N", which must be there. Weights keep their stored type; `dtype` is the cache's unless `kv_dtype` is given,
-    and "bfloat16" also rounds the inputs of bf16 weights where the processor multiplies that. `kv_memory` is a number
-    of bytes or a text such as "512MiB". `prefix_cache_dir` keeps prefixes for later runs. `quantize` rounds matrices
-    stored as floats to blocks of few bits. `mmproj` is the tower's file of a GGUF model that takes pictures, if it is
-    not beside the model. `enforce_eager` launches each step of a GPU afresh; a CPU does so anyway, and logs it.
-    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. `embedder` is there for models that make no
-    text. Use it in `with`, or call `shutdown`, to give the memory back."""
+    "cuda:N", which must be there; `tensor_parallel_size` GPUs from it on compute together. Weights keep their type;
+    `dtype` is the cache's unless `kv_dtype` is given, and "bfloat16" also rounds the inputs of bf16 weights where the
+    processor multiplies that. `kv_memory` is a number of bytes or a text such as "512MiB". `prefix_cache_dir` keeps
+    prefixes for later runs. `quantize` rounds matrices stored as floats to blocks of few bits. `mmproj` is the tower's
+    file of a GGUF model that takes pictures, if not beside it. `enforce_eager` launches each step of a GPU afresh.
+    `skip_tokenizer_init=True` runs a folder without tokenizer on token ids. `embedder` is there where no text is made.
+    Use it in `with`, or call `shutdown`, to give the memory back."""
 
     def __init__(  # noqa: PLR0913 - keywords, in vLLM's shape
         self,
         model: str | Path,
         *,
         device: str = "auto",
+        tensor_parallel_size: int = 1,
         dtype: DType = "auto",
         kv_dtype: CacheType | None = None,
         skip_tokenizer_init: bool = False,
@@ -126,9 +127,8 @@ class LLM:
         quantize: Quantize | None = None,
         mmproj: str | Path | None = None,
     ) -> None:
-        kept = cache_type(dtype, kv_dtype)
         located = _located(str(model))
-        self.model = located.name
+        self.model, path = located.name, str(located.path)
         self._window = max(max_queue // _WAITING_SHARE, 1)
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
@@ -136,17 +136,17 @@ class LLM:
         self._tokens: dict[int, str] = {}
         self._decoder: Engine | None = None
         self.embedder: Embedder | None = None
-        path = str(located.path)
         both: dict[str, Any] = {**loading(device, dtype), "max_model_len": max_model_len, "threads": threads}
-        both.update(quantize=quantize, skip_tokenizer_init=skip_tokenizer_init)
+        both |= {"quantize": quantize, "skip_tokenizer_init": skip_tokenizer_init}
         if is_encoder(path):
+            need_one_device(self.model, tensor_parallel_size)
             self.embedder = Embedder(path, **both)
             return
         self._decoder = Engine(
             path,
             **both,
             kv_memory=None if kv_memory is None else parse_bytes(str(kv_memory), "kv_memory"),
-            kv_dtype=kept,
+            kv_dtype=cache_type(dtype, kv_dtype),
             max_batch_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
@@ -155,6 +155,7 @@ class LLM:
             prefix_cache_size=parse_bytes(str(prefix_cache_size), "prefix_cache_size"),
             speculation=speculation,
             enforce_eager=enforce_eager,
+            tensor_parallel_size=tensor_parallel_size,
             mmproj=mmproj or located.mmproj,
         )
         say_device(self.model, self._decoder.info(), dtype, enforce_eager)
@@ -485,8 +486,7 @@ class _Chats:
 
 
 def _image(place: str, picture: Any, detail: str) -> Image:
-    pixels = pictures.pixels_of(picture, place)
-    if pixels is not None:
+    if (pixels := pictures.pixels_of(picture, place)) is not None:
         return Image.pixels(*pixels, detail=detail)
     return Image.encoded(pictures.file_of(picture, place), detail=detail)
 

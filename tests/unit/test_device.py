@@ -10,7 +10,7 @@ import pytest
 
 from fastchat_rs import LLM, EngineError, SamplingParams
 from fastchat_rs.config import DoctorConfig, EngineConfig, load_config
-from fastchat_rs.device import cuda_libraries, kernel_findings, probe
+from fastchat_rs.device import cuda_libraries, kernel_findings, need_one_device, probe
 from fastchat_rs.device_check import examine_device
 from fastchat_rs.errors import ConfigError
 from where import need, shared
@@ -49,6 +49,26 @@ def test_a_missing_gpu_stops_a_model() -> None:
         LLM(model, device="cuda:999", skip_tokenizer_init=True)
     with LLM(model, device="cpu", skip_tokenizer_init=True, kv_memory="16MiB") as llm:
         assert llm.info.kernels.startswith("cpu-")
+
+
+def test_one_device_is_enough_for_vectors() -> None:
+    need_one_device("m", 1)
+    with pytest.raises(ConfigError, match="tensor_parallel_size: 2 devices, but m makes embeddings"):
+        need_one_device("m", 2)
+
+
+def test_several_gpus_that_are_not_there_are_one_line() -> None:
+    model = need(shared() / "parity" / "text" / "llama3")
+    for device, line in {
+        "cpu": "^tensor_parallel_size is 2; the cores of a CPU are one device, so it must be 1$",
+        "auto": "^tensor_parallel_size is 2, from cuda:0 on: [^\n]+$",
+        "cuda:998": "^tensor_parallel_size is 2, from cuda:998 on: [^\n]+$",
+    }.items():
+        with pytest.raises(EngineError, match=line) as caught:
+            LLM(model, device=device, tensor_parallel_size=2, skip_tokenizer_init=True)
+        assert getattr(caught.value, "param", None) == "tensor_parallel_size"
+    with pytest.raises(ConfigError, match="tensor_parallel_size"):
+        load_config(EngineConfig, {"model": "m", "tensor_parallel_size": 0})
 
 
 def test_products_in_bf16_are_near_those_in_f32() -> None:

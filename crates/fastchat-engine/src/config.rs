@@ -56,6 +56,8 @@ pub struct EngineConfig {
     pub num_blocks: Option<usize>,
     /// Keeps blocks over a restart; `None` keeps none.
     pub prefix_disk: Option<PrefixDiskConfig>,
+    /// Devices that compute the model together, from `device` on.
+    pub tensor_parallel_size: usize,
 }
 
 impl Default for EngineConfig {
@@ -79,6 +81,7 @@ impl Default for EngineConfig {
             mmproj: None,
             num_blocks: None,
             prefix_disk: None,
+            tensor_parallel_size: 1,
         }
     }
 }
@@ -98,6 +101,7 @@ impl EngineConfig {
             ("max_num_seqs", Some(self.max_num_seqs), 1 << 16),
             ("max_queue", Some(self.max_queue), 1 << 24),
             ("threads", self.threads, 1024),
+            ("tensor_parallel_size", Some(self.tensor_parallel_size), 64),
             ("num_blocks", self.num_blocks, u32::MAX as usize / fastchat_kernels::BLOCK_SIZE),
         ];
         for (param, value, most) in counts {
@@ -108,6 +112,11 @@ impl EngineConfig {
         if self.prefix_disk.is_some() && !self.enable_prefix_caching {
             let message = "prefix_cache_dir keeps blocks of the prefix cache, which enable_prefix_caching turns off";
             return Err(EngineError::invalid("prefix_cache_dir", message.to_owned()));
+        }
+        if self.prefix_disk.is_some() && self.tensor_parallel_size > 1 {
+            let size = self.tensor_parallel_size;
+            let message = format!("prefix_cache_dir keeps the blocks of one device; tensor_parallel_size is {size}");
+            return Err(EngineError::invalid("prefix_cache_dir", message));
         }
         let timeout = self.masks.timeout;
         if timeout.is_zero() || timeout > MAX_MASK_TIMEOUT {

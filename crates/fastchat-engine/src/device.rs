@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use fastchat_kernels::device::TensorParallelDevice;
 use fastchat_kernels::{DeviceChoice, Fault, KernelOptions, Kernels, device};
 
 use crate::error::EngineError;
@@ -18,6 +19,20 @@ pub fn open_device(
     libraries: &[PathBuf],
 ) -> Result<Arc<dyn Kernels>, EngineError> {
     device::open(choice, options, libraries).map_err(|problem| EngineError::invalid("device", problem))
+}
+
+/// As many devices as `size` from `choice` on, for one model.
+///
+/// # Errors
+/// As `open_device`; also when there are fewer, or what they need to speak to each other is missing.
+pub fn open_devices(
+    choice: DeviceChoice,
+    size: usize,
+    options: KernelOptions,
+    libraries: &[PathBuf],
+) -> Result<Vec<TensorParallelDevice>, EngineError> {
+    let param = if size > 1 { "tensor_parallel_size" } else { "device" };
+    device::open_all(choice, size, options, libraries).map_err(|problem| EngineError::invalid(param, problem))
 }
 
 /// Why a step gave nothing, and what that says about the device.

@@ -131,7 +131,7 @@ impl EmbeddingEngine {
         let model = load_encoder(
             path,
             kernels,
-            &LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize, mmproj: None },
+            &LoadOptions { max_model_len: config.max_model_len, quantize: config.quantize, ..LoadOptions::default() },
         )?;
         let source = model.tokenizer.as_ref().filter(|_| !config.skip_tokenizer_init);
         let tokenizer = source.map(Tokenizer::new).transpose()?;

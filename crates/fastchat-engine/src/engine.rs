@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fastchat_kernels::Kernels;
-use fastchat_models::{LoadOptions, OpenModel, TokenizerSource};
+use fastchat_models::TokenizerSource;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
@@ -17,18 +17,17 @@ use crate::command::Command;
 use crate::compilations::Compilations;
 use crate::config::{EngineConfig, Prompt, Request};
 use crate::constraint::MaskRules;
-use crate::device::open_device;
+use crate::device::{TensorParallelDevice, open_devices};
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::front::{Front, no_tokenizer};
 use crate::handle::RequestHandle;
 use crate::info::{EngineStats, ModelInfo};
+use crate::loading::Devices;
 use crate::mask_watch::MaskWatch;
 use crate::media::EncoderQueue;
-use crate::memory::MemoryPlan;
 use crate::prefix_disk::{DiskFigures, PrefixDisk};
 use crate::restore::open_disk;
-use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::subscription::Subscription;
 use crate::text::{ChatFormat, TextError, Tokenizer};
@@ -53,29 +52,34 @@ impl Engine {
     /// What is wrong with the configuration, the model, or the memory there is, or missing of the device.
     pub fn load(path: &Path, config: EngineConfig) -> Result<Self, EngineError> {
         config.check()?;
-        let kernels = open_device(config.device, config.kernel_options(), &[])?;
-        Self::load_with(path, config, kernels)
+        let devices = open_devices(config.device, config.tensor_parallel_size, config.kernel_options(), &[])?;
+        Self::load_on(path, config, devices)
     }
 
     /// As `load`, on the given kernels.
     ///
     /// # Errors
     /// As `load`.
-    pub fn load_with(path: &Path, mut config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
+    pub fn load_with(path: &Path, config: EngineConfig, kernels: Arc<dyn Kernels>) -> Result<Self, EngineError> {
+        Self::load_on(path, config, vec![TensorParallelDevice::alone(kernels)])
+    }
+
+    /// As `load`, on the given devices, which compute the model together.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_on(path: &Path, config: EngineConfig, devices: Vec<TensorParallelDevice>) -> Result<Self, EngineError> {
         config.check()?;
-        let options = LoadOptions {
-            max_model_len: config.max_model_len,
-            quantize: config.quantize,
-            mmproj: config.mmproj.take(),
-        };
-        let name = kernels.name();
-        let mut model = OpenModel::new(path, options)?;
+        let name = device_line(&devices);
+        let mut devices = Devices::new(devices, config)?;
+        let config = devices.config.clone();
+        let mut model = devices.open(path)?;
         let source = if config.skip_tokenizer_init { None } else { model.take_tokenizer() };
         // Beside the packing, of which parts run on one thread.
         let tokenizer = source.map(build_tokenizer).transpose()?;
-        let model = model.pack(kernels.clone())?;
+        let model = devices.pack(path, model)?;
         let tokenizer = tokenizer.map(finish_tokenizer).transpose()?.map(Arc::new);
-        let memory = MemoryPlan::new(&model.decoder, kernels.as_ref(), &config)?;
+        let memory = devices.plan(&model)?;
         let mut info = ModelInfo::new(&model, tokenizer.as_deref(), memory, name)?;
         let mut scheduler = Scheduler::new(SchedulerConfig {
             num_blocks: memory.num_blocks,
@@ -91,7 +95,7 @@ impl Engine {
             scheduler.tell_news();
         }
         let figures = disk.as_ref().map(PrefixDisk::figures);
-        let runner = Runner::new(model.decoder, kernels, &memory, &config)?;
+        let runner = devices.runner(model.decoder, memory)?;
         info.graphs = runner.graphs_line();
         let total_blocks = memory.num_blocks;
         let idle = EngineStats { alive: true, free_blocks: total_blocks, total_blocks, ..EngineStats::default() };
@@ -241,6 +245,12 @@ impl Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// What serves the calls, and how many of them.
+fn device_line(devices: &[TensorParallelDevice]) -> String {
+    let name = devices.first().map_or_else(String::new, |device| device.kernels.name());
+    if devices.len() > 1 { format!("{name}-tp{}", devices.len()) } else { name }
 }
 
 type Building = JoinHandle<Result<Tokenizer, TextError>>;

@@ -78,6 +78,12 @@ impl Graphs {
         self.failure.clone()
     }
 
+    /// Neither captures nor replays from now on.
+    pub fn stop(&mut self, why: Arc<str>) {
+        self.captured.clear();
+        self.failure = Some(why);
+    }
+
     /// Computes a decode step, which is filled up: f32 `[sequences, vocab]`, valid until the next. `None`, and the batch as
     /// it was, when it is something else, or has a size for which nothing is captured any more.
     ///

@@ -76,6 +76,18 @@ impl MemoryPlan {
         let bytes = num_blocks as u64 * block + num_state_slots.unwrap_or(0) as u64 * slot;
         Ok(Self { kv_dtype, num_blocks, num_state_slots, bytes, available, max_model_len })
     }
+
+    /// What fits where both do.
+    pub(crate) fn least(self, other: &Self) -> Self {
+        Self {
+            num_blocks: self.num_blocks.min(other.num_blocks),
+            num_state_slots: self.num_state_slots.min(other.num_state_slots),
+            bytes: self.bytes.min(other.bytes),
+            available: self.available.min(other.available),
+            max_model_len: self.max_model_len.min(other.max_model_len),
+            ..self
+        }
+    }
 }
 
 /// Memory of a device with memory of its own after the largest step that can come: what that took is not given back

@@ -2,12 +2,13 @@
 //! was looked for, so that nobody has to guess why a GPU is idle.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::Kernels;
 use crate::cpu::CpuKernels;
+use crate::{Collective, HostRank, Kernels};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +80,45 @@ pub struct KernelOptions {
     pub bf16_products: Option<bool>,
 }
 
+/// One of the devices that compute a model together.
+#[derive(Debug)]
+pub struct TensorParallelDevice {
+    /// Its kernels.
+    pub kernels: Arc<dyn Kernels>,
+    /// Its link to the others.
+    pub collective: Arc<dyn Collective>,
+}
+
+impl TensorParallelDevice {
+    /// The only one.
+    pub fn alone(kernels: Arc<dyn Kernels>) -> Self {
+        Self { kernels, collective: Arc::new(HostRank::alone()) }
+    }
+}
+
+/// Opens `size` devices from `choice` on, in the order of their numbers, for one model. `libraries` as in `open`.
+///
+/// # Errors
+/// In one line, as `open`; also what they lack to speak to each other.
+pub fn open_all(
+    choice: DeviceChoice,
+    size: usize,
+    options: KernelOptions,
+    libraries: &[PathBuf],
+) -> Result<Vec<TensorParallelDevice>, String> {
+    let first = match choice {
+        _ if size == 1 => return Ok(vec![TensorParallelDevice::alone(open(choice, options, libraries)?)]),
+        DeviceChoice::Cpu => {
+            return Err(format!("tensor_parallel_size is {size}; the cores of a CPU are one device, so it must be 1"));
+        }
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cuda(ordinal) => ordinal,
+    };
+    let bf16 = options.bf16_products != Some(false);
+    cuda_ranks(first..first + size, bf16, libraries)
+        .map_err(|problem| format!("tensor_parallel_size is {size}, from cuda:{first} on: {problem}"))
+}
+
 /// Opens the kernels of `choice`. `libraries` are folders to look for NVIDIA's libraries in before the system's.
 ///
 /// # Errors
@@ -101,7 +141,20 @@ fn cuda(ordinal: usize, bf16: bool, libraries: &[PathBuf]) -> Result<Arc<dyn Ker
     crate::nvidia::open(ordinal, bf16, libraries)
 }
 
+#[cfg(feature = "cuda")]
+fn cuda_ranks(ordinals: Range<usize>, bf16: bool, libraries: &[PathBuf]) -> Result<Vec<TensorParallelDevice>, String> {
+    crate::nvidia::open_ranks(ordinals, bf16, libraries)
+}
+
+#[cfg(not(feature = "cuda"))]
+const NO_CUDA: &str = "this build of fastchat-rs has no CUDA code; the wheel made by `make wheel-cuda` has";
+
 #[cfg(not(feature = "cuda"))]
 fn cuda(_ordinal: usize, _bf16: bool, _libraries: &[PathBuf]) -> Result<Arc<dyn Kernels>, String> {
-    Err("this build of fastchat-rs has no CUDA code; the wheel made by `make wheel-cuda` has".to_owned())
+    Err(NO_CUDA.to_owned())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_ranks(_: Range<usize>, _: bool, _: &[PathBuf]) -> Result<Vec<TensorParallelDevice>, String> {
+    Err(NO_CUDA.to_owned())
 }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod cache;
+mod collective;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
@@ -22,6 +23,7 @@ mod weight;
 
 pub use batch::{ForwardBatch, Plan, StateStep};
 pub use cache::{KvCache, KvLayout, StateCache, StateLayout};
+pub use collective::{Collective, HostRank};
 pub use device::{DeviceChoice, DeviceMemory, Fault, KernelOptions};
 pub use graph::{Capture, Graph, KNOWN, PendingTokens, StepInput, StepRoom, Work};
 pub use linear::Linear;

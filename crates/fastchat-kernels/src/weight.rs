@@ -1,6 +1,8 @@
 //! A stored matrix as a file holds it: rows, columns, element kind, bytes. Loaders cut, join and reorder rows here;
 //! `Kernels::pack` turns the result into what the hardware likes. Knows no tensor names.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 use half::f16;
 
@@ -163,6 +165,25 @@ impl Weight {
             Bytes::Owned(bytes) => bytes[start * row..(start + len) * row].to_vec().into(),
         };
         Ok(Self { kind: self.kind, rows: len, cols: self.cols, bytes })
+    }
+
+    /// A copy of some columns of all rows.
+    ///
+    /// # Errors
+    /// When they leave the matrix or begin or end within a block.
+    pub fn narrow_cols(&self, cols: Range<usize>) -> Result<Self> {
+        let (elements, size) = self.kind.block();
+        let Range { start, end } = cols;
+        if start > end || end > self.cols {
+            bail!("columns {start}..{end} of a matrix of {} columns", self.cols);
+        }
+        if !start.is_multiple_of(elements) || !end.is_multiple_of(elements) {
+            bail!("columns {start}..{end} are not whole blocks of {elements}, as {:?} has them", self.kind);
+        }
+        let own = start / elements * size..end / elements * size;
+        let bytes: Vec<u8> =
+            self.bytes.chunks_exact(self.row_bytes()).flat_map(|row| &row[own.clone()]).copied().collect();
+        Self::new(self.kind, self.rows, end - start, bytes.into())
     }
 
     /// A copy whose row `i` is this matrix's row `order[i]`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use fastchat_kernels::{ForwardBatch, Kernels, Linear, Plan, Rope};
+use fastchat_kernels::{Collective, ForwardBatch, Kernels, Linear, Plan, Rope};
 
 use crate::ModelError;
 use crate::cache::{Cache, bytes_per_block, bytes_per_state_slot};
@@ -11,10 +11,11 @@ use crate::cross::{self, CrossLayer};
 use crate::description::Description;
 use crate::layers::{Builder, DecoderWeights, MixerWeights};
 use crate::options::LoadOptions;
+use crate::shard::Shard;
 use crate::spec::{DecoderSpec, Mixer, Residual};
 use crate::step::{Step, scaled, tables};
 use crate::vision::{ImageFeatures, Media};
-use crate::weights::{TensorMap, Weights};
+use crate::weights::{LARGEST_BLOCK, TensorMap, Weights};
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -27,6 +28,8 @@ pub struct Decoder {
     kv_dtype: DType,
     pub(crate) ropes: Vec<Rope>,
     weights: DecoderWeights,
+    /// Those that compute the rest of the layers.
+    ranks: Option<Arc<dyn Collective>>,
 }
 
 impl Decoder {
@@ -44,13 +47,21 @@ impl Decoder {
         }
         let ropes = tables(&spec.ropes);
         let weights = Weights::new(tensors, &names, options.quantize);
-        let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
+        let ranks = options.ranks.clone();
+        if ranks.is_some() && spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Cross(_))) {
+            return Err(one_device());
+        }
+        let shard = ranks.as_ref().map_or(Shard::ALONE, |ranks| {
+            let block = tensors.largest_block().max(options.quantize.map_or(1, |_| LARGEST_BLOCK));
+            Shard { rank: ranks.rank(), size: ranks.size(), block }
+        });
+        let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes, shard };
         let weights = builder.decoder(&spec)?;
         let kv_dtype = if tensors.is_quantized() || options.quantize.is_some() { DType::F16 } else { DType::F32 };
-        Ok(Self { spec, kernels, max_model_len, kv_dtype, ropes, weights })
+        Ok(Self { spec: shard.cut(&spec), kernels, max_model_len, kv_dtype, ropes, weights, ranks })
     }
 
-    /// What is computed.
+    /// What is computed here: of a decoder that several devices compute, this one's share.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
@@ -120,7 +131,7 @@ impl Decoder {
         if plan.batch.logits_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, self.kernels.device())?);
         }
-        self.bounded(self.kernels.linear(&rows, self.head())?)
+        self.bounded(self.products(&rows)?)
     }
 
     /// The same, into the first rows of `logits`.
@@ -130,14 +141,32 @@ impl Decoder {
             return Ok(());
         }
         #[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor
-        if self.spec.logit_scale == 1.0 && self.spec.logit_softcap.is_none() {
+        if self.spec.logit_scale == 1.0 && self.spec.logit_softcap.is_none() && self.ranks.is_none() {
             return Ok(self.kernels.linear_into(&rows, self.head(), logits)?);
         }
-        Ok(logits.slice_set(&self.bounded(self.kernels.linear(&rows, self.head())?)?, 0, 0)?)
+        Ok(logits.slice_set(&self.bounded(self.products(&rows)?)?, 0, 0)?)
     }
 
     fn head(&self) -> &Linear {
         self.weights.head.as_ref().unwrap_or(&self.weights.embed)
+    }
+
+    /// Products of the output matrix: f32 `[rows, vocab]`.
+    fn products(&self, rows: &Tensor) -> Result<Tensor> {
+        let own = self.kernels.linear(rows, self.head())?;
+        match self.ranks.as_ref().filter(|_| self.weights.logits.is_part()) {
+            Some(ranks) => Ok(Tensor::cat(&ranks.all_gather(&own)?, 1)?),
+            None => Ok(own),
+        }
+    }
+
+    /// What a half computes, of which this device has all or its term. Terms are added in the order of the ranks, whatever
+    /// the batch, so that a row's result depends on the row alone.
+    fn total(&self, own: Tensor, is_part: bool) -> Result<Tensor> {
+        let Some(ranks) = self.ranks.as_ref().filter(|_| is_part) else { return Ok(own) };
+        let mut terms = ranks.all_gather(&own)?.into_iter();
+        let first = terms.next().unwrap_or(own);
+        Ok(terms.try_fold(first, |sum, term| sum + term)?)
     }
 
     /// Products of the output matrix, scaled and capped as the model says.
@@ -192,17 +221,19 @@ impl Decoder {
                 (stream, input, mixed) = (step.pick(&stream)?, step.pick(&input)?, step.pick(&mixed)?);
                 picked = true;
             }
+            let mixed = self.total(mixed, layer.mixer_is_part)?;
             let mixed = step.leave(mixed, layer.post_attn.as_ref(), scale)?;
             match spec.residual {
                 Residual::Sequential => {
                     let input;
                     (stream, input) = step.join(stream, Some(mixed), layer.pre_mlp.as_ref())?;
-                    let out = step.mlp(&input, &spec.mlp, &layer.mlp)?;
+                    let out = self.total(step.mlp(&input, &spec.mlp, &layer.mlp)?, layer.mlp_is_part)?;
                     pending = Some(media.deepen(step.leave(out, layer.post_mlp.as_ref(), scale)?, index)?);
                 }
                 Residual::Parallel => {
                     let own = layer.pre_mlp.as_ref().map(|norm| step.norm(&stream, norm)).transpose()?;
                     let out = step.mlp(own.as_ref().unwrap_or(&input), &spec.mlp, &layer.mlp)?;
+                    let out = self.total(out, layer.mlp_is_part)?;
                     let both = (mixed + step.leave(out, layer.post_mlp.as_ref(), scale)?)?;
                     pending = Some(media.deepen(both, index)?);
                 }
@@ -268,4 +299,9 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// Pictures are computed by one device.
+pub(crate) fn one_device() -> ModelError {
+    ModelError::request("tensor_parallel_size", "more than 1", "models that take pictures run on one device")
 }

@@ -14,6 +14,7 @@ use crate::layers::{AttentionWeights, Builder, MlpWeights, NormWeights};
 use crate::names::Slot;
 use crate::pooling::pool;
 use crate::quantize::Quantize;
+use crate::shard::Shard;
 use crate::spec::Bias;
 use crate::step::{Step, tables};
 use crate::weights::{At, TensorMap, Weights};
@@ -78,7 +79,13 @@ impl Encoder {
         let EncoderDescription { spec, names } = description;
         let ropes = tables(&spec.ropes);
         let weights = Weights::new(tensors, &names, quantize);
-        let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
+        let builder = Builder {
+            weights,
+            kernels: kernels.as_ref(),
+            hidden: spec.hidden_size,
+            ropes: &ropes,
+            shard: Shard::ALONE,
+        };
         let weights = build(&builder, &spec)?;
         Ok(Self { spec, pooling, kernels, max_model_len, ropes, weights })
     }

@@ -2,12 +2,15 @@
 //! Knows no model names and no steps of computation.
 
 use candle_core::{Device, Tensor};
-use fastchat_kernels::{AttentionSpec, GatedDeltaSpec, Kernels, Linear, MoeSpec, MoeWeights, QkvSpec, Rope};
+use fastchat_kernels::{
+    AttentionSpec, GatedDeltaSpec, Kernels, Linear, MoeSpec, MoeWeights, NormScope, QkvSpec, Rope, Weight,
+};
 
 use crate::ModelError;
 use crate::names::Slot;
+use crate::shard::{Shard, Span};
 use crate::spec::{
-    Attention, Bias, Cross, DecoderSpec, Dense, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate,
+    Attention, Bias, Cross, DecoderSpec, GatedDeltaNet, Head, LayerSpec, Mixer, Mla, Mlp, Moe, Norm, OutputGate,
     Shared, Sinks,
 };
 use crate::weights::{At, Weights};
@@ -16,8 +19,10 @@ use crate::weights::{At, Weights};
 #[derive(Debug)]
 pub(crate) struct DecoderWeights {
     pub embed: Linear,
-    /// `None` when the output matrix is the embedding table.
+    /// `None` when the output matrix is the embedding table, of which a rank of several has its part once more.
     pub head: Option<Linear>,
+    /// Tokens whose logits `head` gives.
+    pub logits: Span,
     pub final_norm: NormWeights,
     pub layers: Vec<Layer>,
 }
@@ -30,6 +35,10 @@ pub(crate) struct Layer {
     pub post_mlp: Option<NormWeights>,
     pub mixer: MixerWeights,
     pub mlp: MlpWeights,
+    /// Whether the mixer's result is one rank's term of a sum.
+    pub mixer_is_part: bool,
+    /// Likewise the MLP's.
+    pub mlp_is_part: bool,
 }
 
 #[derive(Debug)]
@@ -128,6 +137,8 @@ pub(crate) struct Builder<'a> {
     /// Width of the residual stream.
     pub hidden: usize,
     pub ropes: &'a [Rope],
+    /// What of a decoder is packed; specs are of the whole.
+    pub shard: Shard,
 }
 
 /// Added under the root when the gated delta rule brings q and k to unit length, in every published model.
@@ -141,14 +152,21 @@ impl Builder<'_> {
         let (vocab, hidden) = (spec.vocab_size, self.hidden);
         let at = At::default();
         let embed = self.pack(&[(Slot::Embed, vocab + spec.added_rows)], at, hidden, Bias::Absent)?;
+        let logits = self.shard.logits(vocab);
         let head = match spec.head {
+            Head::Tied if logits.is_part() => {
+                let rows = logits.clone().within(0, spec.added_rows);
+                Some(self.pack_part(&[(Slot::Embed, rows)], at, &hidden.into(), Bias::Absent)?)
+            }
             Head::Tied => None,
-            Head::Separate => Some(self.pack(&[(Slot::Head, vocab)], at, hidden, Bias::Absent)?),
+            Head::Separate => {
+                Some(self.pack_part(&[(Slot::Head, logits.clone())], at, &hidden.into(), Bias::Absent)?)
+            }
         };
         let final_norm = self.norm(spec.final_norm, Slot::FinalNorm, at, hidden)?;
         let layers = spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
         self.weights.finish()?;
-        Ok(DecoderWeights { embed, head, final_norm, layers })
+        Ok(DecoderWeights { embed, head, logits, final_norm, layers })
     }
 
     pub fn device(&self) -> &Device {
@@ -157,20 +175,53 @@ impl Builder<'_> {
 
     /// Slots that share an input, stacked in order.
     pub fn pack(&self, parts: &[(Slot, usize)], at: At, cols: usize, bias: Bias) -> Result<Linear> {
-        let matrix = |&(slot, rows): &(Slot, usize)| self.weights.matrix(slot, at, rows, cols);
-        let weights = parts.iter().map(matrix).collect::<Result<Vec<_>>>()?;
+        let parts: Vec<_> = parts.iter().map(|&(slot, rows)| (slot, rows.into())).collect();
+        self.pack_part(&parts, at, &cols.into(), bias)
+    }
+
+    /// As `pack`, of what the rank holds of the rows and columns. Where ranks' results are summed, the first has the bias.
+    fn pack_part(&self, parts: &[(Slot, Span)], at: At, cols: &Span, bias: Bias) -> Result<Linear> {
+        let weights =
+            parts.iter().map(|(slot, rows)| self.matrix(*slot, at, rows, cols)).collect::<Result<Vec<_>>>()?;
         let bias = match bias {
-            Bias::Absent => None,
-            Bias::Present => {
+            Bias::Present if !cols.is_part() || self.shard.rank == 0 => {
                 let mut values = Vec::new();
-                for &(slot, rows) in parts {
-                    values.extend(self.weights.bias(slot, at, rows)?);
+                for (slot, rows) in parts {
+                    values.extend_from_slice(&self.weights.bias(*slot, at, rows.whole)?[rows.own.clone()]);
                 }
                 let len = values.len();
                 Some(Tensor::from_vec(values, len, self.device())?)
             }
+            Bias::Present => {
+                // Not a tensor that is left over.
+                for (slot, rows) in parts {
+                    self.weights.bias(*slot, at, rows.whole)?;
+                }
+                None
+            }
+            Bias::Absent => None,
         };
         Ok(self.kernels.pack(&weights, bias)?)
+    }
+
+    fn matrix(&self, slot: Slot, at: At, rows: &Span, cols: &Span) -> Result<Weight> {
+        let mut weight = self.weights.matrix(slot, at, rows.whole, cols.whole)?;
+        if rows.is_part() {
+            weight = weight.narrow(rows.own.start, rows.len())?;
+        }
+        if cols.is_part() {
+            weight = weight.narrow_cols(cols.own.clone()).map_err(|error| {
+                let what = format!("{slot:?} of layer {}", at.layer);
+                ModelError::request("tensor_parallel_size", self.shard.size, format!("{what}: {error}"))
+            })?;
+        }
+        Ok(weight)
+    }
+
+    /// What the rank holds of a vector.
+    fn vector(&self, slot: Slot, at: At, span: &Span) -> Result<Tensor> {
+        let values = self.weights.vector(slot, at, span.whole)?;
+        Ok(Tensor::new(&values[span.own.clone()], self.device())?)
     }
 
     pub fn norm(&self, norm: Norm, slot: Slot, at: At, width: usize) -> Result<NormWeights> {
@@ -200,33 +251,38 @@ impl Builder<'_> {
                 Mixer::Cross(spec) => MixerWeights::Cross(Box::new(self.cross(spec, at)?)),
             },
             mlp: self.mlp(&layer.mlp, at)?,
+            mixer_is_part: self.shard.mixer(&layer.mixer) != layer.mixer,
+            mlp_is_part: self.shard.mlp(&layer.mlp) != layer.mlp,
         })
     }
 
-    pub fn attention(&self, spec: &Attention, at: At) -> Result<AttentionWeights> {
-        let hidden = self.hidden;
-        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let qkv = self.pack(&[(Slot::Q, q), (Slot::K, kv), (Slot::V, kv)], at, hidden, spec.qkv_bias)?;
+    pub fn attention(&self, whole: &Attention, at: At) -> Result<AttentionWeights> {
+        let (hidden, spec) = (self.hidden, &self.shard.attention(whole));
+        let q = self.shard.span(whole.heads, spec.heads, spec.head_dim);
+        let kv = self.shard.span(whole.kv_heads, spec.kv_heads, spec.head_dim);
+        let parts = [(Slot::Q, q.clone()), (Slot::K, kv.clone()), (Slot::V, kv.clone())];
+        let qkv = self.pack_part(&parts, at, &hidden.into(), spec.qkv_bias)?;
         let gate = match spec.gate {
             OutputGate::Absent => None,
-            OutputGate::Sigmoid => Some(self.pack(&[(Slot::AttnGate, q)], at, hidden, spec.qkv_bias)?),
+            OutputGate::Sigmoid => {
+                Some(self.pack_part(&[(Slot::AttnGate, q.clone())], at, &hidden.into(), spec.qkv_bias)?)
+            }
         };
-        let out = self.pack(&[(Slot::O, hidden)], at, q, spec.out_bias)?;
+        let out = self.pack_part(&[(Slot::O, hidden.into())], at, &q, spec.out_bias)?;
         let qk_norm = match spec.qk_norm {
             None => None,
             Some(norm) => {
                 let (q, kv) = match norm.scope {
-                    fastchat_kernels::NormScope::PerHead => (spec.head_dim, spec.head_dim),
-                    fastchat_kernels::NormScope::FullWidth => (q, kv),
+                    NormScope::PerHead => (spec.head_dim.into(), spec.head_dim.into()),
+                    NormScope::FullWidth => (q, kv),
                 };
-                let q = self.weights.tensor(Slot::QNorm, at, q, self.device())?;
-                let k = self.weights.tensor(Slot::KNorm, at, kv, self.device())?;
+                let (q, k) = (self.vector(Slot::QNorm, at, &q)?, self.vector(Slot::KNorm, at, &kv)?);
                 Some((q, k, norm.eps, norm.scope))
             }
         };
         let sinks = match spec.sinks {
             Sinks::Absent => None,
-            Sinks::PerHead => Some(self.weights.tensor(Slot::Sinks, at, spec.heads, self.device())?),
+            Sinks::PerHead => Some(self.vector(Slot::Sinks, at, &self.shard.span(whole.heads, spec.heads, 1))?),
         };
         let qkv_spec = QkvSpec {
             num_heads: spec.heads,
@@ -261,21 +317,22 @@ impl Builder<'_> {
         })
     }
 
-    fn mla(&self, spec: &Mla, at: At) -> Result<MlaWeights> {
-        let hidden = self.hidden;
+    fn mla(&self, whole: &Mla, at: At) -> Result<MlaWeights> {
+        let (hidden, spec) = (self.hidden, &self.shard.mla(whole));
         let norm = Norm::Rms { eps: spec.eps };
-        let q_width = spec.heads * (spec.nope_dim + spec.rope_dim);
+        let heads = |width| self.shard.span(whole.heads, spec.heads, width);
+        let q = heads(spec.nope_dim + spec.rope_dim);
         let query = match spec.q_lora_rank {
-            None => MlaQuery::Direct(self.pack(&[(Slot::Q, q_width)], at, hidden, Bias::Absent)?),
+            None => MlaQuery::Direct(self.pack_part(&[(Slot::Q, q)], at, &hidden.into(), Bias::Absent)?),
             Some(rank) => MlaQuery::Latent {
                 down: self.pack(&[(Slot::QDown, rank)], at, hidden, Bias::Absent)?,
                 norm: self.norm(norm, Slot::QDownNorm, at, rank)?,
-                up: self.pack(&[(Slot::QUp, q_width)], at, rank, Bias::Absent)?,
+                up: self.pack_part(&[(Slot::QUp, q)], at, &rank.into(), Bias::Absent)?,
             },
         };
         let per_head = |slot, rows, cols| -> Result<Vec<Linear>> {
             let head = |part| self.pack(&[(slot, rows)], At { part, ..at }, cols, Bias::Absent);
-            (0..spec.heads).map(head).collect()
+            heads(1).own.map(head).collect()
         };
         Ok(MlaWeights {
             query,
@@ -283,7 +340,7 @@ impl Builder<'_> {
             kv_norm: self.norm(norm, Slot::KvDownNorm, at, spec.kv_lora_rank)?,
             key: per_head(Slot::LatentKey, spec.kv_lora_rank, spec.nope_dim)?,
             value: per_head(Slot::LatentValue, spec.v_dim, spec.kv_lora_rank)?,
-            out: self.pack(&[(Slot::O, hidden)], at, spec.heads * spec.v_dim, Bias::Absent)?,
+            out: self.pack_part(&[(Slot::O, hidden.into())], at, &heads(spec.v_dim), Bias::Absent)?,
             rope: self.ropes[spec.rope].clone(),
             attention: AttentionSpec {
                 num_heads: spec.heads,
@@ -296,25 +353,29 @@ impl Builder<'_> {
         })
     }
 
-    fn delta(&self, spec: &GatedDeltaNet, at: At) -> Result<DeltaWeights> {
-        let hidden = self.hidden;
-        let (channels, values) = (spec.conv_channels(), spec.v_heads * spec.v_dim);
-        let input = [
-            (Slot::DeltaQkv, channels),
-            (Slot::DeltaZ, values),
-            (Slot::DeltaB, spec.v_heads),
-            (Slot::DeltaA, spec.v_heads),
-        ];
-        let taps = self.weights.matrix(Slot::DeltaConv, at, channels, spec.conv_taps)?.to_f32()?;
+    fn delta(&self, whole: &GatedDeltaNet, at: At) -> Result<DeltaWeights> {
+        let (hidden, spec) = (self.hidden, &self.shard.delta(whole));
+        let keys = self.shard.span(whole.k_heads, spec.k_heads, spec.k_dim);
+        let values = self.shard.span(whole.v_heads, spec.v_heads, spec.v_dim);
+        let heads = self.shard.span(whole.v_heads, spec.v_heads, 1);
+        // q, k and v, one behind the other.
+        let (k, v) = (keys.whole, values.whole);
+        let channels = [keys.clone().within(0, k + v), keys.within(k, v), values.clone().within(2 * k, 0)];
+        let mut input: Vec<_> = channels.iter().map(|rows| (Slot::DeltaQkv, rows.clone())).collect();
+        input.extend([(Slot::DeltaZ, values.clone()), (Slot::DeltaB, heads.clone()), (Slot::DeltaA, heads.clone())]);
+        let mut taps = Vec::new();
+        for rows in &channels {
+            taps.extend(self.matrix(Slot::DeltaConv, at, rows, &spec.conv_taps.into())?.to_f32()?);
+        }
         Ok(DeltaWeights {
-            input: self.pack(&input, at, hidden, Bias::Absent)?,
-            decay: self.weights.tensor(Slot::DeltaDecay, at, spec.v_heads, self.device())?,
-            dt_bias: self.weights.tensor(Slot::DeltaBias, at, spec.v_heads, self.device())?,
+            input: self.pack_part(&input, at, &hidden.into(), Bias::Absent)?,
+            decay: self.vector(Slot::DeltaDecay, at, &heads)?,
+            dt_bias: self.vector(Slot::DeltaBias, at, &heads)?,
             norm: self.norm(Norm::Rms { eps: spec.eps }, Slot::DeltaNorm, at, spec.v_dim)?,
-            out: self.pack(&[(Slot::DeltaOut, hidden)], at, values, Bias::Absent)?,
+            out: self.pack_part(&[(Slot::DeltaOut, hidden.into())], at, &values, Bias::Absent)?,
             spec: GatedDeltaSpec {
                 num_k_heads: spec.k_heads,
-                conv_weight: Tensor::from_vec(taps, (channels, spec.conv_taps), self.device())?,
+                conv_weight: Tensor::from_vec(taps, (spec.conv_channels(), spec.conv_taps), self.device())?,
                 l2_eps: L2_EPS,
             },
         })
@@ -323,25 +384,34 @@ impl Builder<'_> {
     pub fn mlp(&self, mlp: &Mlp, at: At) -> Result<MlpWeights> {
         let hidden = self.hidden;
         match mlp {
-            Mlp::Gated(dense) => Ok(MlpWeights::Gated(self.gated([Slot::Gate, Slot::Up, Slot::Down], *dense, at)?)),
-            Mlp::Plain(dense) => Ok(MlpWeights::Plain {
-                up: self.pack(&[(Slot::Up, dense.inter)], at, hidden, dense.bias)?,
-                down: self.pack(&[(Slot::Down, hidden)], at, dense.inter, dense.bias)?,
-            }),
+            Mlp::Gated(dense) => {
+                let slots = [Slot::Gate, Slot::Up, Slot::Down];
+                Ok(MlpWeights::Gated(self.gated(slots, &self.shard.inter(dense.inter), dense.bias, at)?))
+            }
+            Mlp::Plain(dense) => {
+                let inter = self.shard.inter(dense.inter);
+                Ok(MlpWeights::Plain {
+                    up: self.pack_part(&[(Slot::Up, inter.clone())], at, &hidden.into(), dense.bias)?,
+                    down: self.pack_part(&[(Slot::Down, hidden.into())], at, &inter, dense.bias)?,
+                })
+            }
             Mlp::Moe(moe) => self.moe(moe, at),
         }
     }
 
-    fn gated(&self, [gate, up, down]: [Slot; 3], dense: Dense, at: At) -> Result<GatedMlp> {
+    fn gated(&self, [gate, up, down]: [Slot; 3], inter: &Span, bias: Bias, at: At) -> Result<GatedMlp> {
         let hidden = self.hidden;
         Ok(GatedMlp {
-            gate_up: self.pack(&[(gate, dense.inter), (up, dense.inter)], at, hidden, dense.bias)?,
-            down: self.pack(&[(down, hidden)], at, dense.inter, dense.bias)?,
+            gate_up: self.pack_part(&[(gate, inter.clone()), (up, inter.clone())], at, &hidden.into(), bias)?,
+            down: self.pack_part(&[(down, hidden.into())], at, inter, bias)?,
         })
     }
 
     fn moe(&self, moe: &Moe, at: At) -> Result<MlpWeights> {
-        let hidden = self.hidden;
+        let (hidden, own) = (self.hidden, self.shard.moe(moe));
+        // All of the experts are dealt out, or none.
+        let dealt = |whole: usize, own: usize| if own == whole { whole.into() } else { self.shard.inter(whole) };
+        let inter = dealt(moe.expert.inter, own.expert.inter);
         let router = self.pack(&[(Slot::Router, moe.experts)], at, hidden, moe.expert.bias)?;
         let score_bias = match moe.score_bias {
             Bias::Absent => None,
@@ -350,23 +420,21 @@ impl Builder<'_> {
         let (mut gate_up, mut down) = (Vec::new(), Vec::new());
         for part in 0..moe.experts {
             let slots = [Slot::ExpertGate, Slot::ExpertUp, Slot::ExpertDown];
-            let expert = self.gated(slots, moe.expert, At { part, ..at })?;
+            let expert = self.gated(slots, &inter, moe.expert.bias, At { part, ..at })?;
             gate_up.push(expert.gate_up);
             down.push(expert.down);
         }
+        let shared_expert = |switch| -> Result<SharedExpert> {
+            let width = dealt(moe.shared.inter(), own.shared.inter());
+            let slots = [Slot::SharedGate, Slot::SharedUp, Slot::SharedDown];
+            Ok(SharedExpert { mlp: self.gated(slots, &width, Bias::Absent, at)?, switch })
+        };
         let shared = match moe.shared {
             Shared::Absent => None,
-            Shared::Always(inter) => Some((inter, None)),
-            Shared::Gated(inter) => {
-                Some((inter, Some(self.pack(&[(Slot::SharedSwitch, 1)], at, hidden, Bias::Absent)?)))
-            }
-        };
-        let shared = match shared {
-            None => None,
-            Some((inter, switch)) => {
-                let slots = [Slot::SharedGate, Slot::SharedUp, Slot::SharedDown];
-                let dense = Dense { inter, act: moe.expert.act, bias: Bias::Absent };
-                Some(Box::new(SharedExpert { mlp: self.gated(slots, dense, at)?, switch }))
+            Shared::Always(_) => Some(Box::new(shared_expert(None)?)),
+            Shared::Gated(_) => {
+                let by = self.pack(&[(Slot::SharedSwitch, 1)], at, hidden, Bias::Absent)?;
+                Some(Box::new(shared_expert(Some(by))?))
             }
         };
         let spec = MoeSpec {

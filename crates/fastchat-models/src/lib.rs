@@ -25,6 +25,7 @@ mod quantize;
 mod rearrange;
 mod rope;
 mod safetensors;
+mod shard;
 mod slots;
 pub mod spec;
 mod step;

@@ -7,6 +7,7 @@ use fastchat_kernels::Kernels;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, EmbedderDescription, EncoderCheckpoint, GenerationDefaults, TokenizerSource};
+use crate::decoder::one_device;
 use crate::quantize::Quantize;
 use crate::vision::VisionTower;
 use crate::weights::TensorMap;
@@ -72,6 +73,9 @@ pub fn load(path: &Path, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Re
 }
 
 fn pack(checkpoint: Checkpoint, kernels: Arc<dyn Kernels>, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    if options.ranks.is_some() && checkpoint.vision.is_some() {
+        return Err(one_device());
+    }
     let (spec, quantize) = (&checkpoint.description.spec, options.quantize.map(Quantize::name));
     let maps: Vec<_> = std::iter::once(&checkpoint.tensors).chain(&checkpoint.tower_tensors).collect();
     let fingerprint = match &checkpoint.vision {
@@ -139,7 +143,8 @@ pub fn load_encoder(
         EmbedderDescription::Encoder(encoder) => fingerprint(&(&encoder.spec, pooling, quantize), &[&tensors])?,
         EmbedderDescription::Decoder(decoder) => fingerprint(&(&decoder.spec, pooling, quantize), &[&tensors])?,
     };
-    let options = LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize, mmproj: None };
+    let options =
+        LoadOptions { max_model_len: Some(max_model_len), quantize: options.quantize, ..LoadOptions::default() };
     let encoder = Embedder::new(description, pooling, &tensors, kernels, &options)?;
     Ok(LoadedEncoder { encoder, tokenizer: text.tokenizer, fingerprint })
 }

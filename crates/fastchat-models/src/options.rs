@@ -1,6 +1,9 @@
 //! How a model is loaded, as its caller says it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use fastchat_kernels::Collective;
 
 use crate::quantize::Quantize;
 
@@ -14,4 +17,6 @@ pub struct LoadOptions {
     /// File with the tower of a GGUF model that takes pictures; `None` is the `*mmproj*.gguf` beside the only model of a
     /// folder.
     pub mmproj: Option<PathBuf>,
+    /// The other devices of a decoder that several compute together; `None`: there are none.
+    pub ranks: Option<Arc<dyn Collective>>,
 }

@@ -322,6 +322,16 @@ pub enum Shared {
     Gated(usize),
 }
 
+impl Shared {
+    /// Its width; 0 where there is none.
+    pub fn inter(self) -> usize {
+        match self {
+            Self::Absent => 0,
+            Self::Always(inter) | Self::Gated(inter) => inter,
+        }
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
 fn is_zero(value: &usize) -> bool {
     *value == 0

@@ -70,6 +70,21 @@ impl TensorMap {
     }
 }
 
+/// Elements of the largest blocks of codes there are.
+pub(crate) const LARGEST_BLOCK: usize = 256;
+
+impl TensorMap {
+    /// Elements of the largest block that a tensor is stored in, or may be once it is decoded.
+    pub(crate) fn largest_block(&self) -> usize {
+        let block = |stored: &Stored| match &stored.kind {
+            StoredKind::Weight(kind) => kind.block().0,
+            StoredKind::Coded(_) => LARGEST_BLOCK,
+            StoredKind::Other(_) => 1,
+        };
+        self.tensors.values().map(block).max().unwrap_or(1)
+    }
+}
+
 /// Serves slots from a [`TensorMap`] and remembers what was used.
 #[derive(Debug)]
 pub(crate) struct Weights<'a> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastchat_engine::{
     DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, PrefixDiskConfig, Prompt, Quantize, Request,
-    Subscription,
+    Subscription, open_devices,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -16,7 +16,6 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
-use crate::kernels::open_device;
 use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
@@ -71,7 +70,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, device="auto", cuda_libraries=Vec::new(), bf16_products=None, max_model_len=None, kv_memory=None, kv_dtype=None, max_batch_tokens=512,
         max_num_seqs=256, max_queue=512, enable_prefix_caching=true, speculation=true, enforce_eager=false, mask_timeout=1.0, threads=None, skip_tokenizer_init=false,
-        num_blocks=None, quantize=None, mmproj=None, prefix_cache_dir=None, prefix_cache_size=4 << 30))]
+        num_blocks=None, quantize=None, mmproj=None, prefix_cache_dir=None, prefix_cache_size=4 << 30, tensor_parallel_size=1))]
     fn new(
         py: Python<'_>,
         model: &str,
@@ -95,6 +94,7 @@ impl PyEngine {
         mmproj: Option<PathBuf>,
         prefix_cache_dir: Option<PathBuf>,
         prefix_cache_size: u64,
+        tensor_parallel_size: usize,
     ) -> PyResult<Self> {
         let kv_dtype = kv_dtype
             .map(|name| match name {
@@ -125,11 +125,13 @@ impl PyEngine {
             quantize: quantize.map(kind).transpose()?,
             mmproj,
             prefix_disk: prefix_cache_dir.map(|dir| PrefixDiskConfig { dir, bytes: prefix_cache_size }),
+            tensor_parallel_size,
         };
         let engine = py.detach(|| {
             config.check()?;
-            let kernels = open_device(config.device, config.kernel_options(), &cuda_libraries)?;
-            Engine::load_with(Path::new(model), config, kernels)
+            let size = config.tensor_parallel_size;
+            let devices = open_devices(config.device, size, config.kernel_options(), &cuda_libraries)?;
+            Engine::load_on(Path::new(model), config, devices)
         });
         engine.map(Self).map_err(|error| to_py(&error))
     }

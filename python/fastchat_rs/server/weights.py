@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastchat_rs.config import ServeConfig, cache_type, parse_bytes
-from fastchat_rs.device import loading
+from fastchat_rs.device import loading, need_one_device
 from fastchat_rs.errors import ConfigError
 from fastchat_rs.hub import Located, resolve
 from fastchat_rs.server.bridge import (
@@ -169,6 +169,7 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
     return Engine(
         wanted.path,
         **loading(config.device, config.dtype),
+        tensor_parallel_size=config.tensor_parallel_size,
         max_model_len=wanted.max_model_len,
         kv_memory=wanted.kv_memory,
         kv_dtype=cache_type(config.dtype, config.kv_dtype),
@@ -188,6 +189,8 @@ def _load(wanted: Wanted, config: ServeConfig) -> Engine:
 
 
 def _load_embedder(wanted: Wanted, config: ServeConfig) -> Embedder:
+    need_one_device(wanted.located.name, config.tensor_parallel_size)
+
     def load(max_model_len: int | None) -> Embedder:
         return Embedder(
             wanted.path,

@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
 use fastchat_kernels::cpu::CpuKernels;
@@ -28,7 +29,15 @@ type Later = Box<dyn FnOnce() -> Result<()> + Send>;
 
 /// What the device was told and has not done.
 #[derive(Default)]
-struct Stream(Mutex<VecDeque<Later>>);
+struct Stream {
+    told: Mutex<VecDeque<Later>>,
+    /// Held by whoever does the next thing.
+    doing: Mutex<()>,
+    /// Whether it does what it was told without being waited for.
+    runs: AtomicBool,
+    /// What went wrong there: nothing is done after that.
+    lost: OnceLock<String>,
+}
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,13 +47,38 @@ impl fmt::Debug for Stream {
 
 impl Stream {
     fn push(&self, later: Later) {
-        self.0.lock().unwrap().push_back(later);
+        self.told.lock().unwrap().push_back(later);
     }
 
     /// Does the next thing; `false` when there was none.
     fn advance(&self) -> Result<bool> {
-        let next = self.0.lock().unwrap().pop_front();
-        next.map_or(Ok(false), |next| next().map(|()| true))
+        let _doing = self.doing.lock().unwrap();
+        self.alive()?;
+        let next = self.told.lock().unwrap().pop_front();
+        let done = next.map_or(Ok(false), |next| next().map(|()| true));
+        if let (Err(error), true) = (&done, self.runs.load(Ordering::SeqCst)) {
+            self.lost.get_or_init(|| error.to_string());
+        }
+        done
+    }
+
+    fn alive(&self) -> Result<()> {
+        self.lost.get().map_or(Ok(()), |line| Err(Error::Msg(line.clone())))
+    }
+
+    /// Does what it was told on a thread of its own, whether or not anybody waits.
+    fn run(self: &Arc<Self>) {
+        self.runs.store(true, Ordering::SeqCst);
+        let stream = Arc::downgrade(self);
+        std::thread::spawn(move || {
+            while let Some(stream) = stream.upgrade() {
+                match stream.advance() {
+                    Ok(true) => {}
+                    Ok(false) => std::thread::sleep(Duration::from_micros(50)),
+                    Err(_) => return,
+                }
+            }
+        });
     }
 
     fn drain(&self) -> Result<()> {
@@ -60,10 +94,13 @@ struct Pending(Arc<Stream>, Arc<Mutex<Option<Vec<u32>>>>);
 impl PendingTokens for Pending {
     fn wait(self: Box<Self>) -> Result<Vec<u32>> {
         loop {
+            self.0.alive()?;
             if let Some(tokens) = self.1.lock().unwrap().take() {
                 return Ok(tokens);
             }
-            assert!(self.0.advance()?, "nothing is queued that would give these tokens");
+            let advanced = self.0.advance()?;
+            let there = self.1.lock().unwrap().is_some();
+            assert!(advanced || there, "nothing is queued that would give these tokens");
         }
     }
 }
@@ -130,6 +167,13 @@ impl Capturing {
     /// One that chooses tokens itself.
     pub fn sampling() -> Self {
         Self { samples: true, ..Self::default() }
+    }
+
+    /// As `sampling`, and does what it is told without being waited for, as ranks must that wait for each other.
+    pub fn running() -> Self {
+        let device = Self::sampling();
+        device.stream.run();
+        device
     }
 
     /// Sizes in the order in which they were captured.

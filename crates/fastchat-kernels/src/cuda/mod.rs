@@ -25,6 +25,8 @@ use crate::{
     MoeSpec, MoeWeights, PendingTokens, Plan, QkvSpec, Rope, SampleRow, SampledToken, StateCache, StepInput, StepRoom,
     Weight, Work,
 };
+#[cfg(feature = "cuda")]
+pub(crate) use runtime::GpuRuntime;
 pub use runtime::{Launchers, Runtime, Stream};
 pub(crate) use weights::DeviceWeight;
 

@@ -22,10 +22,10 @@ unsafe extern "C" {
 }
 
 /// A library by the number that the table uses.
-struct Wanted {
-    file: &'static str,
-    what: &'static str,
-    remedy: &'static str,
+pub(super) struct Wanted {
+    pub file: &'static str,
+    pub what: &'static str,
+    pub remedy: &'static str,
 }
 
 const EXTRA: &str = "`pip install 'fastchat-rs[cuda]'` brings it";
@@ -90,7 +90,11 @@ fn functions() -> &'static [Function] {
     unsafe { std::slice::from_raw_parts(start, bytes / size_of::<Function>()) }
 }
 
-fn open(wanted: &Wanted, folders: &[PathBuf]) -> Result<Library, String> {
+/// Opens a library from `folders` or else from where the system looks.
+///
+/// # Errors
+/// In one line, where it was looked for and what brings it.
+pub(super) fn open(wanted: &Wanted, folders: &[PathBuf]) -> Result<Library, String> {
     let places = folders.iter().map(|folder| folder.join(wanted.file)).filter(|path| path.is_file());
     let mut problem = None;
     for place in places.chain([PathBuf::from(wanted.file)]) {

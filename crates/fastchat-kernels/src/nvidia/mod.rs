@@ -2,7 +2,9 @@
 //! its errors mean. What is computed on it is decided elsewhere.
 
 mod loader;
+mod nccl;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,9 +14,10 @@ use candle_core::cuda_backend::cudarc::driver::sys::{self, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
 use candle_core::{Device, Error};
 
+use self::nccl::NcclRank;
 use crate::Kernels;
-use crate::cuda::CudaKernels;
-use crate::device::{DeviceMemory, Fault};
+use crate::cuda::{CudaKernels, GpuRuntime};
+use crate::device::{DeviceMemory, Fault, TensorParallelDevice};
 
 /// Oldest compute capability there is code for.
 const OLDEST: (i32, i32) = (8, 0);
@@ -28,8 +31,29 @@ pub fn open(ordinal: usize, bf16: bool, libraries: &[PathBuf]) -> Result<Arc<dyn
     Ok(Arc::new(CudaKernels::on_gpu(Gpu::open(ordinal)?, bf16)?))
 }
 
+/// Kernels of the CUDA devices `ordinals` and their links to each other, for one model.
+///
+/// # Errors
+/// In one line, what is missing and where it was looked for.
+pub fn open_ranks(
+    ordinals: Range<usize>,
+    bf16: bool,
+    libraries: &[PathBuf],
+) -> Result<Vec<TensorParallelDevice>, String> {
+    loader::load(libraries)?;
+    let gpus = ordinals.clone().map(Gpu::open).collect::<Result<Vec<_>, _>>()?;
+    let runtimes = gpus.iter().cloned().map(GpuRuntime::new).collect::<Result<_, _>>()?;
+    let numbers: Vec<_> = ordinals.map(|ordinal| ordinal as i32).collect();
+    let links = NcclRank::all(&numbers, runtimes, libraries)?;
+    let device = |(gpu, link)| {
+        let kernels = Arc::new(CudaKernels::on_gpu(gpu, bf16)?);
+        Ok(TensorParallelDevice { kernels, collective: Arc::new(link) })
+    };
+    gpus.into_iter().zip(links).map(device).collect()
+}
+
 /// One GPU.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Gpu {
     device: Device,
     context: Arc<CudaContext>,

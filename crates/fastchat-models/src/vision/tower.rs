@@ -15,6 +15,7 @@ use super::spec::{PatchPositions, TileSpec, View, VisionDescription, VisionSpec}
 use super::weights::{TileWeights, TowerWeights, build};
 use crate::ModelError;
 use crate::layers::Builder;
+use crate::shard::Shard;
 use crate::spec::Bias;
 use crate::step::{Step, tables};
 use crate::weights::{TensorMap, Weights};
@@ -64,7 +65,13 @@ impl VisionTower {
         let VisionDescription { spec, names } = description;
         let ropes = tables(&spec.ropes);
         let weights = Weights::new(tensors, &names, None);
-        let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes };
+        let builder = Builder {
+            weights,
+            kernels: kernels.as_ref(),
+            hidden: spec.hidden_size,
+            ropes: &ropes,
+            shard: Shard::ALONE,
+        };
         let weights = build(&builder, &spec)?;
         Ok(Self { spec, kernels, ropes, weights, piece: PIECE })
     }
