@@ -3,12 +3,14 @@
 
 namespace {
 
-enum Mistake { NONE, RACE, MISSED_BARRIER, OTHER_BARRIER, MISSED_LANE, UNSET, BEFORE, BEHIND, SHARED_END, BLOCKS, WARP_RACE };
+enum Mistake { NONE, RACE, MISSED_BARRIER, OTHER_BARRIER, MISSED_LANE, UNSET, BEFORE, BEHIND, SHARED_END, BLOCKS, WARP_RACE, EARLY, UNWAITED };
 
 /// out[i] = the sum over the block of in, in a way that can be spoiled.
 __global__ void sum(const float* in, float* out, int mistake) {
-    SHARED(float, values, 64);
     const int t = threadIdx.x;
+    const float first = mistake == EARLY ? in[blockIdx.x * 64 + t] : 0.f;
+    if (mistake != UNWAITED || t != 9) wait_for_previous();
+    SHARED(float, values, 64);
     if (mistake != UNSET || t != 5) values[t] = in[blockIdx.x * 64 + t];
     const int last = mistake == SHARED_END ? 64 : 63;
     if (t == 63) values[last] = in[blockIdx.x * 64 + t];
@@ -18,7 +20,7 @@ __global__ void sum(const float* in, float* out, int mistake) {
     } else if (mistake != RACE) {
         __syncthreads();
     }
-    float total = 0.f;
+    float total = 0.f * first;
     for (int i = 0; i < 64; ++i) total += values[i];
     if (mistake != MISSED_LANE || t != 3) total += 0.f * __shfl_xor_sync(ALL_LANES, total, 1);
     __syncthreads();

@@ -38,6 +38,8 @@ struct Fiber {
     State state = State::Ready;
     const char* site = nullptr;
     size_t shared_used = 0;
+    /// Whether it has waited for the kernels before.
+    bool previous_is_over = false;
     /// Barriers of the warp passed.
     unsigned warp_epoch = 0;
     /// Warp operations begun, and what was brought to the last two.
@@ -158,6 +160,7 @@ void give_way() {
 void fiber_main() {
     Machine& m = machine();
     m.body(m.arguments);
+    if (!m.fibers[m.current].previous_is_over) report("left the kernel without waiting for those before");
     m.fibers[m.current].state = State::Done;
     m.progress = true;
     give_way();
@@ -324,6 +327,7 @@ void check(uintptr_t address, size_t bytes, emu::Access access) {
     Touch now = {m.launches, m.block_number, m.current, m.epoch, fiber.warp_epoch, access == emu::Access::Atomic};
     const uintptr_t arena = reinterpret_cast<uintptr_t>(m.arena);
     const bool in_shared = address >= arena && address < arena + ARENA;
+    if (!in_shared && !fiber.previous_is_over) return report(verb() + place(address) + " before the kernels before are over");
     for (size_t i = 0; i < bytes; ++i) {
         Cell& seen = cell(address + i);
         const bool both_atomic = now.atomic && seen.write.atomic;
@@ -388,6 +392,11 @@ void barrier(const char* site) {
     fiber.site = site;
     m.progress = true;
     give_way();
+}
+
+void previous_is_over() {
+    Machine& m = machine();
+    m.fibers[m.current].previous_is_over = true;
 }
 
 uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source) {

@@ -61,6 +61,8 @@ __attribute__((const)) dim3 grid_size();
 void* shared(size_t bytes);
 void* dynamic_shared();
 void barrier(const char* site);
+/// From here on the thread may touch what kernels before have written or read.
+void previous_is_over();
 void warp_barrier(const char* site);
 /// The bits that lane `source` of the warp brought; all lanes must come.
 uint64_t exchange(const char* site, unsigned mask, uint64_t bits, int source);
@@ -148,6 +150,7 @@ __attribute__((noinline, no_sanitize("thread"))) static T atomic(T* at, F change
 namespace {
 
 inline int launched() { return emu::status(); }
+inline void wait_for_previous() { emu::previous_is_over(); }
 
 inline void __threadfence() { emu::fence(); }
 template <int BYTES>

@@ -6,12 +6,14 @@ namespace {
 constexpr int THREADS = 256;
 
 __global__ void act(const float* x, float* out, long long count, Activation act) {
+    wait_for_previous();
     const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     if (i < count) out[i] = activate(act, x[i]);
 }
 
 /// Rows of `width` gates and as many ups.
 __global__ void gated_act(const float* x, float* out, long long count, int width, Activation act) {
+    wait_for_previous();
     const long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     if (i >= count) return;
     const long long gate = i / width * 2 * width + i % width;

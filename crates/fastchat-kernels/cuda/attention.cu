@@ -31,6 +31,7 @@ __device__ __forceinline__ void load_slice(const E* cache, const unsigned* table
 
 template <typename E, int ROWS>
 __global__ void __launch_bounds__(THREADS) attend(Attention a) {
+    wait_for_previous();
     DYNAMIC_SHARED(float, memory);
     SHARED(float, scores, ROWS * TILE);
     SHARED(float, slice, TILE * STRIDE);

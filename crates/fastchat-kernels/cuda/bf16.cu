@@ -97,6 +97,7 @@ struct Widened {
 /// that share rows adds their sums.
 template <typename W, int TERMS, int PARTS>
 __global__ void __launch_bounds__(THREADS) few(Product p, int most, int sharing) {
+    wait_for_previous();
     SHARED(float4, partial, 2 * PARTS * THREADS);
     const Chunk chunk = chunk_at(p, blockIdx.x, most);
     if (chunk.count <= 0) return;
@@ -187,6 +188,7 @@ using Large = Tile<TERMS, 2, 4, 4, TERMS == 1 ? 4 : 3>;
 /// of a warp's rows are the partners of the lower.
 template <typename W, int TERMS, typename T>
 __global__ void __launch_bounds__(THREADS) many(Product p) {
+    wait_for_previous();
     DYNAMIC_SHARED(uint4, stages);
     const Chunk chunk = chunk_at(p, blockIdx.x, T::TOKENS_OF);
     if (chunk.count <= 0) return;
@@ -298,6 +300,7 @@ __global__ void __launch_bounds__(THREADS) many(Product p) {
 /// A thread per eight columns of a row; the parts of a row follow one another.
 template <int TERMS>
 __global__ void split_rows(const float* x, uint4* out, long long rows, int cols) {
+    wait_for_previous();
     const long long item = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
     const int pieces = cols / WIDE;
     if (item >= rows * pieces) return;
@@ -310,6 +313,7 @@ __global__ void split_rows(const float* x, uint4* out, long long rows, int cols)
 
 /// A thread per column of a row of codes.
 __global__ void gather_codes(const unsigned char* table, const unsigned* ids, float* out, int rows, int cols) {
+    wait_for_previous();
     const size_t row = ids[blockIdx.x];
     const auto scales = reinterpret_cast<const float*>(table + static_cast<size_t>(rows) * cols);
     for (int k = threadIdx.x; k < cols; k += THREADS) {

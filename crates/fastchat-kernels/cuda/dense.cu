@@ -28,6 +28,7 @@ __device__ __forceinline__ void load_wide(const W* at, float (&out)[WIDE]) {
 
 template <typename W, int T>
 __global__ void __launch_bounds__(THREADS) dense(Product p, int wide) {
+    wait_for_previous();
     const Chunk chunk = chunk_at(p, blockIdx.x, T);
     if (chunk.count <= 0) return;
     const int lane = threadIdx.x % WARP, warp = blockIdx.y * WARPS + threadIdx.x / WARP;
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(THREADS) dense(Product p, int wide) {
 
 template <typename W>
 __global__ void gather(const W* table, const unsigned* ids, float* out, int cols) {
+    wait_for_previous();
     const size_t from = static_cast<size_t>(ids[blockIdx.x]) * cols, to = static_cast<size_t>(blockIdx.x) * cols;
     for (int i = threadIdx.x; i < cols; i += THREADS) out[to + i] = to_float(table[from + i]);
 }

@@ -27,6 +27,7 @@ __host__ __device__ constexpr size_t warp_bytes(int terms, int groups, int dim) 
 
 template <typename E, int TERMS, int GROUPS>
 __global__ void __launch_bounds__(THREADS) flash(Attention a) {
+    wait_for_previous();
     DYNAMIC_SHARED(unsigned char, memory);
     // Keys scored at once: fewer where values take most registers.
     constexpr int TILE = GROUPS > 2 ? 32 : 64;

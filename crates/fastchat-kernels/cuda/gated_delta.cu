@@ -56,6 +56,7 @@ __device__ __forceinline__ float history(const Delta& a, int sequence, int at, i
 }
 
 __global__ void convolve(Delta a) {
+    wait_for_previous();
     const int token = blockIdx.x, channel = blockIdx.y * THREADS + threadIdx.x;
     if (channel >= a.channels) return;
     const int sequence = sequence_of(a, token), at = token - a.query_start[sequence];
@@ -68,6 +69,7 @@ __global__ void convolve(Delta a) {
 
 /// A warp per head of q and k.
 __global__ void unit_length(Delta a) {
+    wait_for_previous();
     const long long item = static_cast<long long>(blockIdx.x) * WARPS + threadIdx.x / WARP;
     const int heads = 2 * a.k_heads, lane = threadIdx.x % WARP;
     if (item >= static_cast<long long>(a.tokens) * heads) return;
@@ -81,6 +83,7 @@ __global__ void unit_length(Delta a) {
 }
 
 __global__ void recur(Delta a) {
+    wait_for_previous();
     DYNAMIC_SHARED(float, memory);
     float* const state = memory;
     float* const q = state + static_cast<size_t>(a.k_dim) * a.v_dim;
@@ -126,6 +129,7 @@ __global__ void recur(Delta a) {
 
 /// A thread per channel of a sequence. Saves ascend, and the slot that is read is written last.
 __global__ void save_conv(Delta a) {
+    wait_for_previous();
     const int channel = blockIdx.x * THREADS + threadIdx.x, sequence = blockIdx.y, kept = a.num_taps - 1;
     if (channel >= a.channels) return;
     for (unsigned save = a.save_start[sequence]; save < a.save_start[sequence + 1]; ++save) {

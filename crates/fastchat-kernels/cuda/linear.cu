@@ -166,6 +166,7 @@ __device__ __forceinline__ void round_group(const float* row, int cols, int grou
 
 /// A warp per group of rows of x.
 __global__ void round_rows(const float* x, Rounded* out, long long rows, int cols) {
+    wait_for_previous();
     const long long item = static_cast<long long>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
     const int groups = padded_groups(cols);
     // Warps leave as a whole.
@@ -196,6 +197,7 @@ __device__ __forceinline__ float value_of(const int (&dots)[2], const int (&tota
 /// Up to T tokens: a block has a tile of rows, or a pair of them, a half-warp every sixteenth span.
 template <int PLANE, int SCALES, int T>
 __global__ void __launch_bounds__(THREADS) multiply(Product p, Format format) {
+    wait_for_previous();
     DYNAMIC_SHARED(Rounded, own);
     SHARED(float, partial, 2 * THREADS * T);
     const Chunk chunk = chunk_at(p, blockIdx.x, T);
@@ -289,6 +291,7 @@ __device__ __forceinline__ void quads_at(const uint8_t* codes, int row, int quar
 /// warps along the rows, four across the tokens.
 template <int PLANE, int SCALES>
 __global__ void __launch_bounds__(THREADS) multiply_many(Product p, Format format) {
+    wait_for_previous();
     const Chunk chunk = chunk_at(p, blockIdx.x, MANY);
     if (chunk.count <= 0) return;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, quarter = lane % 4;
@@ -386,6 +389,7 @@ __global__ void __launch_bounds__(THREADS) multiply_many(Product p, Format forma
 /// Rows `ids` of a table, decoded: a warp per group.
 template <int PLANE, int SCALES>
 __global__ void decode(const uint8_t* table, const unsigned* ids, float* out, int count, int cols, Format format) {
+    wait_for_previous();
     const int groups = (cols + GROUP - 1) / GROUP;
     const long long item = static_cast<long long>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
     const int which = static_cast<int>(item / groups), group = static_cast<int>(item % groups);

@@ -41,6 +41,7 @@ __device__ __forceinline__ void warp_best(float& value, int& index) {
 
 /// A warp per token.
 __global__ void route(Routing r) {
+    wait_for_previous();
     SHARED(float, all_scores, WARPS * MOST_EXPERTS);
     SHARED(float, all_ranks, WARPS * MOST_EXPERTS);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, token = blockIdx.x * WARPS + warp;
@@ -123,6 +124,7 @@ __global__ void route(Routing r) {
 /// entry's place belongs to and where an entry went. Chunks have up to `most` places of one expert.
 __global__ void __launch_bounds__(SORT_THREADS) sort_entries(const int* experts_of, int entries, int experts, int top_k, int most,
                                                              unsigned* tokens_of, int* place_of, int* chunks, int room) {
+    wait_for_previous();
     SHARED(int, starts, MOST_EXPERTS + 1);
     SHARED(int, chunk_starts, MOST_EXPERTS + 1);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -174,6 +176,7 @@ __global__ void __launch_bounds__(SORT_THREADS) sort_entries(const int* experts_
 
 /// A block per token: the sum of its entries' rows of y, in ascending order of experts, whoever else is in the batch.
 __global__ void combine(const float* y, const int* place_of, const float* factors, float* out, int top_k, int hidden) {
+    wait_for_previous();
     SHARED(int, places, MOST_CHOICES);
     SHARED(float, weights, MOST_CHOICES);
     const size_t token = blockIdx.x;

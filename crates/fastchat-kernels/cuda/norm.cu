@@ -8,6 +8,7 @@ constexpr int THREADS = 256;
 /// Root mean square norm of x, or of x + residual, which is then stored as `sum`.
 __global__ void rms_norm(const float* x, const float* residual, const float* weight, float* sum, float* out, int width,
                          float eps) {
+    wait_for_previous();
     SHARED(float, scratch, THREADS / WARP);
     const size_t start = static_cast<size_t>(blockIdx.x) * width;
     float squares = 0.f;
@@ -28,6 +29,7 @@ __global__ void rms_norm(const float* x, const float* residual, const float* wei
 }
 
 __global__ void layer_norm(const float* x, const float* weight, const float* bias, float* out, int width, float eps) {
+    wait_for_previous();
     SHARED(float, scratch, THREADS / WARP);
     const size_t start = static_cast<size_t>(blockIdx.x) * width;
     float total = 0.f;

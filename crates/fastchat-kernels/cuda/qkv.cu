@@ -45,6 +45,7 @@ __device__ __forceinline__ void pair_at(int i, int half, int interleaved, int& f
 
 template <typename E>
 __global__ void qk_norm_rope_write(Qkv a) {
+    wait_for_previous();
     SHARED(float, scratch, WARPS);
     const int token = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int item = blockIdx.y * WARPS + warp, dim = a.head_dim;
@@ -102,6 +103,7 @@ __global__ void qk_norm_rope_write(Qkv a) {
 /// Rotates 2 * half elements of each head of x, from `start` on; a warp per head.
 __global__ void rope(const float* x, const float* cos, const float* sin, const unsigned* angles, float* out, long long heads,
                      int heads_per_token, int dim, int half, int start, int interleaved) {
+    wait_for_previous();
     const long long item = static_cast<long long>(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (item >= heads) return;
     const int lane = threadIdx.x % WARP;
@@ -121,6 +123,7 @@ __global__ void rope(const float* x, const float* cos, const float* sin, const u
 /// Rows of x into their slots; a warp per head.
 template <typename E>
 __global__ void write_kv(const float* x, const unsigned* slots, void* cache, long long heads, int kv_heads, int dim) {
+    wait_for_previous();
     const long long item = static_cast<long long>(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (item >= heads) return;
     const int lane = threadIdx.x % WARP, head = static_cast<int>(item % kv_heads);

@@ -19,9 +19,8 @@
 #define DYNAMIC_SHARED(type, name)                                \
     extern __shared__ __align__(16) unsigned char fc_dynamic[];   \
     type* const name = reinterpret_cast<type*>(fc_dynamic)
-/// kernel<<<grid, block, shared, stream>>>(...); a kernel with commas in its template arguments goes into parentheses.
-#define LAUNCH(kernel, grid, block, shared, stream, ...) \
-    (kernel)<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+/// Queues a kernel; one with commas in its template arguments goes into parentheses.
+#define LAUNCH(kernel, grid, block, shared, stream, ...) launch(kernel, grid, block, shared, stream, __VA_ARGS__)
 /// Lets a kernel have more than 48 KiB of dynamic shared memory.
 #define ALLOW_SHARED(kernel, bytes) \
     static_cast<void>(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
@@ -34,6 +33,36 @@
 namespace {
 /// What a launcher returns: 0, or a cudaError_t.
 inline int launched() { return static_cast<int>(cudaGetLastError()); }
+
+/// kernel<<<grid, block, shared, stream>>>(arguments...), which from sm_90 on may start while the kernel before still runs:
+/// up to `wait_for_previous` ("Programmatic Dependent Launch" of the CUDA programming guide).
+template <typename... Parameters, typename... Arguments>
+inline void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, void* stream, Arguments... arguments) {
+    int device = 0, major = 0;
+    static_cast<void>(cudaGetDevice(&device));
+    static_cast<void>(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &early;
+    config.numAttrs = major >= 9 ? 1 : 0;
+    // What it fails with is what `launched` finds.
+    static_cast<void>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+/// Waits until all that was queued before has run, and lets the next kernel start as far as here. The first thing in every
+/// kernel, for one that ended without it would not stand for those before it.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
 
 /// sum + a . b over four unsigned bytes of a and four signed ones of b.
 __device__ __forceinline__ int dot4(unsigned a, int b, int sum) {

@@ -79,6 +79,7 @@ __device__ __forceinline__ unsigned key_of(float x) {
 
 /// Everything that changes single logits, in the engine's order; lists name a token once.
 __global__ void change(Sampling s) {
+    wait_for_previous();
     const Row row = s.rows[blockIdx.x];
     float* const logits = s.logits + static_cast<size_t>(blockIdx.x) * s.vocab;
     const int t = threadIdx.x;
@@ -345,6 +346,7 @@ __device__ int draw(const float* logits, int vocab, const Row& row, float max, c
 
 /// A block per row.
 __global__ void __launch_bounds__(THREADS) choose(Sampling s) {
+    wait_for_previous();
     SEARCH(search);
     const Row row = s.rows[blockIdx.x];
     const float* const logits = s.logits + static_cast<size_t>(blockIdx.x) * s.vocab;
@@ -365,6 +367,7 @@ __global__ void __launch_bounds__(THREADS) choose(Sampling s) {
 /// A block per row of the logits before any change: the sum of exponentials, the chosen token's logprob and rank, and the
 /// most likely tokens, each found as the best below the one before.
 __global__ void __launch_bounds__(THREADS) report(Sampling s) {
+    wait_for_previous();
     SEARCH(search);
     const Row row = s.rows[blockIdx.x];
     const int token = s.tokens[blockIdx.x];
@@ -430,6 +433,7 @@ __global__ void __launch_bounds__(THREADS) report(Sampling s) {
 /// The best of each piece of a row; pieces make a long vocabulary the work of many blocks.
 constexpr int PIECE = 8192;
 __global__ void __launch_bounds__(THREADS) argmax_pieces(const float* logits, int vocab, int pieces, float* values, int* indices) {
+    wait_for_previous();
     SEARCH(search);
     const int first = blockIdx.x * PIECE;
     float value;
@@ -444,6 +448,7 @@ __global__ void __launch_bounds__(THREADS) argmax_pieces(const float* logits, in
 
 /// A warp per row: the best of its pieces; -1 where nothing is above -inf.
 __global__ void argmax_rows(const float* values, const int* indices, int pieces, int vocab, int* tokens) {
+    wait_for_previous();
     float value = -INFINITY;
     int index = vocab;
     for (int i = threadIdx.x; i < pieces; i += WARP) {
@@ -466,6 +471,7 @@ __global__ void argmax_rows(const float* values, const int* indices, int pieces,
 
 /// Sequences whose token the step before has chosen get it; the others' is there.
 __global__ void follow_tokens(unsigned* token_ids, const unsigned* follows, const int* chosen, int count) {
+    wait_for_previous();
     const int i = blockIdx.x * WARP + threadIdx.x;
     if (i >= count) return;
     const unsigned row = follows[i];
@@ -474,6 +480,7 @@ __global__ void follow_tokens(unsigned* token_ids, const unsigned* follows, cons
 }
 
 __global__ void uniforms(const unsigned long long* seeds, const unsigned long long* positions, double* out, int count) {
+    wait_for_previous();
     const int i = blockIdx.x * WARP + threadIdx.x;
     if (i < count) out[i] = uniform(seeds[i], positions[i]);
 }

@@ -42,9 +42,12 @@ fn a_kernel_without_mistakes_passes() {
 
 #[test]
 fn barriers_that_not_all_reach_are_found_without_checks() {
-    for (mistake, expected) in
-        [(2, "left the kernel before a barrier"), (3, "another at"), (4, "waits for the lanes of its warp")]
-    {
+    for (mistake, expected) in [
+        (2, "left the kernel before a barrier"),
+        (3, "another at"),
+        (4, "waits for the lanes of its warp"),
+        (12, "without waiting for those before"),
+    ] {
         let (message, _) = run(false, mistake);
         assert!(message.contains(expected) && message.starts_with("sum, block"), "{mistake}: {message}");
     }
@@ -60,6 +63,7 @@ fn accesses_are_checked() {
         (8, "out of bounds"),
         (9, "without a barrier between"),
         (10, "without a barrier between"),
+        (11, "before the kernels before are over"),
     ] {
         let (message, _) = run(true, mistake);
         assert!(message.contains(expected), "{mistake}: {message}");

@@ -1,4 +1,4 @@
-"""Breaks the CUDA kernels, one index, barrier, mask or tail at a time, and runs the emulator's tests on each: all must go red.
+"""Breaks the CUDA kernels, one index, barrier, mask, tail or wait at a time, and runs the emulator's tests on each: all must go red.
 
 Usage: python3 mutants.py TEST_BINARY [NAME ...] (the binary that `cargo test -p fastchat-emulator --test cuda --no-run`
 names). The binary loads its kernels from a shared library; a mutant is that library with one file compiled anew.
@@ -158,6 +158,18 @@ MUTANTS = [
     ("follow-tail", "sample.cu", "    if (i >= count) return;\n    const unsigned row", "    const unsigned row", "chosen::"),
     ("argmax-piece-tail", "sample.cu", "min(PIECE, vocab - first)", "PIECE", "sample::"),
     ("argmax-first-of-equals", "sample.cu", "        if (other > value || (other == value && at < index)) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "        if (other >= value) {\n            value = other;\n            index = at;\n        }\n    }\n    if (threadIdx.x == 0) tokens", "sample::"),
+    ("act-early", "activation.cu", "    wait_for_previous();\n", "", "rows::"),
+    ("attend-early", "attention.cu", "    wait_for_previous();\n", "", "attention::"),
+    ("bf16-early", "bf16.cu", "    wait_for_previous();\n", "", "linear::"),
+    ("dense-early", "dense.cu", "    wait_for_previous();\n", "", "linear::"),
+    ("flash-early", "flash.cu", "    wait_for_previous();\n", "", "attention::"),
+    ("delta-early", "gated_delta.cu", "    wait_for_previous();\n", "", "gated_delta::"),
+    ("linear-early", "linear.cu", "    wait_for_previous();\n", "", "linear::"),
+    ("moe-early", "moe.cu", "    wait_for_previous();\n", "", "moe::"),
+    ("norm-early", "norm.cu", "    wait_for_previous();\n", "", "rows::"),
+    ("qkv-early", "qkv.cu", "    wait_for_previous();\n", "", "qkv::"),
+    ("sample-early", "sample.cu", "    wait_for_previous();\n", "", "sample::"),
+    ("norm-early-read", "norm.cu", "    wait_for_previous();\n    SHARED(float, scratch, THREADS / WARP);\n    const size_t start = static_cast<size_t>(blockIdx.x) * width;\n    float squares = 0.f;\n", "    SHARED(float, scratch, THREADS / WARP);\n    const size_t start = static_cast<size_t>(blockIdx.x) * width;\n    float squares = 0.f * x[start];\n    wait_for_previous();\n", "rows::"),
 ]  # fmt: skip
 
 
