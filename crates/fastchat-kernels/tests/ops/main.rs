@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attention;
+mod columns;
 mod data;
 mod full_attention;
 mod gated_delta;
