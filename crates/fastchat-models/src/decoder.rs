@@ -52,7 +52,7 @@ impl Decoder {
             return Err(one_device());
         }
         let shard = ranks.as_ref().map_or(Shard::ALONE, |ranks| {
-            let block = tensors.largest_block().max(options.quantize.map_or(1, |_| LARGEST_BLOCK));
+            let block = options.quantize.map_or_else(|| tensors.largest_block(), |_| LARGEST_BLOCK);
             Shard { rank: ranks.rank(), size: ranks.size(), block }
         });
         let builder = Builder { weights, kernels: kernels.as_ref(), hidden: spec.hidden_size, ropes: &ropes, shard };

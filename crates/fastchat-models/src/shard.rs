@@ -13,7 +13,7 @@ use crate::spec::{Attention, DecoderSpec, Dense, GatedDeltaNet, LayerSpec, Mixer
 pub(crate) struct Shard {
     pub rank: usize,
     pub size: usize,
-    /// Columns in which matrices can be cut: elements of the largest block of codes that one is stored in.
+    /// Columns between which matrices are cut: elements of the largest block that one is stored in.
     pub block: usize,
 }
 

@@ -72,16 +72,19 @@ impl TensorMap {
 
 /// Elements of the largest blocks of codes there are.
 pub(crate) const LARGEST_BLOCK: usize = 256;
+/// 16-bit floats of 16 bytes.
+const READ_AT_ONCE: usize = 8;
 
 impl TensorMap {
-    /// Elements of the largest block that a tensor is stored in, or may be once it is decoded.
+    /// Elements of the largest block that a tensor is stored in, or may be once it is decoded; of floats as many as
+    /// kernels read at once.
     pub(crate) fn largest_block(&self) -> usize {
         let block = |stored: &Stored| match &stored.kind {
             StoredKind::Weight(kind) => kind.block().0,
             StoredKind::Coded(_) => LARGEST_BLOCK,
-            StoredKind::Other(_) => 1,
+            StoredKind::Other(_) => READ_AT_ONCE,
         };
-        self.tensors.values().map(block).max().unwrap_or(1)
+        self.tensors.values().map(block).fold(READ_AT_ONCE, usize::max)
     }
 }
 

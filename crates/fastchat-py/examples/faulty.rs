@@ -29,7 +29,7 @@ mod kernels {
     use std::sync::Arc;
 
     use candle_core::{Device, Error, Result, Tensor};
-    use fastchat_engine::{DeviceChoice, EngineError};
+    use fastchat_engine::{DeviceChoice, EngineError, TensorParallelDevice};
     use fastchat_kernels::{
         DefaultKernels, Fault, ForwardBatch, KernelOptions, Kernels, Linear, MoeSpec, MoeWeights, Plan, Rope,
     };
@@ -51,6 +51,16 @@ mod kernels {
         let order = std::env::var_os("FASTCHAT_FAULTY").map(PathBuf::from).unwrap_or_default();
         let poison = std::env::var("FASTCHAT_POISON").ok().and_then(|id| id.parse().ok());
         Ok(Arc::new(Faulty { plain: DefaultKernels(Device::Cpu), order, poison }))
+    }
+
+    /// One, however many are asked for.
+    pub fn open_devices(
+        choice: DeviceChoice,
+        _: usize,
+        options: KernelOptions,
+        libraries: &[PathBuf],
+    ) -> std::result::Result<Vec<TensorParallelDevice>, EngineError> {
+        Ok(vec![TensorParallelDevice::alone(open_device(choice, options, libraries)?)])
     }
 
     impl Kernels for Faulty {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastchat_engine::{
     DType, DeviceChoice, Engine, EngineConfig, EngineError, MaskLimits, PrefixDiskConfig, Prompt, Quantize, Request,
-    Subscription, open_devices,
+    Subscription,
 };
 use fastchat_kernels::Kernels;
 use fastchat_kernels::cpu::CpuKernels;
@@ -16,6 +16,7 @@ use crate::chat::PyChatFormat;
 use crate::errors::{invalid, to_py};
 use crate::handle::PyRequestHandle;
 use crate::info::{PyEngineStats, PyModelInfo};
+use crate::kernels::open_devices;
 use crate::media::PyMediaPrompt;
 use crate::params::PySamplingParams;
 
