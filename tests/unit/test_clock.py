@@ -14,12 +14,13 @@ HOUR = 3600.0
 
 
 class Clock:
-    """What the system says it is, `ahead` of the truth."""
+    """What the system says it is, `ahead` of the truth, in which a test begins in the middle of a minute."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
         real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + self.ahead)
+        middle = 30 - real() % 60
+        monkeypatch.setattr(time, "time", lambda: real() + middle + self.ahead)
 
 
 @pytest.fixture
