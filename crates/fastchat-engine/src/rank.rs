@@ -121,9 +121,12 @@ impl Rank {
         Ok(logits)
     }
 
-    /// Why nothing more is captured, if so.
+    /// Why nothing is captured, or nothing more, if so.
     pub fn graph_failure(&self) -> Option<Arc<str>> {
-        self.graphs.as_ref().ok().and_then(Graphs::failure)
+        match &self.graphs {
+            Ok(graphs) => graphs.failure(),
+            Err(why) => Some(why.as_str().into()),
+        }
     }
 
     /// Replays no graph any more, if there is a reason.

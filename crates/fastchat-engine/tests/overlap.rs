@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use capturing::Capturing;
 use fastchat_engine::{Engine, EngineConfig, FinishReason, Request, SamplingParams};
 use fastchat_kernels::Kernels;
-use harness::{all_blocks_come_back, complete, config, greedy, request, shared, together, tokens};
+use harness::{all_blocks_come_back, config, greedy, request, serves, shared, together, tokens};
 
 fn prompt(start: u32, len: u32) -> Vec<u32> {
     (0..len).map(|i| 1 + (start + i * i * 7 + i * 3) % 90).collect()
@@ -56,12 +56,7 @@ fn equal_eager(family: &str) {
     let narrow = EngineConfig { max_num_seqs: 3, ..plain() };
     for (name, config) in [("roomy", plain()), ("tiny", tiny), ("narrow", narrow), ("drafts", config())] {
         let engine = load(&model, config);
-        for round in 0..2 {
-            assert!(tokens(&together(&engine, &requests)) == expected, "{family}, {name}, {round}: other tokens");
-        }
-        let alone: Vec<_> = requests.iter().map(|request| complete(&engine, request.clone())).collect();
-        assert!(tokens(&alone) == expected, "{family}, {name}, alone: other tokens");
-        all_blocks_come_back(&engine);
+        serves(&engine, &requests, &expected, &format!("{family}, {name}"));
         let stats = engine.stats();
         assert!(stats.overlapped_steps > 30 && stats.overlapped_steps < stats.steps, "{family}, {name}: {stats:?}");
         assert!(name != "tiny" || stats.preemptions > 0, "{family}: nobody was preempted");

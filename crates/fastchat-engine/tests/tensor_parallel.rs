@@ -15,7 +15,7 @@ use capturing::Capturing;
 use fastchat_engine::{Engine, EngineConfig, EngineError, Request, SamplingParams, TensorParallelDevice};
 use fastchat_kernels::cpu::CpuKernels;
 use fastchat_kernels::{Collective, HostRank, Kernels};
-use harness::{all_blocks_come_back, complete, config, greedy, request, shared, together, tokens};
+use harness::{config, greedy, request, serves, shared, together, tokens};
 
 fn prompt(start: u32, len: u32) -> Vec<u32> {
     (0..len).map(|i| 1 + (start + i * i * 7 + i * 3) % 90).collect()
@@ -59,22 +59,14 @@ fn equal_one_device(family: &str) {
     let tiny = EngineConfig { num_blocks: Some(14), ..config() };
     for (name, config) in [("roomy", config()), ("tiny", tiny)] {
         let engine = Engine::load_on(&model, config, devices(2, cpu).0).unwrap();
-        for round in 0..2 {
-            assert!(tokens(&together(&engine, &requests)) == expected, "{family}, {name}, {round}: other tokens");
-        }
-        let alone: Vec<_> = requests.iter().map(|request| complete(&engine, request.clone())).collect();
-        assert!(tokens(&alone) == expected, "{family}, {name}, alone: other tokens");
-        all_blocks_come_back(&engine);
+        serves(&engine, &requests, &expected, &format!("{family}, {name}"));
         let stats = engine.stats();
         assert!(name != "tiny" || stats.preemptions > 0, "{family}: nobody was preempted");
         assert_eq!(stats.graph_steps, 0, "a CPU captures nothing");
     }
     let plain = EngineConfig { speculation: false, ..config() };
     let engine = Engine::load_on(&model, plain, devices(2, Capturing::running).0).unwrap();
-    for round in 0..2 {
-        assert!(tokens(&together(&engine, &requests)) == expected, "{family}, graphs, {round}: other tokens");
-    }
-    all_blocks_come_back(&engine);
+    serves(&engine, &requests, &expected, &format!("{family}, graphs"));
     let stats = engine.stats();
     assert!(stats.overlapped_steps > 20 && stats.graph_steps > stats.overlapped_steps, "{family}: {stats:?}");
     assert!(stats.graph_failure.is_none(), "{family}: {stats:?}");
@@ -117,6 +109,14 @@ fn ranks_stop_capturing_together() {
         let failure = engine.stats().graph_failure.unwrap();
         assert!(failure.contains("the fake is full"), "{failure}");
         assert_eq!(kernels[failing].failures.load(Ordering::SeqCst), 1, "nobody tries again");
+    }
+    for without in 0..2 {
+        let (devices, kernels) = devices(2, Capturing::running);
+        kernels[without].fails_from.store(0, Ordering::SeqCst);
+        let plain = EngineConfig { speculation: false, ..config() };
+        let engine = Engine::load_on(&model, plain, devices).unwrap();
+        serves(&engine, &requests, &expected, &format!("rank {without} has no graphs"));
+        assert_eq!(engine.stats().graph_steps, 0);
     }
 }
 

@@ -105,7 +105,7 @@ impl PendingTokens for Pending {
     }
 }
 
-/// Fails to capture steps of `fails_from` sequences and more.
+/// Fails to capture steps of `fails_from` sequences and more; of 0, has no memory for plans that are written over.
 #[derive(Debug)]
 pub struct Capturing {
     honest: CpuKernels,
@@ -221,6 +221,9 @@ impl Kernels for Capturing {
     }
 
     fn lasting_plan(&self, room: &StepRoom, ropes: &[Rope]) -> Result<Plan> {
+        if self.fails_from.load(Ordering::SeqCst) == 0 {
+            bail!("the fake has no memory for a lasting plan");
+        }
         *self.ropes.lock().unwrap() = ropes.to_vec();
         Ok(Plan::lasting(*room, Vec::new()))
     }

@@ -95,6 +95,16 @@ pub fn tokens(outcomes: &[Vec<Outcome>]) -> Vec<Vec<Vec<u32>>> {
     outcomes.iter().map(|choices| choices.iter().map(|choice| choice.tokens.clone()).collect()).collect()
 }
 
+/// Serves requests together, twice, and one by one: always these tokens, and no block is kept.
+pub fn serves(engine: &Engine, requests: &[Request], expected: &[Vec<Vec<u32>>], what: &str) {
+    for round in 0..2 {
+        assert!(tokens(&together(engine, requests)) == expected, "{what}, {round}: other tokens");
+    }
+    let alone: Vec<_> = requests.iter().map(|request| complete(engine, request.clone())).collect();
+    assert!(tokens(&alone) == expected, "{what}, alone: other tokens");
+    all_blocks_come_back(engine);
+}
+
 /// Waits until nobody owns a block.
 pub fn all_blocks_come_back(engine: &Engine) {
     for _ in 0..10_000 {
