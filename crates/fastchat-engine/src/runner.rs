@@ -34,6 +34,9 @@ pub(crate) struct Logits {
     rows: Vec<Range<usize>>,
 }
 
+/// Tokens of rows, `None` where no logit is above -inf, and the rows of each scheduled sequence.
+pub(crate) type MostLikelyTokens = (Vec<Option<u32>>, Vec<Range<usize>>);
+
 impl Runner {
     /// On one device, or with those that compute the rest of the model.
     pub fn new(rank: Rank, followers: Option<Followers>) -> Self {
@@ -65,9 +68,7 @@ impl Runner {
         scheduler: &Scheduler,
         pictures: &HashMap<u64, ActiveMedia>,
     ) -> Result<Logits, StepError> {
-        let (mut forward, rows) = forward_batch(batch, scheduler);
-        let media =
-            if pictures.is_empty() { Media::default() } else { add_media(&mut forward, batch, scheduler, pictures) };
+        let (mut forward, media, rows) = arrays(batch, scheduler, pictures);
         let rank = &mut self.rank;
         let tensor = match &mut self.followers {
             None => rank.compute(&mut forward, &media),
@@ -81,6 +82,22 @@ impl Runner {
         };
         let tensor = tensor?;
         Ok(Logits { tensor, vocab: self.rank.decoder.spec().vocab_size, rows })
+    }
+
+    /// The most likely tokens of a batch, in rows as those of its logits would be, and which are each sequence's. `None`, with
+    /// nothing computed, where logits are to be had instead.
+    pub fn most_likely(
+        &self,
+        batch: &ScheduledBatch,
+        scheduler: &Scheduler,
+        pictures: &HashMap<u64, ActiveMedia>,
+    ) -> Result<Option<MostLikelyTokens>, StepError> {
+        if self.samples() || self.followers.is_some() || self.rank.graphs.is_ok() {
+            return Ok(None);
+        }
+        let (forward, media, rows) = arrays(batch, scheduler, pictures);
+        let tokens = self.rank.decoder.most_likely(&forward, &media, &self.rank.cache);
+        Ok(tokens.map_err(|error| self.rank.judge(error))?.map(|tokens| (tokens, rows)))
     }
 
     /// Queues a decode step and the choice of its tokens, without pictures: `None` if it is not to be had that way.
@@ -148,6 +165,18 @@ impl Runner {
         let chosen = logits.pick(of).and_then(|rows| self.rank.kernels.sample(&rows, asked));
         self.shared(chosen.map_err(|error| self.rank.judge(ModelError::Kernel(error))))
     }
+}
+
+/// What the model is given for a batch, and the rows of logits of each sequence.
+fn arrays<'a>(
+    batch: &ScheduledBatch,
+    scheduler: &Scheduler,
+    pictures: &'a HashMap<u64, ActiveMedia>,
+) -> (ForwardBatch, Media<'a>, Vec<Range<usize>>) {
+    let (mut forward, rows) = forward_batch(batch, scheduler);
+    let media =
+        if pictures.is_empty() { Media::default() } else { add_media(&mut forward, batch, scheduler, pictures) };
+    (forward, media, rows)
 }
 
 /// Places the pictures of a step's sequences.

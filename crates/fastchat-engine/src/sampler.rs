@@ -105,6 +105,12 @@ impl ChoiceSampler {
         }
     }
 
+    /// Whether the next token is the most likely one, and nothing else is asked for.
+    pub fn is_greedy(&self) -> bool {
+        // Below this, 1 / temperature would overflow on ordinary logits; vLLM's threshold for greedy too.
+        self.params.temperature < 1e-5 && !self.changes_logits() && self.params.logprobs.is_none()
+    }
+
     fn changes_logits(&self) -> bool {
         !self.counts.is_empty() || !self.params.logit_bias.is_empty() || self.bars_stops()
     }

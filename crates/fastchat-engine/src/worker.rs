@@ -18,6 +18,7 @@ use crate::config::EngineConfig;
 use crate::constraint::Constraint;
 use crate::delta::{Delta, Finish, Usage};
 use crate::device::StepError;
+use crate::device_sampling::take_most_likely;
 use crate::doorbell::Doorbell;
 use crate::error::EngineError;
 use crate::info::EngineStats;
@@ -240,6 +241,11 @@ impl Worker {
         }
         let Self { runner, scheduler, book, pictures, .. } = self;
         let computed = catch_unwind(AssertUnwindSafe(|| {
+            if book.is_greedy(&batch)
+                && let Some((tokens, rows)) = runner.most_likely(&batch, scheduler, pictures)?
+            {
+                return Ok(take_most_likely(&batch, &tokens, &rows));
+            }
             let logits = book.beside_masks(&batch, || runner.run(&batch, scheduler, pictures))?;
             if runner.samples() {
                 return book.sample_on_device(&batch, scheduler, runner, &logits);

@@ -39,9 +39,14 @@ fn follows_the_reference(model: &Path, reference: &str) {
         let max_tokens = Some(expected.len() as u32);
         let params = SamplingParams { max_tokens, ignore_eos: false, ..greedy(1) };
         let ask = Prompt::Text { text: prompt.to_owned(), add_special_tokens };
-        let handle = engine.submit(Request { prompt: ask, params, ..request(&[], greedy(1)) }).unwrap();
+        let ask = Request { prompt: ask, params, ..request(&[], greedy(1)) };
+        let handle = engine.submit(ask.clone()).unwrap();
         assert_eq!(handle.prompt_token_ids(), ids(&case["prompt_ids"]), "{prompt:?}");
         let found = &harness::drain(&handle)[0];
+        // Log-probabilities need whole rows of logits, the most likely token alone does not.
+        let params = SamplingParams { logprobs: Some(1), ..ask.params.clone() };
+        let of_rows = &complete(&engine, Request { params, ..ask })[0];
+        assert_eq!(of_rows.tokens, found.tokens, "{prompt:?}: other tokens with log-probabilities");
         let gaps = case["top1_top2_gap"].as_array().unwrap();
         let same = found.tokens.iter().zip(&expected).take_while(|(a, b)| a == b).count();
         steps += expected.len();

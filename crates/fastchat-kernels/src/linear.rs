@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::cpu::linear::{DenseTiles, Tiles};
+use crate::cpu::linear::{DenseTiles, SplitTiles, Tiles};
 use crate::cuda::DeviceWeight;
 
 /// `y = x W^T + b` with `W` of `[out_features, in_features]`, packed by `Kernels::pack`.
@@ -31,6 +31,8 @@ pub(crate) enum Packed {
     Dense(Tensor),
     /// The CPU backend's quantised layout.
     Tiles(Arc<Tiles>),
+    /// The same with the high and low bits of codes apart.
+    Split(Arc<SplitTiles>),
     /// The CPU backend's layout of plain floats.
     DenseTiles(Arc<DenseTiles>),
     /// The CUDA backend's, in the device's memory.

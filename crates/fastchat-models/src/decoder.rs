@@ -125,6 +125,27 @@ impl Decoder {
         self.logits_into(&self.plan(batch, cache)?, media, cache, logits)
     }
 
+    /// The most likely token of each row that `forward_media` would give, without its logits; `None`, with nothing computed,
+    /// where they are more than products.
+    ///
+    /// # Errors
+    /// As `forward_media`.
+    pub fn most_likely(&self, batch: &ForwardBatch, media: &Media, cache: &Cache) -> Result<Option<Vec<Option<u32>>>> {
+        if !self.has_plain_logits() {
+            return Ok(None);
+        }
+        media.check(batch.num_tokens())?;
+        let rows = self.rows(&self.plan(batch, cache)?, media, cache)?;
+        Ok(Some(if batch.logits_rows.is_empty() { vec![] } else { self.kernels.most_likely(&rows, self.head())? }))
+    }
+
+    /// Whether logits are products of the output matrix and nothing else.
+    fn has_plain_logits(&self) -> bool {
+        #[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor
+        let unscaled = self.spec.logit_scale == 1.0;
+        unscaled && self.spec.logit_softcap.is_none() && self.ranks.is_none()
+    }
+
     /// Logits of a step that is planned.
     fn logits(&self, plan: &Plan, media: &Media, cache: &Cache) -> Result<Tensor> {
         let rows = self.rows(plan, media, cache)?;
@@ -140,8 +161,7 @@ impl Decoder {
         if plan.batch.logits_rows.is_empty() {
             return Ok(());
         }
-        #[allow(clippy::float_cmp)] // exactly 1 is how a spec says that there is no factor
-        if self.spec.logit_scale == 1.0 && self.spec.logit_softcap.is_none() && self.ranks.is_none() {
+        if self.has_plain_logits() {
             return Ok(self.kernels.linear_into(&rows, self.head(), logits)?);
         }
         Ok(logits.slice_set(&self.bounded(self.products(&rows)?)?, 0, 0)?)

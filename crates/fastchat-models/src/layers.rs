@@ -151,17 +151,19 @@ impl Builder<'_> {
     pub fn decoder(&self, spec: &DecoderSpec) -> Result<DecoderWeights> {
         let (vocab, hidden) = (spec.vocab_size, self.hidden);
         let at = At::default();
-        let embed = self.pack(&[(Slot::Embed, vocab + spec.added_rows)], at, hidden, Bias::Absent)?;
         let logits = self.shard.logits(vocab);
+        let table = (vocab + spec.added_rows).into();
+        let embed = match spec.head {
+            Head::Tied if !logits.is_part() => self.lm_head(Slot::Embed, &table)?,
+            _ => self.pack_part(&[(Slot::Embed, table)], at, &hidden.into(), Bias::Absent)?,
+        };
         let head = match spec.head {
             Head::Tied if logits.is_part() => {
                 let rows = logits.clone().within(0, spec.added_rows);
                 Some(self.pack_part(&[(Slot::Embed, rows)], at, &hidden.into(), Bias::Absent)?)
             }
             Head::Tied => None,
-            Head::Separate => {
-                Some(self.pack_part(&[(Slot::Head, logits.clone())], at, &hidden.into(), Bias::Absent)?)
-            }
+            Head::Separate => Some(self.lm_head(Slot::Head, &logits)?),
         };
         let final_norm = self.norm(spec.final_norm, Slot::FinalNorm, at, hidden)?;
         let layers = spec.layers.iter().enumerate().map(|(i, layer)| self.layer(layer, i)).collect::<Result<_>>()?;
@@ -177,6 +179,11 @@ impl Builder<'_> {
     pub fn pack(&self, parts: &[(Slot, usize)], at: At, cols: usize, bias: Bias) -> Result<Linear> {
         let parts: Vec<_> = parts.iter().map(|&(slot, rows)| (slot, rows.into())).collect();
         self.pack_part(&parts, at, &cols.into(), bias)
+    }
+
+    /// The matrix that tokens are chosen by.
+    fn lm_head(&self, slot: Slot, rows: &Span) -> Result<Linear> {
+        Ok(self.kernels.pack_lm_head(&self.matrix(slot, At::default(), rows, &self.hidden.into())?)?)
     }
 
     /// As `pack`, of what the rank holds of the rows and columns. Where ranks' results are summed, the first has the bias.

@@ -38,6 +38,7 @@ pub struct CpuKernels {
     arena: linear::Arena,
     rounded: linear::Rounded,
     pairs: linear::Pairs,
+    bounds: host::Spare<Vec<f32>>,
     buffers: attention::Buffers,
 }
 
@@ -68,6 +69,7 @@ impl CpuKernels {
             arena: linear::Arena::default(),
             rounded: linear::Rounded::default(),
             pairs: linear::Pairs::default(),
+            bounds: host::Spare::default(),
             buffers: attention::Buffers::default(),
         }
     }
@@ -96,6 +98,10 @@ impl Kernels for CpuKernels {
         self.pack_linear(weights, bias)
     }
 
+    fn pack_lm_head(&self, weight: &Weight) -> Result<Linear> {
+        self.pack_split(weight)
+    }
+
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Tensor> {
         self.run_embed(table, ids)
     }
@@ -106,6 +112,10 @@ impl Kernels for CpuKernels {
 
     fn linear_into(&self, x: &Tensor, layer: &Linear, out: &Tensor) -> Result<()> {
         self.run_linear_into(x, layer, out)
+    }
+
+    fn most_likely(&self, x: &Tensor, lm_head: &Linear) -> Result<Vec<Option<u32>>> {
+        self.run_most_likely(x, lm_head)
     }
 
     fn gated_linear(&self, x: &Tensor, gate_up: &Linear, act: Activation) -> Result<Tensor> {

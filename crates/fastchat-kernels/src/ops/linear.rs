@@ -47,6 +47,11 @@ pub(super) fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
     }
 }
 
+pub(super) fn most_likely(y: &Tensor) -> Result<Vec<Option<u32>>> {
+    let rows = y.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    Ok(rows.iter().map(|row| super::sample::best(row).map(|(column, _)| column)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor};

@@ -57,6 +57,11 @@ pub trait Kernels: Send + Sync + Debug {
         linear::pack(weights, bias, self.device(), DType::F32)
     }
 
+    /// Packs a matrix of which `most_likely` looks for the largest product; it serves `linear` and `embed` too.
+    fn pack_lm_head(&self, weight: &Weight) -> Result<Linear> {
+        self.pack(std::slice::from_ref(weight), None)
+    }
+
     /// Derives what all layers of a step share; `ropes` are the model's distinct rope tables.
     fn plan(&self, batch: &ForwardBatch, ropes: &[Rope]) -> Result<Plan> {
         qkv::plan(batch, ropes, self.device())
@@ -123,6 +128,11 @@ pub trait Kernels: Send + Sync + Debug {
     /// the memory of the last ones is worth keeping.
     fn linear_into(&self, x: &Tensor, layer: &Linear, out: &Tensor) -> Result<()> {
         out.slice_set(&self.linear(x, layer)?, 0, 0)
+    }
+
+    /// The output of `linear` that is largest in each row, the first of equals; `None` if none is above -inf.
+    fn most_likely(&self, x: &Tensor, lm_head: &Linear) -> Result<Vec<Option<u32>>> {
+        linear::most_likely(&self.linear(x, lm_head)?)
     }
 
     /// Root mean square norm over the last dimension (arXiv 1910.07467); `weight` f32 `[hidden]`.

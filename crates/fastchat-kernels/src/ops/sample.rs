@@ -150,7 +150,7 @@ fn change(logits: &mut [f32], row: &SampleRow) {
 }
 
 /// The first of the largest above -inf, and its logit.
-fn best(logits: &[f32]) -> Option<(u32, f32)> {
+pub(super) fn best(logits: &[f32]) -> Option<(u32, f32)> {
     let tokens = (0..).zip(logits.iter().copied()).filter(|entry| entry.1 > f32::NEG_INFINITY);
     tokens.reduce(|best, entry| if entry.1 > best.1 { entry } else { best })
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::data::{Random, assert_same_bits};
 use crate::weights::{DENSE, QUANTISED, check_embed, check_linear, weight};
 
-const ISAS: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Bf16];
+pub const ISAS: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Bf16];
 
 fn check(isa: Isa, kinds: &[WeightKind], sizes: (usize, usize, usize), seed: u64) {
     check_linear(&CpuKernels::with_isa(Some(2), isa), kinds, sizes, seed);

@@ -10,6 +10,7 @@ mod gated_delta;
 mod gated_delta_case;
 mod linear;
 mod moe;
+mod most_likely;
 mod qkv;
 mod rows;
 mod weights;

@@ -62,6 +62,11 @@ impl<'a> Activation<'a> {
         Self { groups, data: &data[..len] }
     }
 
+    /// All groups, block after block.
+    pub(super) fn data(&self) -> &'a [Group] {
+        self.data
+    }
+
     /// The block of `rows` rows that begins with row `first`.
     pub(super) fn block(&self, first: usize, rows: usize) -> RowBlock<'a> {
         RowBlock { rows, data: &self.data[first * self.groups..(first + rows) * self.groups] }

@@ -58,7 +58,7 @@ pub(super) unsafe fn product(dot: Dot, format: usize, tile: &[u8], block: RowBlo
                 }
             };
         }
-        const { assert!(FORMATS.len() == 22, "list all formats below") };
+        const { assert!(FORMATS.len() == 23, "list all formats but the last below") };
         match dot {
             Dot::Pairs => select!(run_pairs: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21),
             Dot::Vex => select!(run_vex: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21),
@@ -195,7 +195,7 @@ const fn quads_of_pairs(format: usize) -> usize {
         Plane::Four if format.table.is_none() => 8,
         Plane::Four | Plane::Five => 4,
         Plane::Six => 2,
-        Plane::Eight => 1,
+        Plane::Eight | Plane::Halves => 1,
     }
 }
 
@@ -291,7 +291,7 @@ unsafe fn unpack<const F: usize, const Q: usize>(codes: *const u8) -> __m256i {
         let high = match const { FORMATS[F].plane } {
             Plane::Five => _mm256_and_si256(shift_left(line(4), 4 - Q as i32), _mm256_set1_epi8(16)),
             Plane::Six => _mm256_and_si256(shift_left(line(4 + Q / 4), 4 - 2 * (Q % 4) as i32), _mm256_set1_epi8(0x30)),
-            Plane::Four | Plane::Eight => _mm256_setzero_si256(),
+            Plane::Four | Plane::Eight | Plane::Halves => _mm256_setzero_si256(),
         };
         let quad = _mm256_or_si256(quad, high);
         match const { &FORMATS[F].table } {

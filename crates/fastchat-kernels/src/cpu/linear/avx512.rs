@@ -6,13 +6,15 @@
 #[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
-use super::format::{FORMATS, Plane, ROWS, Scales};
+use super::format::{FORMATS, HALVES, Plane, ROWS, Scales};
 use super::group::Group;
 
 /// A tile times rows.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     pub(super) tile: *const u8,
+    /// Low codes of all groups, of the format that has them apart.
+    pub(super) low: *const u8,
     /// Blocks of the tile.
     pub(super) blocks: usize,
     /// Activations `[group][row]`.
@@ -24,8 +26,8 @@ pub(super) struct Operands {
 /// The product for a format index and 1, 2, 4 or 8 rows.
 ///
 /// # Safety
-/// The machine has AVX-512 F, BW, DQ, VL, VNNI. The operands point to a whole tile of the format, to activations for all
-/// its groups, and to `rows` sums.
+/// The machine has AVX-512 F, BW, DQ, VL, VNNI. The operands point to a whole tile of the format and what belongs to it, to
+/// activations for all its groups, and to `rows` sums.
 pub(super) unsafe fn product(format: usize, rows: usize, operands: Operands) {
     macro_rules! select {
         ($($index:literal)*) => {
@@ -44,8 +46,8 @@ pub(super) unsafe fn product(format: usize, rows: usize, operands: Operands) {
             }
         };
     }
-    const { assert!(FORMATS.len() == 22, "list all formats below") };
-    select!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21);
+    const { assert!(FORMATS.len() == 23, "list all formats below") };
+    select!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22);
 }
 
 /// Rows that compute for longer than the processor reads ahead by itself. Fewer rows are faster without: they read as fast
@@ -61,7 +63,7 @@ unsafe fn run<const F: usize, const R: usize>(operands: Operands) {
     // Two chains of integer sums: for the halves' own scales, or so that few rows need not wait for their last addition.
     let chains = const { if FORMATS[F].halves() == 2 || R < 8 { 2 } else { 1 } };
     let mut sums = [_mm512_setzero_ps(); R];
-    let mut x = operands.groups;
+    let (mut x, mut low) = (operands.groups, operands.low);
     for block in 0..operands.blocks {
         // SAFETY: blocks, groups and rows stay within what the caller promised.
         unsafe {
@@ -74,6 +76,9 @@ unsafe fn run<const F: usize, const R: usize>(operands: Operands) {
             for group in 0..const { FORMATS[F].groups() } {
                 if R >= MANY {
                     prefetch(codes, const { FORMATS[F].group_bytes() });
+                    if const { F == HALVES } {
+                        prefetch(low, const { FORMATS[F].group_bytes() });
+                    }
                 }
                 // Of quads 0 to 3 and of quads 4 to 7.
                 let (mut first, mut second) = ([_mm512_setzero_si512(); R], [_mm512_setzero_si512(); R]);
@@ -85,7 +90,7 @@ unsafe fn run<const F: usize, const R: usize>(operands: Operands) {
                 }
                 macro_rules! step {
                     ($i:literal) => {
-                        let quads = unpack::<F, $i>(codes);
+                        let quads = unpack::<F, $i>(codes, low);
                         accumulate(&mut first, quads[0], x, $i);
                         accumulate(if chains == 2 { &mut second } else { &mut first }, quads[1], x, $i + 4);
                     };
@@ -107,6 +112,9 @@ unsafe fn run<const F: usize, const R: usize>(operands: Operands) {
                     add_scaled::<F, R>(&mut sums, &first, x, scales, 0);
                 }
                 codes = codes.add(const { FORMATS[F].group_bytes() });
+                if const { F == HALVES } {
+                    low = low.add(const { FORMATS[F].group_bytes() });
+                }
                 x = x.add(R);
             }
         }
@@ -177,14 +185,24 @@ unsafe fn add_scaled<const F: usize, const R: usize>(
 
 /// The ternary operation `a | (b & c)`.
 const OR_AND: i32 = 0xf8;
+/// The ternary operation `a` where the bit of `c` is set, else `b`.
+const SELECT: i32 = 0xe4;
 
 /// Quads `I` and `I + 4` of a group as bytes.
 #[inline(always)]
 #[allow(clippy::inline_always)]
-unsafe fn unpack<const F: usize, const I: i32>(group: *const u8) -> [__m512i; 2] {
+unsafe fn unpack<const F: usize, const I: i32>(group: *const u8, apart: *const u8) -> [__m512i; 2] {
     // SAFETY: the lines belong to the group, and the caller runs on a machine with the instructions.
     unsafe {
         let line = |i: usize| _mm512_load_si512(group.add(64 * i).cast());
+        if const { F == HALVES } {
+            let (high, low) = (line(I as usize), _mm512_load_si512(apart.add(64 * I as usize).cast()));
+            let top = _mm512_set1_epi8(0xf0_u8 as i8);
+            return [
+                _mm512_ternarylogic_epi32::<SELECT>(_mm512_slli_epi16::<4>(high), low, top),
+                _mm512_ternarylogic_epi32::<SELECT>(high, _mm512_srli_epi16::<4>(low), top),
+            ];
+        }
         if const { matches!(FORMATS[F].plane, Plane::Eight) } {
             return [line(I as usize), line(I as usize + 4)];
         }
@@ -201,7 +219,7 @@ unsafe fn unpack<const F: usize, const I: i32>(group: *const u8) -> [__m512i; 2]
                 quads[0] = _mm512_ternarylogic_epi32::<OR_AND>(quads[0], shift_left(line(4), 4 - 2 * I), high);
                 quads[1] = _mm512_ternarylogic_epi32::<OR_AND>(quads[1], shift_left(line(5), 4 - 2 * I), high);
             }
-            Plane::Four | Plane::Eight => {}
+            Plane::Four | Plane::Eight | Plane::Halves => {}
         }
         if let Some(table) = const { &FORMATS[F].table } {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));

@@ -72,20 +72,37 @@ impl Buffer {
 
     /// Calls `fill(i, chunk i)` for every chunk of `size` bytes, on all threads of the pool.
     pub(super) fn fill_chunks(&mut self, pool: &Pool, size: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) {
-        /// Chunks that one claim takes: packing a tile is short.
-        const BATCH: usize = 8;
-        let chunks: Vec<_> = self.bytes_mut().chunks_mut(size.max(1)).enumerate().collect();
-        let batches = chunks.len().div_ceil(BATCH);
-        let mut chunks = chunks.into_iter();
-        let batches: Vec<Mutex<Vec<_>>> =
-            (0..batches).map(|_| Mutex::new(chunks.by_ref().take(BATCH).collect())).collect();
-        pool.run(batches.len(), &|batch| {
-            let mut batch = batches[batch].lock().unwrap_or_else(PoisonError::into_inner);
-            for (index, chunk) in batch.iter_mut() {
-                fill(*index, chunk);
-            }
-        });
+        share(pool, self.bytes_mut().chunks_mut(size.max(1)), &|i, chunk| fill(i, chunk));
     }
+}
+
+/// Calls `fill(i, chunk i of the first, chunk i of the second)` for chunks of two buffers, each with its size in bytes, on
+/// all threads of the pool.
+pub(super) fn fill_pairs(
+    pool: &Pool,
+    first: (&mut Buffer, usize),
+    second: (&mut Buffer, usize),
+    fill: &(dyn Fn(usize, [&mut [u8]; 2]) + Sync),
+) {
+    let [first, second] = [first, second].map(|(buffer, size)| buffer.bytes_mut().chunks_mut(size.max(1)));
+    share(pool, first.zip(second), &|i, (first, second)| fill(i, [first, second]));
+}
+
+/// Calls `f(i, item i)` on all threads of the pool.
+fn share<T: Send>(pool: &Pool, items: impl Iterator<Item = T>, f: &(dyn Fn(usize, &mut T) + Sync)) {
+    /// Items that one claim takes: packing a tile is short.
+    const BATCH: usize = 8;
+    let mut items = items.enumerate().peekable();
+    let mut batches = Vec::new();
+    while items.peek().is_some() {
+        batches.push(Mutex::new(items.by_ref().take(BATCH).collect::<Vec<_>>()));
+    }
+    pool.run(batches.len(), &|batch| {
+        let mut batch = batches[batch].lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, item) in batch.iter_mut() {
+            f(*index, item);
+        }
+    });
 }
 
 #[cfg(test)]

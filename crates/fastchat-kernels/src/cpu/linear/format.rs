@@ -24,6 +24,8 @@ pub(crate) enum Plane {
     Six,
     /// 8 lines, one per quad.
     Eight,
+    /// `Four` with the high bits of codes of eight; the low ones lie elsewhere in the same way. Not known to CUDA.
+    Halves,
 }
 
 /// How the scales of a block lie in its header; every entry is one number per row. `cuda/linear.cu` numbers them alike.
@@ -60,7 +62,7 @@ pub(crate) struct Format {
 }
 
 /// All formats; the position is what kernels are compiled for.
-pub(super) const FORMATS: [Format; 22] = [
+pub(super) const FORMATS: [Format; 23] = [
     format(WeightKind::Q4_0, Plane::Four, Scales::Half, Some(3)),
     format(WeightKind::Q5_0, Plane::Five, Scales::Half, Some(4)),
     format(WeightKind::Q8_0, Plane::Eight, Scales::Half, Some(7)),
@@ -83,7 +85,10 @@ pub(super) const FORMATS: [Format; 22] = [
     lattice(WeightKind::IQ1_M, 4),
     lattice(WeightKind::TQ1_0, 4),
     lattice(WeightKind::TQ2_0, 4),
+    format(WeightKind::Q8_0, Plane::Halves, Scales::Half, Some(7)),
 ];
+/// Index of the format whose low codes lie apart; the only one that is not a kind's own.
+pub(super) const HALVES: usize = FORMATS.len() - 1;
 
 const fn format(kind: WeightKind, plane: Plane, scales: Scales, offset: Option<u32>) -> Format {
     Format { kind, plane, scales, offset, table: None, unit: 1. }
@@ -120,7 +125,7 @@ impl Format {
     /// Bytes of the codes of one group.
     pub(super) const fn group_bytes(&self) -> usize {
         match self.plane {
-            Plane::Four => 256,
+            Plane::Four | Plane::Halves => 256,
             Plane::Five => 320,
             Plane::Six => 384,
             Plane::Eight => 512,

@@ -9,9 +9,11 @@ mod buffer;
 mod dense;
 mod format;
 mod group;
+mod most_likely;
 mod pack;
 mod portable;
 mod rounding;
+mod split;
 mod tiles;
 
 use std::ops::Range;
@@ -21,6 +23,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 pub(crate) use buffer::Arena;
 pub(crate) use dense::DenseTiles;
+pub(crate) use split::SplitTiles;
 pub(crate) use tiles::Tiles;
 
 use super::host::{self, Disjoint, Spare, filled, in_place, slice};
@@ -33,8 +36,9 @@ use crate::{Kernels, Linear, Weight, WeightKind};
 use activation::{Activation, BLOCK_ROWS, RowBlock};
 use bf16::PairRows;
 pub(crate) use format::Format;
-use format::ROWS;
+use format::{FORMATS, HALVES, ROWS};
 use group::Group;
+use most_likely::Best;
 
 /// Bytes of weights below which a chunk is not worth another claim.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -55,6 +59,7 @@ pub(in crate::cpu) type Pairs = Spare<Vec<u32>>;
 #[derive(Clone, Copy)]
 enum Tiled<'a> {
     Quantised(&'a Tiles),
+    Split(&'a SplitTiles),
     Dense(&'a DenseTiles),
 }
 
@@ -62,6 +67,7 @@ impl<'a> Tiled<'a> {
     fn of(part: &'a Part) -> Result<Self> {
         match &part.packed {
             Packed::Tiles(tiles) => Ok(Self::Quantised(tiles)),
+            Packed::Split(tiles) => Ok(Self::Split(tiles)),
             Packed::DenseTiles(tiles) => Ok(Self::Dense(tiles)),
             Packed::Dense(_) => bail!("a layer packed by the default was handed to the CPU backend"),
             Packed::Device(_) => bail!("a layer packed by the CUDA backend was handed to the CPU backend"),
@@ -71,23 +77,26 @@ impl<'a> Tiled<'a> {
     fn rows(self) -> usize {
         match self {
             Self::Quantised(tiles) => tiles.rows,
+            Self::Split(tiles) => tiles.rows,
             Self::Dense(tiles) => tiles.rows,
         }
     }
 
-    /// Tiles that lie side by side.
-    fn bytes(self, tiles: Range<usize>) -> &'a [u8] {
+    /// Tiles that lie side by side, in one piece or two.
+    fn bytes(self, range: Range<usize>) -> [&'a [u8]; 2] {
         let all = match self {
             Self::Quantised(tiles) => tiles.bytes(),
+            Self::Split(tiles) => return tiles.bytes(range),
             Self::Dense(tiles) => tiles.bytes(),
         };
-        &all[tiles.start * self.stride()..tiles.end * self.stride()]
+        [&all[range.start * self.stride()..range.end * self.stride()], &[]]
     }
 
     /// Bytes of one tile.
     fn stride(self) -> usize {
         match self {
             Self::Quantised(tiles) => tiles.stride(),
+            Self::Split(tiles) => tiles.stride(),
             Self::Dense(tiles) => tiles.stride(),
         }
     }
@@ -113,12 +122,14 @@ impl<'a> Chunk<'a> {
     }
 
     /// Bytes of some of its tiles, and of what they gate.
-    fn bytes(&self, tiles: Range<usize>) -> [&'a [u8]; 2] {
+    fn bytes(&self, tiles: Range<usize>) -> [&'a [u8]; 4] {
+        let none: [&[u8]; 2] = [&[], &[]];
         let gated = self
             .gates
             .as_ref()
-            .map_or(&[][..], |(_, gated)| gated.tiles.bytes(gated.first + tiles.start..gated.first + tiles.end));
-        [self.tiles.bytes(tiles), gated]
+            .map_or(none, |(_, gated)| gated.tiles.bytes(gated.first + tiles.start..gated.first + tiles.end));
+        let [first, second] = self.tiles.bytes(tiles);
+        [first, second, gated[0], gated[1]]
     }
 }
 
@@ -141,8 +152,25 @@ struct Call<'a> {
     bias: Option<&'a [f32]>,
     /// Length of a bias' half: what is gated follows the gates.
     gated: usize,
-    output: &'a Disjoint<'a, f32>,
-    width: usize,
+    sink: &'a Sink<'a>,
+}
+
+/// Where the results of chunks go.
+enum Sink<'a> {
+    /// Written, in rows of so many columns.
+    Rows(&'a Disjoint<'a, f32>, usize),
+    /// The largest of each row is kept: `[chunk][row]`.
+    Best(Disjoint<'a, Best>),
+}
+
+/// A quantised tile.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    format: usize,
+    cols: usize,
+    bytes: &'a [u8],
+    /// Where low codes lie apart, those.
+    low: &'a [u8],
 }
 
 /// Sums of a tile for a block of rows.
@@ -181,6 +209,15 @@ impl CpuKernels {
         Ok(Linear { in_features, out_features, parts, bias })
     }
 
+    /// One matrix of which the largest product is looked for.
+    pub(super) fn pack_split(&self, weight: &Weight) -> Result<Linear> {
+        let Some(split) = SplitTiles::pack(weight, &self.pool, &self.arena)? else {
+            return self.pack_linear(std::slice::from_ref(weight), None);
+        };
+        let parts = vec![Part { packed: Packed::Split(Arc::new(split)) }];
+        Ok(Linear { in_features: weight.cols(), out_features: weight.rows(), parts, bias: None })
+    }
+
     pub(super) fn run_linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         self.product(x, layer, &self.chunks(x, layer)?, layer.out_features)
     }
@@ -191,7 +228,7 @@ impl CpuKernels {
         if out.dims2()?.1 != width {
             bail!("{:?} has no room for rows of {width}", out.dims());
         }
-        in_place(&out, |out| self.fill(x, layer, &chunks, width, &Disjoint::new(out)))
+        in_place(&out, |out| self.fill(x, layer, &chunks, width, &Sink::Rows(&Disjoint::new(out), width)))
     }
 
     /// The tiles of all parts, cut for the threads.
@@ -241,19 +278,13 @@ impl CpuKernels {
     fn product(&self, x: &Tensor, layer: &Linear, chunks: &[Chunk<'_>], width: usize) -> Result<Tensor> {
         let rows = x.dim(0)?;
         // SAFETY: the chunks hold all tiles, and a tile writes its columns of every row.
-        let out = unsafe { filled(rows * width, |output| self.fill(x, layer, chunks, width, output)) }?;
+        let out =
+            unsafe { filled(rows * width, |output| self.fill(x, layer, chunks, width, &Sink::Rows(output, width))) }?;
         Tensor::from_vec(out, (rows, width), &Device::Cpu)
     }
 
-    /// Writes what chunks make of every row of `x` to `output`, in rows of `width`.
-    fn fill(
-        &self,
-        x: &Tensor,
-        layer: &Linear,
-        chunks: &[Chunk<'_>],
-        width: usize,
-        output: &Disjoint<f32>,
-    ) -> Result<()> {
+    /// Gives to `sink` what chunks make of every row of `x`, in rows of `width`.
+    fn fill(&self, x: &Tensor, layer: &Linear, chunks: &[Chunk<'_>], width: usize, sink: &Sink<'_>) -> Result<()> {
         let (_, cols) = x.dims2()?;
         if cols != layer.in_features {
             bail!("input rows of {cols} for a layer of {} input features", layer.in_features);
@@ -264,17 +295,17 @@ impl CpuKernels {
         let bias = layer.bias.as_ref().map(Tensor::contiguous).transpose()?;
         let bias = bias.as_ref().map(Tensor::storage_and_layout);
         let bias = bias.as_ref().map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
-        let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_)));
+        let quantised = layer.parts.iter().any(|part| matches!(part.packed, Packed::Tiles(_) | Packed::Split(_)));
         let paired = layer.parts.iter().any(is_bf16);
         self.rounded.with(|data| {
             self.pairs.with(|pairs| {
                 let activation = quantised.then(|| Activation::quantize(x, cols, self.isa, &self.pool, data));
                 let pairs = paired.then(|| PairRows::round(self.isa, x, cols, &self.pool, pairs)).flatten();
                 let gated = layer.out_features - width;
-                let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, output, width };
+                let call = Call { isa: self.isa, x, cols, activation, pairs, bias, gated, sink };
                 let threads = self.pool.threads();
                 // Threads take turns: the next chunk of this one will be about as many on.
-                self.pool.run(chunks.len(), &|chunk| call.run(&chunks[chunk], chunks.get(chunk + threads)));
+                self.pool.run(chunks.len(), &|chunk| call.run(chunk, &chunks[chunk], chunks.get(chunk + threads)));
             });
         });
         Ok(())
@@ -311,6 +342,7 @@ fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
         if row < tiles.rows() {
             return match tiles {
                 Tiled::Quantised(tiles) => tiles.decode_row(row, out),
+                Tiled::Split(tiles) => tiles.decode_row(row, out),
                 Tiled::Dense(tiles) => tiles.decode_row(row, out),
             };
         }
@@ -321,10 +353,11 @@ fn decode_row(parts: &[Tiled<'_>], mut row: usize, out: &mut [f32]) {
 impl Call<'_> {
     /// Computes a chunk. Where several blocks of rows meet the same tiles, the memory is asked meanwhile for those that
     /// come after them, at last for the first of what is probably the `next` chunk.
-    fn run(&self, chunk: &Chunk<'_>, next: Option<&Chunk<'_>>) {
-        let rows = self.x.len() / self.cols;
+    fn run(&self, index: usize, chunk: &Chunk<'_>, next: Option<&Chunk<'_>>) {
+        let rows_of_x = self.x.len() / self.cols;
         let (mut sums, mut gated_sums): (Sums, Sums) = ([[0.; ROWS]; BLOCK_ROWS], [[0.; ROWS]; BLOCK_ROWS]);
-        let blocks = activation::blocks(rows).count();
+        let blocks = activation::blocks(rows_of_x).count();
+        let mut merged = vec![];
         let mut groups = chunk.groups().peekable();
         while let Some(group) = groups.next() {
             let ahead = match groups.peek() {
@@ -332,8 +365,11 @@ impl Call<'_> {
                 Some(tiles) => Some(chunk.bytes(tiles.clone())),
                 None => next.and_then(|next| Some(next.bytes(next.groups().next()?))),
             };
+            if let Tiled::Split(tiles) = chunk.tiles {
+                tiles.prepare(self.isa, group.clone(), &mut merged);
+            }
             let (mut step, steps) = (0, blocks * group.len());
-            for (first, rows) in activation::blocks(rows) {
+            for (first, rows) in activation::blocks(rows_of_x) {
                 for tile in group.clone() {
                     for bytes in ahead.iter().flatten() {
                         host::ask_for(&bytes[bytes.len() * step / steps..bytes.len() * (step + 1) / steps]);
@@ -342,7 +378,13 @@ impl Call<'_> {
                     let column = chunk.column + tile * ROWS;
                     let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
                     let sums = &mut sums[..rows];
-                    self.sums(chunk.tiles, tile, first, sums);
+                    match (chunk.tiles, &self.activation) {
+                        (Tiled::Split(tiles), Some(activation)) => {
+                            let tile = tiles.whole(self.isa, tile, &merged, tile - group.start);
+                            quantised(self.isa, tile, activation.block(first, rows), sums);
+                        }
+                        (tiles, _) => self.sums(tiles, tile, first, sums),
+                    }
                     self.add_bias(column, count, sums);
                     if let Some((act, gated)) = chunk.gates {
                         let gated_sums = &mut gated_sums[..rows];
@@ -350,7 +392,15 @@ impl Call<'_> {
                         self.add_bias(self.gated + column, count, gated_sums);
                         gate(self.isa, act, sums, gated_sums);
                     }
-                    self.write(first, column, count, sums);
+                    match self.sink {
+                        Sink::Rows(output, width) => write(output, first * width + column, *width, count, sums),
+                        Sink::Best(best) => {
+                            // SAFETY: a chunk's are its own.
+                            let best =
+                                unsafe { best.piece(index * rows_of_x + first..index * rows_of_x + first + rows) };
+                            best.iter_mut().zip(sums).for_each(|(best, sums)| best.take(column, &sums[..count]));
+                        }
+                    }
                 }
             }
         }
@@ -360,9 +410,11 @@ impl Call<'_> {
     fn sums(&self, tiles: Tiled<'_>, tile: usize, first: usize, sums: &mut [[f32; ROWS]]) {
         match (tiles, &self.activation) {
             (Tiled::Quantised(tiles), Some(activation)) => {
-                self.quantised(tiles, tile, activation.block(first, sums.len()), sums);
+                let tile = Tile { format: tiles.format, cols: tiles.cols, bytes: tiles.tile(tile), low: &[] };
+                quantised(self.isa, tile, activation.block(first, sums.len()), sums);
             }
             (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
+            (Tiled::Split(_), _) => unreachable!("a split part gates nothing; this is a bug"),
             (Tiled::Dense(tiles), _) => match self.pairs.filter(|_| tiles.is_bf16()) {
                 Some(pairs) => tiles.product_of_pairs(tile, pairs.some(first, sums.len()), sums),
                 None => tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums),
@@ -378,39 +430,47 @@ impl Call<'_> {
             }
         }
     }
+}
 
-    /// Writes `count` columns from `column` on of the rows from `first` on.
-    fn write(&self, first: usize, column: usize, count: usize, sums: &[[f32; ROWS]]) {
-        for (r, sums) in sums.iter().enumerate() {
-            let start = (first + r) * self.width + column;
-            // SAFETY: the columns are the tile's, which this thread claimed.
-            let out = unsafe { self.output.piece(start..start + count) };
-            match out.as_mut_array::<ROWS>() {
-                // Of a length that is known: no call.
-                Some(out) => *out = *sums,
-                None => out.copy_from_slice(&sums[..count]),
-            }
+/// Writes `count` elements of each row from element `start` on, to rows of `width`.
+fn write(output: &Disjoint<f32>, start: usize, width: usize, count: usize, sums: &[[f32; ROWS]]) {
+    for (r, sums) in sums.iter().enumerate() {
+        let start = start + r * width;
+        // SAFETY: the columns are the tile's, which this thread claimed.
+        let out = unsafe { output.piece(start..start + count) };
+        match out.as_mut_array::<ROWS>() {
+            // Of a length that is known: no call.
+            Some(out) => *out = *sums,
+            None => out.copy_from_slice(&sums[..count]),
         }
     }
+}
 
-    /// A tile times a block of rows: sums `[row]`.
-    fn quantised(&self, tiles: &Tiles, index: usize, block: RowBlock<'_>, sums: &mut [[f32; ROWS]]) {
-        let tile = tiles.tile(index);
-        #[cfg(target_arch = "x86_64")]
-        if self.isa >= Isa::Avx512Vnni {
-            let layout = tiles.layout();
-            let blocks = layout.blocks(tiles.cols);
-            assert!(blocks * layout.groups() * block.rows <= block.data.len() && sums.len() == block.rows);
-            let operands =
-                avx512::Operands { tile: tile.as_ptr(), blocks, groups: block.data.as_ptr(), sums: sums.as_mut_ptr() };
-            // SAFETY: `isa` is what this machine has; the operands are a whole tile, and the lengths were checked.
-            return unsafe { avx512::product(tiles.format, block.rows, operands) };
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(dot) = avx2::Dot::of(self.isa) {
-            // SAFETY: `isa` is what this machine has.
-            return unsafe { avx2::product(dot, tiles.format, tile, block, sums) };
-        }
-        portable::product(tiles.format, tile, block, sums);
+/// A tile times a block of rows: sums `[row]`.
+fn quantised(isa: Isa, tile: Tile<'_>, block: RowBlock<'_>, sums: &mut [[f32; ROWS]]) {
+    let Tile { format, cols, bytes, low } = tile;
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512Vnni {
+        let layout = &FORMATS[format];
+        let blocks = layout.blocks(cols);
+        assert!(blocks * layout.block_bytes() <= bytes.len() && bytes.as_ptr().addr().is_multiple_of(64));
+        let low_bytes = if format == HALVES { blocks * layout.groups() * layout.group_bytes() } else { 0 };
+        assert!(low_bytes <= low.len() && low.as_ptr().addr().is_multiple_of(if format == HALVES { 64 } else { 1 }));
+        assert!(blocks * layout.groups() * block.rows <= block.data.len() && sums.len() == block.rows);
+        let operands = avx512::Operands {
+            tile: bytes.as_ptr(),
+            low: low.as_ptr(),
+            blocks,
+            groups: block.data.as_ptr(),
+            sums: sums.as_mut_ptr(),
+        };
+        // SAFETY: `isa` is what this machine has; the operands are a whole tile, and the lengths were checked.
+        return unsafe { avx512::product(format, block.rows, operands) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(dot) = avx2::Dot::of(isa) {
+        // SAFETY: `isa` is what this machine has.
+        return unsafe { avx2::product(dot, format, bytes, block, sums) };
+    }
+    portable::product(format, bytes, block, sums);
 }

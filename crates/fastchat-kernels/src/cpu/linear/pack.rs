@@ -41,7 +41,7 @@ fn place(plane: Plane, codes: &[u8], group: &mut [u8], lane: usize) {
             put(4, high(0));
             put(5, high(4));
         }
-        Plane::Four | Plane::Eight => {}
+        Plane::Four | Plane::Eight | Plane::Halves => {}
     }
 }
 
