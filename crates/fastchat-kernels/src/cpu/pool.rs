@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// How long an idle worker spins before it sleeps: longer than the gaps within a step on a slow machine, where waking takes
 /// a tenth of a millisecond too, and shorter than a step.
 const SPIN: Duration = Duration::from_micros(400);
+/// Looks at what there is to do between two looks at the clock.
+const SPINS: usize = 32;
 
 /// Threads that share the chunks of one operation at a time.
 pub struct Pool {
@@ -151,8 +153,11 @@ impl Shared {
             if self.stop.load(Relaxed) {
                 return;
             }
-            for _ in 0..32 {
+            for _ in 0..SPINS {
                 std::hint::spin_loop();
+                if self.tickets.load(Relaxed) as u32 != 0 {
+                    break;
+                }
             }
             if idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
                 continue;

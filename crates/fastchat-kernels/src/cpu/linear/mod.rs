@@ -42,8 +42,12 @@ use most_likely::Best;
 
 /// Bytes of weights below which a chunk is not worth another claim.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Chunks per thread, so that a thread that lost time leaves work to the others.
-const CHUNKS_PER_THREAD: usize = 6;
+/// Chunks per thread, so that a thread that lost time leaves work to the others: of few rows two, for reading begins anew
+/// with each, or as many as it takes for chunks of [`LARGE_CHUNK`] bytes.
+const CHUNKS_PER_THREAD: [usize; 2] = [2, 6];
+const LARGE_CHUNK: usize = 1 << 20;
+/// The same of many rows, which are work enough for a claim with few tiles.
+const CHUNKS_OF_MANY_ROWS: usize = 24;
 /// Bytes of tiles that a block of rows meets before the next block does: what is written of a row lies side by side then,
 /// and fewer pages are written to at a time, while the tiles stay in the second-level cache.
 const GROUP_BYTES: usize = 48 << 10;
@@ -233,7 +237,7 @@ impl CpuKernels {
 
     /// The tiles of all parts, cut for the threads.
     fn chunks<'a>(&self, x: &Tensor, layer: &'a Linear) -> Result<Vec<Chunk<'a>>> {
-        let mut chunks = Vec::with_capacity(layer.parts.len() * self.most_chunks(x));
+        let mut chunks = Vec::with_capacity(layer.parts.len() * self.pool.threads() * CHUNKS_OF_MANY_ROWS);
         let mut column = 0;
         for part in &layer.parts {
             let tiles = Tiled::of(part)?;
@@ -252,23 +256,28 @@ impl CpuKernels {
             [both] if both.rows().is_multiple_of(2 * ROWS) => (both, Gated { tiles: both, first: width / ROWS }),
             _ => return self.gated_act(&self.run_linear(x, layer)?, act),
         };
-        let mut chunks = Vec::with_capacity(self.most_chunks(x));
+        let mut chunks = Vec::with_capacity(self.pool.threads() * CHUNKS_OF_MANY_ROWS);
         let all = Chunk { tiles, column: 0, range: 0..width.div_ceil(ROWS), gates: Some((act, gated)) };
         self.cut(x, &all, &mut chunks);
         self.product(x, layer, &chunks, width)
     }
 
-    /// Chunks that a part is cut into at most. Many rows are work enough for a claim with few tiles.
-    fn most_chunks(&self, x: &Tensor) -> usize {
-        let many = x.dims().first().is_some_and(|&rows| rows >= MANY_ROWS);
-        self.pool.threads() * if many { 4 * CHUNKS_PER_THREAD } else { CHUNKS_PER_THREAD }
+    /// Chunks that a part of so many bytes is cut into at most.
+    fn most_chunks(&self, x: &Tensor, bytes: usize) -> usize {
+        let threads = self.pool.threads();
+        if x.dims().first().is_some_and(|&rows| rows >= MANY_ROWS) {
+            return threads * CHUNKS_OF_MANY_ROWS;
+        }
+        let [least, most] = CHUNKS_PER_THREAD;
+        (bytes / LARGE_CHUNK).clamp(threads * least, threads * most)
     }
 
     /// Cuts a chunk for the threads, into `chunks`.
     fn cut<'a>(&self, x: &Tensor, all: &Chunk<'a>, chunks: &mut Vec<Chunk<'a>>) {
         let rows = x.dims().first().copied().unwrap_or(1).max(1);
         let least = CHUNK_BYTES.div_ceil(all.tiles.stride().max(1) * rows);
-        let size = all.range.len().div_ceil(self.most_chunks(x)).max(least);
+        let most = self.most_chunks(x, all.range.len() * all.tiles.stride());
+        let size = all.range.len().div_ceil(most).max(least);
         for start in all.range.clone().step_by(size) {
             chunks.push(Chunk { range: start..all.range.end.min(start + size), ..*all });
         }
