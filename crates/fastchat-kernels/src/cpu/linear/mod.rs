@@ -215,9 +215,8 @@ impl CpuKernels {
 
     /// One matrix of which the largest product is looked for.
     pub(super) fn pack_split(&self, weight: &Weight) -> Result<Linear> {
-        let Some(split) = SplitTiles::pack(weight, &self.pool, &self.arena)? else {
-            return self.pack_linear(std::slice::from_ref(weight), None);
-        };
+        let split = if self.isa >= Isa::Avx512Vnni { SplitTiles::pack(weight, &self.pool, &self.arena)? } else { None };
+        let Some(split) = split else { return self.pack_linear(std::slice::from_ref(weight), None) };
         let parts = vec![Part { packed: Packed::Split(Arc::new(split)) }];
         Ok(Linear { in_features: weight.cols(), out_features: weight.rows(), parts, bias: None })
     }
@@ -366,7 +365,6 @@ impl Call<'_> {
         let rows_of_x = self.x.len() / self.cols;
         let (mut sums, mut gated_sums): (Sums, Sums) = ([[0.; ROWS]; BLOCK_ROWS], [[0.; ROWS]; BLOCK_ROWS]);
         let blocks = activation::blocks(rows_of_x).count();
-        let mut merged = vec![];
         let mut groups = chunk.groups().peekable();
         while let Some(group) = groups.next() {
             let ahead = match groups.peek() {
@@ -374,9 +372,6 @@ impl Call<'_> {
                 Some(tiles) => Some(chunk.bytes(tiles.clone())),
                 None => next.and_then(|next| Some(next.bytes(next.groups().next()?))),
             };
-            if let Tiled::Split(tiles) = chunk.tiles {
-                tiles.prepare(self.isa, group.clone(), &mut merged);
-            }
             let (mut step, steps) = (0, blocks * group.len());
             for (first, rows) in activation::blocks(rows_of_x) {
                 for tile in group.clone() {
@@ -387,13 +382,7 @@ impl Call<'_> {
                     let column = chunk.column + tile * ROWS;
                     let count = ROWS.min(chunk.tiles.rows() - tile * ROWS);
                     let sums = &mut sums[..rows];
-                    match (chunk.tiles, &self.activation) {
-                        (Tiled::Split(tiles), Some(activation)) => {
-                            let tile = tiles.whole(self.isa, tile, &merged, tile - group.start);
-                            quantised(self.isa, tile, activation.block(first, rows), sums);
-                        }
-                        (tiles, _) => self.sums(tiles, tile, first, sums),
-                    }
+                    self.sums(chunk.tiles, tile, first, sums);
                     self.add_bias(column, count, sums);
                     if let Some((act, gated)) = chunk.gates {
                         let gated_sums = &mut gated_sums[..rows];
@@ -422,8 +411,12 @@ impl Call<'_> {
                 let tile = Tile { format: tiles.format, cols: tiles.cols, bytes: tiles.tile(tile), low: &[] };
                 quantised(self.isa, tile, activation.block(first, sums.len()), sums);
             }
-            (Tiled::Quantised(_), None) => unreachable!("the input of a quantised part is rounded; this is a bug"),
-            (Tiled::Split(_), _) => unreachable!("a split part gates nothing; this is a bug"),
+            (Tiled::Split(tiles), Some(activation)) => {
+                quantised(self.isa, tiles.whole(tile), activation.block(first, sums.len()), sums);
+            }
+            (Tiled::Quantised(_) | Tiled::Split(_), None) => {
+                unreachable!("the input of a quantised part is rounded; this is a bug")
+            }
             (Tiled::Dense(tiles), _) => match self.pairs.filter(|_| tiles.is_bf16()) {
                 Some(pairs) => tiles.product_of_pairs(tile, pairs.some(first, sums.len()), sums),
                 None => tiles.product(self.isa, tile, &self.x[first * self.cols..][..sums.len() * self.cols], sums),

@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor, bail};
 use super::activation::{Activation, BLOCK_ROWS, blocks};
 use super::format::ROWS;
 use super::group::Group;
-use super::split::{self, Line, SplitTiles};
+use super::split::{self, SplitTiles};
 use super::{CpuKernels, Sink, Sums, quantised};
 use crate::Linear;
 use crate::cpu::host::{Disjoint, slice};
@@ -188,23 +188,21 @@ impl Search<'_> {
         });
         // Where the bound of a row is largest is a product that few can be larger than.
         let mut least = vec![Best::NONE; rows];
-        let mut merged = vec![];
         for row in 0..rows {
             let of_row = (0..).zip(bounds.iter().skip(row).step_by(rows));
             let (tile, _) =
                 of_row.fold((0, &f32::NEG_INFINITY), |most, next| if next.1 > most.1 { next } else { most });
-            self.compute(tile, &mut merged, &mut least);
+            self.compute(tile, &mut least);
         }
         let mut best = vec![Best::NONE; pieces * rows];
         let (all, read) = (Disjoint::new(&mut best), AtomicUsize::new(0));
         pool.run(pieces, &|i| {
             // SAFETY: each piece has its own.
             let best = unsafe { all.piece(i * rows..(i + 1) * rows) };
-            let mut merged = vec![];
             for tile in piece(i) {
                 let mut known = bounds[tile * rows..].iter().zip(best.iter().zip(&least));
                 if known.any(|(&bound, (best, least))| bound >= best.value.max(least.value)) {
-                    self.compute(tile, &mut merged, best);
+                    self.compute(tile, best);
                     read.fetch_add(1, Relaxed);
                 }
             }
@@ -225,10 +223,9 @@ impl Search<'_> {
         }
     }
 
-    /// Takes all products of a tile, for which `merged` is only memory.
-    fn compute(&self, tile: usize, merged: &mut Vec<Line>, best: &mut [Best]) {
-        self.tiles.prepare(self.isa, tile..tile + 1, merged);
-        let whole = self.tiles.whole(self.isa, tile, merged, 0);
+    /// Takes all products of a tile.
+    fn compute(&self, tile: usize, best: &mut [Best]) {
+        let whole = self.tiles.whole(tile);
         let count = ROWS.min(self.tiles.rows - tile * ROWS);
         let mut sums: Sums = [[0.; ROWS]; BLOCK_ROWS];
         for (first, rows) in blocks(self.rows) {
@@ -262,7 +259,8 @@ mod tests {
         bytes.chunks_exact_mut(34).for_each(|block| block[..2].copy_from_slice(&[0, 0x3c]));
         let weight = Weight::new(WeightKind::Q8_0, rows, cols, bytes.into()).unwrap();
         let x = Tensor::from_slice(&weight.to_f32().unwrap()[1234 * cols..][..cols], (1, cols), &Device::Cpu).unwrap();
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni] {
+        let isa = Isa::Avx512Vnni;
+        if Isa::detect() >= isa {
             let kernels = CpuKernels::with_isa(Some(2), isa);
             let tiles = SplitTiles::pack(&weight, &kernels.pool, &Arena::default()).unwrap().unwrap();
             assert_eq!(kernels.search(&x, &tiles).unwrap(), Some(vec![Some(1234)]), "{isa}");

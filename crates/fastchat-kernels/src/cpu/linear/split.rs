@@ -1,8 +1,9 @@
 //! Weights of eight bits whose high and low four bits lie apart, so that the largest of many products is found by reading
-//! little more than half of them: a layout, and the bound that the high bits give. Knows no search.
+//! little more than half of them: a layout, and the bound that the high bits give. Knows no search. For AVX-512, which puts
+//! the halves together as it multiplies; with AVX2 that cost more than the search saved.
 //!
-//! A high tile is a tile of Q4_0, `16 * scale * (code - 8)`, and after its blocks one byte per row, its reach. Merged
-//! with the low codes it is the tile of Q8_0 that its rows would have been packed into.
+//! A high tile is a tile of Q4_0, `16 * scale * (code - 8)`, and after its blocks one byte per row, its reach. With the low
+//! tile it has the elements of Q8_0.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -14,9 +15,8 @@ use super::Tile;
 use super::buffer::{Arena, Buffer, fill_pairs};
 use super::format::{FORMATS, Format, GROUP, HALVES, ROWS};
 use super::pack::pack_row;
-use super::tiles::decode_lane;
-use crate::cpu::simd::{Simd, Task, dispatch};
-use crate::cpu::{Isa, Pool};
+use super::tiles::code_at;
+use crate::cpu::Pool;
 use crate::quant::f16_at;
 use crate::{Weight, WeightKind};
 
@@ -30,17 +30,6 @@ const REACHES: usize = 64;
 const REACH_STEPS: f32 = 6.;
 /// Searches that are left out after the first one that did not pay, and at most.
 const PAUSE: [u32; 2] = [8, 256];
-
-/// Bytes that lie as kernels read them.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(in crate::cpu) struct Line(pub(super) [u8; 64]);
-
-/// The bytes of lines.
-pub(super) fn bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: a line is 64 bytes and nothing else.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-}
 
 /// The scales of the two groups of a block.
 pub(super) fn scales(block: &[u8]) -> &[[f16; ROWS]; 2] {
@@ -101,72 +90,51 @@ impl SplitTiles {
         Ok(bounded.into_inner().then_some(Self { rows, cols, high, low, skipped: AtomicU32::new(0), pause }))
     }
 
-    /// Bytes of a merged tile.
+    /// Bytes of both halves of a tile.
     pub(super) fn stride(&self) -> usize {
-        let whole = &FORMATS[format_of(WeightKind::Q8_0)];
-        whole.blocks(self.cols) * whole.block_bytes()
-    }
-
-    /// The blocks of the high tile `index`, and how far the low codes of a group of each row are from their middle at most:
-    /// the root of the sum of `(code - 7.5)^2`.
-    fn high(&self, index: usize) -> (&[u8], [f32; ROWS]) {
-        let stride = high_stride(self.cols);
-        let (blocks, reach) = self.high.bytes()[index * stride..(index + 1) * stride].split_at(stride - REACHES);
-        (blocks, std::array::from_fn(|lane| f32::from(reach[lane]) / REACH_STEPS))
-    }
-
-    fn low(&self, index: usize) -> &[u8] {
-        let stride = low_stride(self.cols);
-        &self.low.bytes()[index * stride..(index + 1) * stride]
+        high_stride(self.cols) + low_stride(self.cols)
     }
 
     /// Bytes of the high and of the low halves of tiles.
     pub(super) fn bytes(&self, tiles: Range<usize>) -> [&[u8]; 2] {
-        let some =
-            |buffer: &'_ Buffer, stride: usize| tiles.start * stride..buffer.bytes().len().min(tiles.end * stride);
-        [
-            &self.high.bytes()[some(&self.high, high_stride(self.cols))],
-            &self.low.bytes()[some(&self.low, low_stride(self.cols))],
-        ]
+        let part = |stride: usize| tiles.start * stride..tiles.end * stride;
+        [&self.high.bytes()[part(high_stride(self.cols))], &self.low.bytes()[part(low_stride(self.cols))]]
     }
 
-    /// Writes tiles one after the other as tiles of Q8_0.
-    fn merge(&self, isa: Isa, tiles: Range<usize>, merged: &mut Vec<Line>) {
-        let lines = self.stride() / 64;
-        merged.resize(tiles.len() * lines, Line([0; 64]));
-        for (tile, merged) in tiles.zip(merged.chunks_exact_mut(lines)) {
-            dispatch(isa, Merge { high: self.high(tile).0, low: self.low(tile), merged });
-        }
+    /// The blocks of the high tile `index`, how far the low codes of a group of each row are from their middle at most (the
+    /// root of the sum of `(code - 7.5)^2`), and the low tile.
+    fn tile(&self, index: usize) -> (&[u8], [f32; ROWS], &[u8]) {
+        let [high, low] = self.bytes(index..index + 1);
+        let (blocks, reach) = high.split_at(high.len() - REACHES);
+        (blocks, std::array::from_fn(|lane| f32::from(reach[lane]) / REACH_STEPS), low)
     }
 
-    /// Makes of tiles what `whole` takes.
-    pub(super) fn prepare(&self, isa: Isa, tiles: Range<usize>, merged: &mut Vec<Line>) {
-        if isa < Isa::Avx512Vnni {
-            self.merge(isa, tiles, merged);
-        }
-    }
-
-    /// The tile `index`, which is number `place` of those that `merged` was prepared for.
-    pub(super) fn whole<'a>(&'a self, isa: Isa, index: usize, merged: &'a [Line], place: usize) -> Tile<'a> {
-        let cols = self.cols;
-        if isa >= Isa::Avx512Vnni {
-            return Tile { format: HALVES, cols, bytes: self.high(index).0, low: self.low(index) };
-        }
-        let bytes = &bytes(merged)[place * self.stride()..(place + 1) * self.stride()];
-        Tile { format: format_of(WeightKind::Q8_0), cols, bytes, low: &[] }
+    /// The tile `index`.
+    pub(super) fn whole(&self, index: usize) -> Tile<'_> {
+        let (bytes, _, low) = self.tile(index);
+        Tile { format: HALVES, cols: self.cols, bytes, low }
     }
 
     /// The high half of tile `index`, and the reach of its rows.
     pub(super) fn half(&self, index: usize) -> (Tile<'_>, [f32; ROWS]) {
-        let (bytes, reach) = self.high(index);
+        let (bytes, reach, _) = self.tile(index);
         (Tile { format: format_of(WeightKind::Q4_0), cols: self.cols, bytes, low: &[] }, reach)
     }
 
     /// Row `row` as f32.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let (mut merged, tile) = (vec![], row / ROWS);
-        self.merge(Isa::Portable, tile..tile + 1, &mut merged);
-        decode_lane(&FORMATS[format_of(WeightKind::Q8_0)], bytes(&merged), row % ROWS, out);
+        let (high, _, low) = self.tile(row / ROWS);
+        let (half, lane) = (&FORMATS[format_of(WeightKind::Q4_0)], row % ROWS);
+        let groups = high.chunks_exact(BLOCK).flat_map(|block| {
+            let codes = block[BLOCK - 2 * CODES..].chunks_exact(CODES);
+            scales(block).iter().map(|scales| scales[lane].to_f32()).zip(codes)
+        });
+        for (((scale, high), low), out) in groups.zip(low.chunks_exact(CODES)).zip(out.chunks_mut(GROUP)) {
+            for (k, out) in out.iter_mut().enumerate() {
+                let code = code_at(half, high, lane, k) << 4 | code_at(half, low, lane, k);
+                *out = scale * f32::from(i16::from(code) - 128);
+            }
+        }
     }
 
     /// Whether to search the next rows: not for a while after searches that had to read most tiles all the same.
@@ -191,37 +159,6 @@ fn high_stride(cols: usize) -> usize {
 
 fn low_stride(cols: usize) -> usize {
     FORMATS[format_of(WeightKind::Q4_0)].blocks(cols) * 2 * CODES
-}
-
-/// Puts the halves of a tile together. Plain loops over bytes, compiled for the caller's vectors.
-struct Merge<'a> {
-    high: &'a [u8],
-    low: &'a [u8],
-    merged: &'a mut [Line],
-}
-
-impl Task for Merge<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let (high, low) = (self.high.as_chunks::<64>().0, self.low.as_chunks::<64>().0);
-        let blocks = high.chunks_exact(BLOCK / 64).zip(low.chunks_exact(2 * CODES / 64));
-        for ((high, low), merged) in blocks.zip(self.merged.chunks_exact_mut((BLOCK + 2 * CODES) / 64)) {
-            let [header, merged @ ..] = merged else { return };
-            header.0 = high[0];
-            let groups = high[1..].chunks_exact(4).zip(low.chunks_exact(4));
-            for ((high, low), merged) in groups.zip(merged.chunks_exact_mut(8)) {
-                for j in 0..4 {
-                    for i in 0..64 {
-                        let (high, low) = (high[j][i], low[j][i]);
-                        merged[j].0[i] = high << 4 | low & 15;
-                        merged[j + 4].0[i] = high & 0xf0 | low >> 4;
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Takes a tile of Q8_0 apart, of rows of so many groups; what follows them is empty and reaches nowhere.
@@ -265,10 +202,9 @@ fn split(merged: &[u8], groups: usize, high: &mut [u8], low: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::linear::Tiles;
 
     #[test]
-    fn merged_tiles_are_those_of_the_whole() {
+    fn halves_have_the_elements_and_reach_as_far_as_they_say() {
         let (rows, cols) = (37, 96);
         let mut state = 7u32;
         let mut random = || {
@@ -280,17 +216,15 @@ mod tests {
         bytes.chunks_exact_mut(34).for_each(|block| block[1] = 0x3c | block[1] & 3);
         let weight = Weight::new(WeightKind::Q8_0, rows, cols, bytes.clone().into()).unwrap();
         let (pool, arena) = (Pool::new(2), Arena::default());
-        let whole = Tiles::pack(&weight, format_of(WeightKind::Q8_0), &pool, &arena).unwrap();
         let split = SplitTiles::pack(&weight, &pool, &arena).unwrap().unwrap();
-        assert_eq!(split.stride(), whole.stride());
         let elements = weight.to_f32().unwrap();
         for tile in 0..rows.div_ceil(ROWS) {
-            for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni] {
-                let mut merged = vec![Line([1; 64]); 3];
-                split.merge(isa.min(Isa::detect()), tile..tile + 1, &mut merged);
-                assert!(super::bytes(&merged) == whole.tile(tile), "{isa} tile {tile}");
+            for row in tile * ROWS..rows.min(tile * ROWS + ROWS) {
+                let mut decoded = vec![0.; cols];
+                split.decode_row(row, &mut decoded);
+                assert_eq!(decoded, elements[row * cols..(row + 1) * cols], "row {row}");
             }
-            for (lane, reach) in split.high(tile).1.into_iter().enumerate().take(rows - tile * ROWS) {
+            for (lane, reach) in split.tile(tile).1.into_iter().enumerate().take(rows - tile * ROWS) {
                 let row = tile * ROWS + lane;
                 let scale = |group: usize| f16_at(&bytes[(row * cols / 32 + group) * 34..]);
                 let distance = |group: usize| {

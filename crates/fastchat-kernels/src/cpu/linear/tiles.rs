@@ -67,25 +67,21 @@ impl Tiles {
 
     /// Decodes row `row`, bit-equal to `quant::dequantize`.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
-        decode_lane(self.layout(), self.tile(row / ROWS), row % ROWS, out);
-    }
-}
-
-/// Decodes row `lane` of a tile.
-pub(super) fn decode_lane(layout: &Format, tile: &[u8], lane: usize, out: &mut [f32]) {
-    let blocks = tile.chunks_exact(layout.block_bytes());
-    for (block, out) in blocks.zip(out.chunks_mut(GROUP * layout.groups())) {
-        let (header, groups) = block.split_at(layout.header_bytes());
-        for (g, out) in out.chunks_mut(GROUP).enumerate() {
-            let codes = &groups[g * layout.group_bytes()..];
-            let scales = lane_scales(layout, header, g, lane);
-            for (k, out) in out.iter_mut().enumerate() {
-                let half = if layout.halves() == 2 { k / 16 } else { 0 };
-                let code = i32::from(code_at(layout, codes, lane, k)) - layout.offset_value();
-                let (scale, shift) = scales[half];
-                *out = scale * code as f32;
-                if layout.has_shift() {
-                    *out += shift;
+        let (layout, lane) = (self.layout(), row % ROWS);
+        let blocks = self.tile(row / ROWS).chunks_exact(layout.block_bytes());
+        for (block, out) in blocks.zip(out.chunks_mut(GROUP * layout.groups())) {
+            let (header, groups) = block.split_at(layout.header_bytes());
+            for (g, out) in out.chunks_mut(GROUP).enumerate() {
+                let codes = &groups[g * layout.group_bytes()..];
+                let scales = lane_scales(layout, header, g, lane);
+                for (k, out) in out.iter_mut().enumerate() {
+                    let half = if layout.halves() == 2 { k / 16 } else { 0 };
+                    let code = i32::from(code_at(layout, codes, lane, k)) - layout.offset_value();
+                    let (scale, shift) = scales[half];
+                    *out = scale * code as f32;
+                    if layout.has_shift() {
+                        *out += shift;
+                    }
                 }
             }
         }
@@ -93,7 +89,7 @@ pub(super) fn decode_lane(layout: &Format, tile: &[u8], lane: usize, out: &mut [
 }
 
 /// The code of column `k` of a group in row `lane`.
-fn code_at(layout: &Format, codes: &[u8], lane: usize, k: usize) -> u8 {
+pub(super) fn code_at(layout: &Format, codes: &[u8], lane: usize, k: usize) -> u8 {
     let (quad, at) = (k / 4, 4 * lane + k % 4);
     if layout.plane == Plane::Eight {
         return codes[64 * quad + at];
