@@ -1,5 +1,6 @@
 //! Tokens chosen where the logits are: what each row of a step is asked for goes to the device, what was chosen comes
-//! back. The rules are the sampler's; only rows that prompt log-probabilities need are read by the host.
+//! back. The rules are the sampler's; only rows that prompt log-probabilities need are read by the host. So too with greedy
+//! steps, whose tokens are found without logits.
 
 use std::ops::Range;
 

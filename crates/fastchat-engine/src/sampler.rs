@@ -10,6 +10,9 @@ use crate::params::SamplingParams;
 use crate::rng::uniform;
 use crate::rows::{self, Entry};
 
+/// Below this, 1 / temperature would overflow on ordinary logits; vLLM's threshold for greedy too.
+const LEAST_TEMPERATURE: f32 = 1e-5;
+
 /// Log-probabilities of one token under the raw model distribution (before temperature, penalties, bias and masks).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
@@ -107,8 +110,7 @@ impl ChoiceSampler {
 
     /// Whether the next token is the most likely one, and nothing else is asked for.
     pub fn is_greedy(&self) -> bool {
-        // Below this, 1 / temperature would overflow on ordinary logits; vLLM's threshold for greedy too.
-        self.params.temperature < 1e-5 && !self.changes_logits() && self.params.logprobs.is_none()
+        self.params.temperature < LEAST_TEMPERATURE && !self.changes_logits() && self.params.logprobs.is_none()
     }
 
     fn changes_logits(&self) -> bool {
@@ -185,8 +187,7 @@ impl Sampler {
             logits
         };
         let params = &choice.params;
-        // Below this, 1 / temperature would overflow on ordinary logits; vLLM's threshold for greedy too.
-        if params.temperature < 1e-5 {
+        if params.temperature < LEAST_TEMPERATURE {
             return rows::argmax(row).map(|token| token as u32).ok_or(NothingToSample);
         }
         let max = rows::max(row);
